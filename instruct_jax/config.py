@@ -1,0 +1,115 @@
+"""The configs that several stages share: frozen, strict, refusing nonsense when built.  A stage's own config lives in the stage's file."""
+
+import dataclasses
+from typing import Literal
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises ValueError(message) unless the condition holds.  Messages give the key, the value and the repair."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer.  The defaults are the GPT-2 / GPT-3 block: learned positions, pre-LN, GELU, biases, tied embeddings."""
+
+    vocab_size: int = 50257
+    context: int = 1024  # longest sequence, prompt and response together
+    width: int = 768  # D
+    layers: int = 12  # N
+    heads: int = 12  # H
+    kv_heads: int | None = None  # G; None = heads (multi-head attention)
+    head_width: int | None = None  # C; None = width / heads
+    mlp_width: int | None = None  # F; None = 4 * width
+    positions: Literal["learned", "rotary"] = "learned"
+    rotary_base: float = 10000.0
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    activation: Literal["gelu", "silu"] = "gelu"
+    gated: bool = False  # gated MLP (SwiGLU, GEGLU)
+    bias: bool = True  # biases in the projections
+    qk_bias_std: float = 0.0  # initial scale of the q and k biases; 1 helps tiny rotary models find the previous token
+    tied: bool = True  # unembedding = embedding
+    init_std: float = 0.02  # residual projections: init_std / sqrt(2 N)
+    norm_eps: float = 1e-5
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
+    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but matmuls, everything
+    logprob_chunk: int = 1024  # token positions whose [V] logits exist at the same time
+
+    def __post_init__(self):
+        for key in ("vocab_size", "context", "width", "layers", "heads", "logprob_chunk"):
+            check(getattr(self, key) >= 1, f"model.{key}={getattr(self, key)} must be at least 1")
+        check(
+            self.head_width is not None or self.width % self.heads == 0,
+            f"model.width={self.width} must be a multiple of model.heads={self.heads}, or set model.head_width",
+        )
+        check(self.heads % self.groups == 0, f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}")
+        check(
+            self.positions == "learned" or self.head_size % 2 == 0,
+            f"model.head_width={self.head_size} must be even for model.positions=rotary",
+        )
+
+    @property
+    def groups(self) -> int:
+        """G, the number of key/value heads."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def head_size(self) -> int:
+        """C, the width of one head."""
+        return self.width // self.heads if self.head_width is None else self.head_width
+
+    @property
+    def mlp_size(self) -> int:
+        """F, the width of the MLP."""
+        return 4 * self.width if self.mlp_width is None else self.mlp_width
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule.  Adam betas (0.9, 0.95) are the paper's (App. C); eps, decay and clipping are not stated there."""
+
+    learning_rate: float = 1e-4  # peak
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    final_fraction: float = 0.1  # cosine and linear end at this share of the peak ("cosine to 10 %")
+    warmup_steps: int = 0
+    warmup_from: float = 0.0  # share of the peak at step 0 (PPO: 0.1)
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0  # global gradient norm; None = no clipping
+
+    def __post_init__(self):
+        check(self.learning_rate >= 0, f"learning_rate={self.learning_rate} must not be negative")
+        check(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must not be negative")
+        check(0 <= self.final_fraction <= 1, f"final_fraction={self.final_fraction} must lie in [0, 1]")
+        check(0 <= self.warmup_from <= 1, f"warmup_from={self.warmup_from} must lie in [0, 1]")
+        check(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive; use null for no clipping")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1, "all the rest"."""
+
+    data: int = -1  # copies of the model, each with its share of the batch
+    fsdp: int = 1  # parameters, optimizer state and batch are split
+    tensor: int = 1  # heads, MLP and vocabulary are split
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        check(all(s >= 1 or s == -1 for s in sizes), f"mesh sizes {sizes} must be at least 1, or -1 for the rest")
+        check(sizes.count(-1) <= 1, f"mesh sizes {sizes}: only one axis may be -1")
+
+    def shape(self, devices: int) -> tuple[int, int, int]:
+        """(data, fsdp, tensor) for this many devices; ValueError where they do not fit."""
+        sizes = [self.data, self.fsdp, self.tensor]
+        known = 1
+        for size in sizes:
+            known *= max(size, 1)
+        if -1 in sizes:
+            check(devices % known == 0, f"mesh {sizes}: {devices} devices are not a multiple of {known}; change the mesh sizes")
+            sizes[sizes.index(-1)] = devices // known
+        else:
+            check(known <= devices, f"mesh {sizes} needs {known} devices but there are {devices}; make the mesh smaller or set an axis to -1")
+        return sizes[0], sizes[1], sizes[2]

@@ -1,0 +1,1 @@
+"""Models: one decoder, a language-model seam, scalar heads."""

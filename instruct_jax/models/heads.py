@@ -1,0 +1,40 @@
+"""The unembedding replaced by a scalar (paper 3.5): reward model and value function."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from instruct_jax.models.lm import LanguageModel
+from instruct_jax.ops import masking
+from instruct_jax.records import Params
+
+
+class ScalarModel(NamedTuple):
+    """params = {"backbone": the language model's tree, "head": {"kernel": [D], "bias": []}}."""
+
+    lm: LanguageModel
+
+    def from_lm(self, backbone: Params, key: jax.Array) -> Params:
+        """A scalar model over a (trained) language model.  Head ~ N(0, 1/(D+1)), bias 0 (Stiennon et al. 2020)."""
+        width = self.lm.config.width
+        kernel = jax.random.normal(key, (width,)) * (width + 1) ** -0.5
+        boxed = nn.LogicallyPartitioned(kernel, ("norm",))
+        return {"backbone": backbone, "head": {"kernel": boxed, "bias": nn.LogicallyPartitioned(jnp.zeros(()), ())}}
+
+    def values(self, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+        """One f32 scalar per position of rows [B, L], read *after* token t."""
+        hidden = self.lm.hidden(params["backbone"], tokens, segments).astype(jnp.float32)
+        return jnp.einsum("bld,d->bl", hidden, params["head"]["kernel"]) + params["head"]["bias"]
+
+    def score(self, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """Reward [B] f32 of rows [B, L], read at the last real token (wherever the padding stands)."""
+        values = self.values(params, tokens, mask.astype(jnp.int32))
+        return jnp.take_along_axis(values, masking.last_index(mask)[:, None], axis=1)[:, 0]
+
+
+def recentred(params: Params, mean: jax.Array, scale: jax.Array) -> Params:
+    """The same scalar model with its output mapped to (output - mean) / scale; stored in the head, nothing to remember."""
+    head = params["head"]
+    return {**params, "head": {"kernel": head["kernel"] / scale, "bias": (head["bias"] - mean) / scale}}

@@ -1,0 +1,82 @@
+"""The seam between models and stages: pure functions over a plain dict of parameters.  Nothing above this floor imports flax.linen."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from instruct_jax.config import ModelConfig
+from instruct_jax.models.transformer import Constrain, KVCache, Transformer
+from instruct_jax.ops import masking
+from instruct_jax.ops.logprobs import token_logprobs
+from instruct_jax.records import Params, PromptBatch
+
+
+def unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """The layout hint of a model on one device: none."""
+    return x
+
+
+class LanguageModel(NamedTuple):
+    """A decoder-only language model.  `params` is {"transformer": ...}: the same tree in every function."""
+
+    config: ModelConfig
+    constrain: Constrain = unconstrained  # pins activations to the mesh; see sharding.constrain
+
+    def init(self, key: jax.Array) -> Params:
+        """Parameters, each boxed with its logical axis names (sharding.create_sharded unboxes them)."""
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        mask = jnp.ones((1, 1, 2, 2), bool)
+        return Transformer(self.config, self.constrain).init(key, tokens, mask, tokens)["params"]
+
+    def hidden(
+        self, params: Params, tokens: jax.Array, segments: jax.Array, *, dropout: float = 0.0, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Hidden states [B, L, D] of rows [B, L]; segment 0 is padding, wherever it stands.  `key` turns dropout on."""
+        model = Transformer(self.config, self.constrain, dropout)
+        rngs = None if key is None else {"dropout": key}
+        mask, positions = masking.attention_mask(segments), masking.positions(segments)
+        return model.apply({"params": params}, tokens, mask, positions, deterministic=key is None, rngs=rngs)[0]
+
+    def unembedding(self, params: Params) -> jax.Array:
+        """The [V, D] matrix that turns hidden states into logits."""
+        return params["embedding" if self.config.tied else "unembedding"]
+
+    def logprobs(self, params: Params, hidden: jax.Array, targets: jax.Array, *, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
+        """log p(target) and entropy in nats, f32, of hidden states [..., D] and targets [...] under softmax(logits / temperature)."""
+        return token_logprobs(hidden, self.unembedding(params), targets, temperature=temperature, chunk=self.config.logprob_chunk)
+
+    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """[B, V] f32 logits of one position per row [B, D]."""
+        weight = self.unembedding(params).astype(hidden.dtype)
+        return jnp.einsum("bd,vd->bv", hidden, weight, preferred_element_type=jnp.float32)
+
+    def prefill(self, params: Params, prompts: PromptBatch, length: int) -> tuple[jax.Array, KVCache]:
+        """Reads left-padded prompts [B, P].  Returns the last hidden state [B, D] and a cache with `length` slots."""
+        cfg = self.config
+        batch, prompt = prompts.tokens.shape
+        shape = (cfg.layers, batch, length, cfg.groups, cfg.head_size)
+        empty = KVCache(
+            k=jnp.zeros(shape, cfg.dtype),
+            v=jnp.zeros(shape, cfg.dtype),
+            mask=jnp.pad(prompts.mask, ((0, 0), (0, length - prompt))),
+            slot=jnp.zeros((), jnp.int32),
+        )
+        segments = prompts.mask.astype(jnp.int32)
+        mask = jnp.pad(masking.attention_mask(segments), ((0, 0), (0, 0), (0, 0), (0, length - prompt)))
+        hidden, cache = Transformer(cfg, self.constrain).apply({"params": params}, prompts.tokens, mask, masking.positions(segments), empty)
+        return hidden[:, -1], cache.replace(slot=cache.slot + prompt)
+
+    def decode(self, params: Params, cache: KVCache, tokens: jax.Array) -> tuple[jax.Array, KVCache]:
+        """Appends one token [B] to every row.  Returns its hidden state [B, D] and the cache."""
+        positions = cache.mask.sum(-1, dtype=jnp.int32)[:, None]
+        seen = jax.lax.dynamic_update_slice(cache.mask, jnp.ones((tokens.shape[0], 1), bool), (0, cache.slot))
+        model = Transformer(self.config, self.constrain, unroll=min(self.config.layers, 8))
+        hidden, cache = model.apply({"params": params}, tokens[:, None], seen[:, None, None, :], positions, cache)
+        return hidden[:, 0], cache.replace(mask=seen, slot=cache.slot + 1)
+
+
+def parameter_count(params: Params) -> int:
+    """Number of scalars in a tree of (abstract) arrays."""
+    return sum(x.size for x in jax.tree.leaves(nn.unbox(params)))

@@ -1,0 +1,1 @@
+"""One stage, one file: its config and its pure functions."""

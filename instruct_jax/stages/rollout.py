@@ -1,0 +1,79 @@
+"""The jitted sampler: one prefill, a decoding loop with a KV cache, early exit when every row has stopped."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from instruct_jax.config import check
+from instruct_jax.models.lm import LanguageModel
+from instruct_jax.ops import sampling
+from instruct_jax.records import Params, PromptBatch, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """temperature 0 is greedy decoding; top_k 0 and top_p 1 do not truncate."""
+
+    max_tokens: int = 64  # T, eos included
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        check(self.max_tokens >= 1, f"max_tokens={self.max_tokens} must be at least 1")
+        check(self.temperature >= 0, f"temperature={self.temperature} must not be negative; 0 is greedy decoding")
+        check(self.top_k >= 0, f"top_k={self.top_k} must not be negative; 0 keeps all tokens")
+        check(0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
+
+    @property
+    def truncates(self) -> bool:
+        """True where some tokens can never be sampled although the model gives them probability."""
+        return self.top_k > 0 or self.top_p < 1 or self.temperature == 0
+
+
+def make_rollout(
+    lm: LanguageModel, config: SamplerConfig, *, eos: int, pad: int, samples: int = 1
+) -> Callable[[Params, PromptBatch, jax.Array], Rollout]:
+    """rollout(params, prompts, key) -> `samples` responses per prompt, in order: row b * samples + i is the i-th response to prompt b.
+
+    The key is consumed.  All samples of a prompt share its prefill.
+    """
+    limit = config.max_tokens
+
+    def choose(params, hidden, key, done):
+        logp = sampling.filter_logits(lm.logits(params, hidden), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+        token = jnp.where(done, pad, sampling.draw(key, logp))
+        return token, jnp.where(done, 0.0, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0])
+
+    def rollout(params: Params, prompts: PromptBatch, key: jax.Array) -> Rollout:
+        hidden, cache = lm.prefill(params, prompts, prompts.tokens.shape[1] + limit)
+        repeat = lambda x, axis: jnp.repeat(x, samples, axis=axis)  # noqa: E731
+        prompts, hidden = jax.tree.map(lambda x: repeat(x, 0), (prompts, hidden))
+        cache = cache.replace(k=repeat(cache.k, 1), v=repeat(cache.v, 1), mask=repeat(cache.mask, 0))
+        rows = hidden.shape[0]
+
+        def write(t, token, logp, done, tokens, logps, mask):
+            column = lambda x, value: jax.lax.dynamic_update_slice(x, value[:, None], (0, t))  # noqa: E731
+            return column(tokens, token), column(logps, logp), column(mask, ~done)
+
+        def unfinished(carry):
+            t, _, done, _, _ = carry
+            return (t < limit) & ~done.all()
+
+        def extend(carry):
+            t, token, done, cache, written = carry
+            hidden, cache = lm.decode(params, cache, token)
+            token, logp = choose(params, hidden, jax.random.fold_in(key, t), done)
+            written = write(t, token, logp, done, *written)
+            return t + 1, token, done | (token == eos), cache, written
+
+        done = jnp.zeros(rows, bool)
+        token, logp = choose(params, hidden, jax.random.fold_in(key, 0), done)
+        blank = jnp.full((rows, limit), pad, jnp.int32), jnp.zeros((rows, limit), jnp.float32), jnp.zeros((rows, limit), bool)
+        start = jnp.ones((), jnp.int32), token, token == eos, cache, write(0, token, logp, done, *blank)
+        _, _, ended, _, (tokens, logps, mask) = jax.lax.while_loop(unfinished, extend, start)
+        return Rollout(prompt=prompts.tokens, prompt_mask=prompts.mask, tokens=tokens, mask=mask, logp=logps, ended=ended)
+
+    return rollout

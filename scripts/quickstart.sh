@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# The whole pipeline on the embedded world, from pretraining to report.html:  bash scripts/quickstart.sh [--dotted.key value ...]
+# An interrupted run goes on with the same command.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+exec instruct-jax run --config configs/quickstart.yaml "$@"
