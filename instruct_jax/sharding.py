@@ -44,9 +44,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches are split over data and fsdp along their first axis."""
-    return NamedSharding(mesh, spec(("batch",)))
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Batches are split over data and fsdp along one axis."""
+    return NamedSharding(mesh, spec((None,) * axis + ("batch",)))
 
 
 def shardings_of(boxed: Any, mesh: Mesh) -> Any:
@@ -94,12 +94,15 @@ def create_state(
     return jax.jit(create, out_shardings=layout)(params, key)
 
 
-def compile_step(step: Callable, mesh: Mesh, state: TrainState, *, donate: bool = True) -> Callable:
-    """jit of (state, batch) -> (state, metrics): the state keeps its layout and its memory, the batch is split, metrics are replicated."""
+def compile_step(step: Callable, mesh: Mesh, state: TrainState, *batches: NamedSharding) -> Callable:
+    """jit of (state, *batches) -> (state, metrics): the state keeps its layout and its memory, metrics are replicated.
+
+    batches: the layout of each further argument; by default one, split along its first axis.
+    """
     layout = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(
         step,
-        donate_argnums=0 if donate else (),
-        in_shardings=(layout, batch_sharding(mesh)),
+        donate_argnums=0,
+        in_shardings=(layout, *(batches or (batch_sharding(mesh),))),
         out_shardings=(layout, replicated(mesh)),
     )

@@ -1,0 +1,1 @@
+"""Host side, numpy: records on disk -> normalised dicts -> token ids -> rows -> batches."""

@@ -1,0 +1,138 @@
+"""Public data sets, as published, to normal records.  They lie side by side in one folder ("root") of the user's choice:
+
+oasst_en100/en_100_tree.jsonl.gz                            Open Assistant trees: demonstrations, K-way rankings, prompts
+hh_rlhf_harmless_test/test.jsonl.gz                         Anthropic's helpful and harmless pairs: rankings
+self_instruct_seed/seed_tasks.jsonl.gz                      demonstrations
+self_instruct_seed/user_oriented_instructions.jsonl.gz      prompts, by user
+gutenberg/*.txt.gz, wikitext2/*.txt.gz                      texts
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from instruct_jax.data import schemas
+from instruct_jax.data.errors import DataError, FieldError
+from instruct_jax.data.readers import Records, read, read_rankings, read_texts
+from instruct_jax.data.schemas import Record
+
+ROLES = {"prompter": "user", "assistant": "assistant"}
+TITLE = re.compile(r"^(?= = [^=\n]+ = $)", re.MULTILINE)  # of a wikitext article
+
+
+def oasst_demonstrations(root: str | Path) -> Records:
+    """The best reply to every prompter message that has one: rank 0, or the only reply."""
+    found = []
+    for node, prompt in _oasst(root):
+        replies = _ranked(node) or (node["replies"] if len(node["replies"]) == 1 else [])
+        if replies:
+            best = min(replies, key=lambda reply: reply.get("rank") or 0)
+            found.append({"prompt": prompt, "completion": best["text"], "id": best["message_id"], "source": "oasst"})
+    return Records(map(schemas.demonstration, found))
+
+
+def oasst_rankings(root: str | Path) -> Records:
+    """Every prompter message with two or more ranked replies; ranks from 1."""
+    found = []
+    for node, prompt in _oasst(root):
+        replies = _ranked(node)
+        if len(replies) > 1:
+            texts, ranks = [reply["text"] for reply in replies], [reply["rank"] + 1 for reply in replies]
+            found.append({"prompt": prompt, "completions": texts, "ranks": ranks, "id": node["message_id"], "source": "oasst"})
+    return Records(map(schemas.ranking, found))
+
+
+def oasst_prompts(root: str | Path) -> Records:
+    """Every prompter message, with the conversation before it."""
+    found = [{"prompt": prompt, "id": node["message_id"], "source": "oasst"} for node, prompt in _oasst(root)]
+    return Records(map(schemas.prompt, found))
+
+
+def hh_rankings(root: str | Path) -> Records:
+    """Pairs, K = 2.  The few with an empty reply are dropped, see `dropped`."""
+    return read_rankings(_file(root, "hh_rlhf_harmless_test", "test.jsonl*"), on_bad_record="skip")
+
+
+def seed_demonstrations(root: str | Path) -> Records:
+    """The seed tasks of self-instruct."""
+
+    def schema(raw: Record) -> Record:
+        instance = _instance(raw)
+        fields = {"instruction": raw.get("instruction"), "input": instance.get("input"), "output": instance.get("output")}
+        return schemas.demonstration({**fields, "id": raw.get("id"), "source": "self_instruct"})
+
+    return read(schema, _file(root, "self_instruct_seed", "seed_tasks.jsonl*"))
+
+
+def user_prompts(root: str | Path) -> Records:
+    """The user-oriented instructions of self-instruct; user_id is the application that they were written for."""
+
+    def schema(raw: Record) -> Record:
+        task, given = raw.get("instruction"), _instance(raw).get("input")
+        fields = {"id": raw.get("id"), "user_id": raw.get("motivation_app"), "source": "self_instruct_user"}
+        return schemas.prompt({"prompt": f"{task}\n\n{given}" if given else task, **fields})
+
+    return read(schema, _file(root, "self_instruct_seed", "user_oriented_instructions.jsonl*"))
+
+
+def novels(root: str | Path) -> Records:
+    """One document a novel."""
+    files = sorted(_folder(root, "gutenberg").glob("*.txt*"))
+    files = [path for path in files if not path.name.startswith("SOURCE")]
+    if not files:
+        raise DataError(f"{Path(root) / 'gutenberg'}: no *.txt or *.txt.gz in it; download the data set there")
+    return Records([{**record, "id": path.name.split(".")[0], "source": "gutenberg"} for path in files for record in read_texts(path)])
+
+
+def wikitext(root: str | Path, part: str = "valid") -> Records:
+    """One document an article; `part` is valid or test."""
+    [whole] = read_texts(_file(root, "wikitext2", f"{part}.txt*"))
+    articles = [article.strip() for article in TITLE.split(whole["text"]) if article.strip()]
+    return Records([{"text": article, "source": f"wikitext2/{part}"} for article in articles])
+
+
+def _oasst(root: str | Path) -> Iterator[tuple[Record, list[dict[str, str]]]]:
+    """(prompter message, conversation up to and with it) of every tree."""
+
+    def walk(node: Record, before: list[dict[str, str]]) -> Iterator[tuple[Record, list[dict[str, str]]]]:
+        conversation = [*before, {"role": ROLES[node["role"]], "content": node["text"]}]
+        if node["role"] == "prompter":
+            yield node, conversation
+        for reply in node["replies"]:
+            yield from walk(reply, conversation)
+
+    for tree in read(_tree, _file(root, "oasst_en100", "*tree*.jsonl*")):
+        yield from walk(tree["prompt"], [])
+
+
+def _tree(raw: Record) -> Record:
+    root = raw.get("prompt")
+    if not isinstance(root, dict) or not {"role", "text", "replies", "message_id"} <= root.keys():
+        raise FieldError("prompt", root, "is not the root of a conversation tree", "use the files named *_tree*.jsonl of Open Assistant")
+    return raw
+
+
+def _ranked(node: Record) -> list[Record]:
+    return [reply for reply in node["replies"] if reply.get("rank") is not None]
+
+
+def _instance(raw: Record) -> Record:
+    match raw.get("instances"):
+        case [dict() as instance, *_]:
+            return instance
+        case value:
+            raise FieldError("instances", value, "holds no instance", "use the files of self-instruct as published")
+
+
+def _folder(root: str | Path, name: str) -> Path:
+    folder = Path(root) / name
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; download the data set there, or correct the root folder {str(root)!r}")
+    return folder
+
+
+def _file(root: str | Path, name: str, pattern: str) -> Path:
+    files = sorted(_folder(root, name).glob(pattern))
+    if not files:
+        raise DataError(f"{Path(root) / name}: no file {pattern} in it; download the data set there")
+    return files[0]

@@ -1,0 +1,111 @@
+"""Normalised records to token ids for `packing` and `batches`, with one rule for what is too long."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Generic, Literal, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from instruct_jax.data.batches import Ranking
+from instruct_jax.data.errors import DataError, shorten
+from instruct_jax.data.packing import Sample, chunk_documents
+from instruct_jax.data.schemas import Record
+from instruct_jax.data.tokenize import Prompt, encode_completion, encode_document, encode_prompt
+
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFormat:
+    """How records become tokens; the same for every stage of a run."""
+
+    template: str = "{prompt}"  # of a plain text prompt, such as "task : {prompt} reply :"
+    completion_prefix: str = ""  # stands once before every completion; " " suits a BPE after a template that ends without a space
+    max_prompt: int = 1024  # P, tokens, bos included
+    max_completion: int = 1024  # T, tokens, eos included
+    # error: stop.  drop: leave the record out.  left, right: cut that end off the prompt's text (never off the template); a completion
+    # always keeps its beginning, and loses its eos.
+    on_long: Literal["error", "drop", "left", "right"] = "error"
+
+    def __post_init__(self):
+        if self.template.count("{prompt}") != 1:
+            raise ValueError(f"template={self.template!r} must hold {{prompt}} exactly once; add it")
+        if self.max_prompt < 1 or self.max_completion < 2:
+            raise ValueError(f"max_prompt={self.max_prompt}, max_completion={self.max_completion} must be at least 1 and 2")
+        if self.on_long not in ("error", "drop", "left", "right"):
+            raise ValueError(f"on_long={self.on_long!r} is unknown; use error, drop, left or right")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded(Generic[Item]):
+    items: list[Item]
+    kept: list[int]  # items[i] comes from records[kept[i]]
+    long_prompts: int  # cut or dropped
+    long_completions: int
+
+    @property
+    def message(self) -> str:
+        return f"{len(self.items)} records; too long: {self.long_prompts} prompts, {self.long_completions} completions"
+
+
+def encode_demonstrations(tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat) -> Encoded[Sample]:
+    """(ids, learn): prompt + completion + eos; only the completion and eos are learned."""
+    return _encode(tok, records, form, lambda r: [r["completion"]], lambda r, p, cs: (p + cs[0], [False] * len(p) + [True] * len(cs[0])))
+
+
+def encode_rankings(tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat) -> Encoded[Ranking]:
+    """(K sequences of prompt + completion + eos, ranks).  One completion that is too long drops the whole record."""
+    return _encode(tok, records, form, lambda r: r["completions"], lambda r, p, cs: ([p + c for c in cs], r["ranks"]))
+
+
+def encode_prompts(tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat) -> Encoded[list[int]]:
+    return _encode(tok, records, form, lambda r: [], lambda r, p, cs: p)
+
+
+def encode_texts(tok: PreTrainedTokenizerBase, records: Sequence[Record], length: int) -> list[Sample]:
+    """Documents as bos + text + eos, split where longer than a row; every token is learned."""
+    return chunk_documents([encode_document(tok, record["text"]) for record in records], length)
+
+
+def _encode(tok, records, form: TextFormat, completions_of, build) -> Encoded:
+    items, kept, long_prompts, long_completions = [], [], 0, 0
+    for number, record in enumerate(records):
+        prompt = encode_prompt(tok, record["prompt"], template=form.template)
+        completions = [encode_completion(tok, text, prefix=form.completion_prefix) for text in completions_of(record)]
+        long_prompt, longest = len(prompt) > form.max_prompt, max(map(len, completions), default=0)
+        long_completion = longest > form.max_completion
+        long_prompts, long_completions = long_prompts + long_prompt, long_completions + long_completion
+        if form.on_long == "error" and (long_prompt or long_completion):
+            field, size, limit = ("prompt", len(prompt), "max_prompt") if long_prompt else ("completion", longest, "max_completion")
+            raise DataError(
+                f"record {number + 1}: prompt={shorten(record['prompt'])}: its {field} has {size} tokens, more than {limit}="
+                f"{getattr(form, limit)}; raise {limit}, or set on_long to drop, left or right"
+            )
+        if form.on_long == "drop" and (long_prompt or long_completion):
+            continue
+        if long_prompt:
+            prompt = _cut(tok, record["prompt"], form)
+        items.append(build(record, prompt, [ids[: form.max_completion] for ids in completions]))
+        kept.append(number)
+    encoded = Encoded(items, kept, long_prompts, long_completions)
+    if long_prompts or long_completions:
+        logger.warning("on_long=%s: %s of %d", form.on_long, encoded.message, len(records))
+    return encoded
+
+
+def _cut(tok, prompt: Prompt, form: TextFormat) -> list[int]:
+    """Ids of the prompt without the end of its text (of its longest message) that is too much."""
+    while len(ids := encode_prompt(tok, prompt, template=form.template)) > form.max_prompt:
+        turn = max(range(len(prompt)), key=lambda i: len(prompt[i]["content"])) if isinstance(prompt, list) else 0  # noqa: B023
+        text = prompt[turn]["content"] if isinstance(prompt, list) else prompt
+        ends = [end for _, end in tok(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
+        excess = len(ids) - form.max_prompt
+        if excess >= len(ends):
+            raise DataError(f"prompt={shorten(prompt)}: max_prompt={form.max_prompt} leaves no room beside the template; raise max_prompt")
+        shorter = text[ends[excess - 1] :] if form.on_long == "left" else text[: ends[-excess - 1]]
+        if len(shorter) >= len(text):
+            shorter = text[1:] if form.on_long == "left" else text[:-1]  # one character can be several tokens
+        prompt = [{**m, "content": shorter} if i == turn else m for i, m in enumerate(prompt)] if isinstance(prompt, list) else shorter
+    return ids

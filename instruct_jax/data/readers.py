@@ -1,0 +1,178 @@
+"""Records from files: JSON Lines, JSON arrays, parquet, plain text, `datasets` folders and `hub:NAME`; and back to JSON Lines.
+
+A bad record is a DataError that names file, line, field, value and repair.  on_bad_record="skip" drops it, logs it, and keeps the message
+in `Records.dropped`.  A line that is no UTF-8 or no JSON counts as a bad record; a missing, empty or broken file is always an error.
+"""
+
+import functools
+import gzip
+import json
+import logging
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from instruct_jax.data import schemas
+from instruct_jax.data.errors import DataError, FieldError, shorten
+
+logger = logging.getLogger(__name__)
+
+OnBad = Literal["error", "skip"]
+Columns = Mapping[str, str]  # our field -> column of the data set
+SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", "each but parquet also with .gz")
+
+
+class Records(list[schemas.Record]):
+    """The good records of a file, and why the others were dropped."""
+
+    dropped: Sequence[str] = ()
+
+
+def read(
+    schema: schemas.Schema,
+    path: str | Path,
+    *,
+    columns: Columns | None = None,
+    on_bad_record: OnBad = "error",
+    split: str | None = None,
+) -> Records:
+    """The records of a file in the schema's normal form; `columns` renames fields first, `split` is one of a data set with several."""
+    if on_bad_record not in ("error", "skip"):
+        raise DataError(f"on_bad_record={on_bad_record!r} is unknown; use error or skip")
+    records, dropped = Records(), []
+    for where, raw in _rows(path, split):
+        try:
+            records.append(schema(_rename(_decode(raw) if isinstance(raw, bytes) else raw, columns)))
+        except FieldError as error:
+            if on_bad_record == "error":
+                raise DataError(f"{where}: {error}") from error
+            dropped.append(f"{where}: {error}")
+    if not records and not dropped:
+        raise DataError(f"{path}: no records; the file is empty, give one with at least one record")
+    if not records:
+        raise DataError(f"{path}: all {len(dropped)} records were dropped, the first because of {dropped[0]}")
+    if dropped:
+        logger.warning("%s: dropped %d of %d records\n  %s", path, len(dropped), len(dropped) + len(records), "\n  ".join(dropped))
+    records.dropped = dropped
+    return records
+
+
+read_prompts = functools.partial(read, schemas.prompt)  # prompt
+read_demonstrations = functools.partial(read, schemas.demonstration)  # prompt, completion
+read_rankings = functools.partial(read, schemas.ranking)  # prompt, completions, ranks
+read_texts = functools.partial(read, schemas.text)  # text; a plain text file is one document
+read_samples = functools.partial(read, schemas.sample)  # prompt, completions
+
+
+def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """JSON Lines, UTF-8; `path` (.jsonl or .jsonl.gz) holds all of them or is as it was before."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode("utf-8")
+    try:
+        temporary.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rename(raw: Any, columns: Columns | None) -> schemas.Record:
+    if not isinstance(raw, dict):
+        raise FieldError("record", raw, f"must be an object, not {type(raw).__name__}", 'write {"field": value, ...}')
+    for ours, theirs in (columns or {}).items():
+        if theirs not in raw:
+            raise FieldError("columns", {ours: theirs}, f"names no column; there are {sorted(raw)}", "correct the column map")
+    taken = set((columns or {}).values())
+    return {key: value for key, value in raw.items() if key not in taken} | {ours: raw[theirs] for ours, theirs in (columns or {}).items()}
+
+
+def _decode(line: bytes) -> Any:
+    """The value on one line of JSON Lines."""
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        bad = line[error.start : error.start + 8]
+        raise FieldError("line", bad, f"is not UTF-8 at byte {error.start + 1}", "convert the file: iconv -f latin1 -t utf-8") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        value = line.decode("utf-8-sig").strip()
+        raise FieldError("line", value, f"is not JSON ({error})", "put one complete JSON object on each line") from None
+
+
+def _rows(path: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
+    """(where, record) of every record; a record of JSON Lines is still bytes."""
+    if str(path).startswith("hub:"):
+        return _dataset_rows(str(path), split)
+    path = Path(path)
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such file or folder (looked in {Path.cwd()}); correct the path, or write hub:NAME for a data set of the hub"
+        )
+    name = path.name.removesuffix(".gz")
+    if path.is_dir() or path.suffix == ".parquet":
+        return _dataset_rows(path, split)
+    if name.endswith((".jsonl", ".json")):
+        return _json_rows(path)
+    if name.endswith(".txt"):
+        return _text_rows(path)
+    raise DataError(f"{path}: suffix {path.suffix!r} is unknown; use one of {', '.join(SUFFIXES)}, or a folder")
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: broken gzip file ({error}); download or compress it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}); check its permissions") from error
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    data = _contents(path)
+    if ".json" in path.suffixes and data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+        try:
+            yield from ((f"{path}: record {i}", raw) for i, raw in enumerate(_decode(data), 1))
+        except FieldError as error:
+            raise DataError(f"{path}: {error}") from error
+        return
+    for number, line in enumerate(data.split(b"\n"), 1):  # never splitlines(): U+2028 may stand inside a string
+        if line.strip():
+            yield f"{path}:{number}", line
+
+
+def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    data = _contents(path)
+    if not data.strip():
+        return
+    try:
+        yield f"{path}:1", {"text": data.decode("utf-8-sig").replace("\r\n", "\n")}
+    except UnicodeDecodeError as error:
+        number, bad = data.count(b"\n", 0, error.start) + 1, shorten(data[error.start : error.start + 8])
+        raise DataError(f"{path}:{number}: text={bad} is not UTF-8; convert the file: iconv -f latin1 -t utf-8") from error
+
+
+def _dataset_rows(path: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
+    import datasets  # takes a second to import
+
+    try:
+        if str(path).startswith("hub:"):
+            data = datasets.load_dataset(str(path).removeprefix("hub:"))
+        elif Path(path).is_file():
+            data = datasets.Dataset.from_parquet(str(path))
+        elif (Path(path) / "dataset_info.json").exists() or (Path(path) / "dataset_dict.json").exists():
+            data = datasets.load_from_disk(str(path))
+        else:
+            data = datasets.load_dataset(str(path))
+    except Exception as error:  # the library raises anything for a broken file
+        repair = "write JSON Lines, parquet, or a folder made by datasets' save_to_disk"
+        raise DataError(f"{path}: cannot be read as a data set ({shorten(error, 200)}); {repair}") from error
+    if isinstance(data, dict):
+        names = list(data)
+        if split is None and len(names) > 1:
+            raise DataError(f"{path}: there are the splits {names}; choose one with split")
+        if split is not None and split not in names:
+            raise DataError(f"{path}: split={split!r} does not exist; choose one of {names}")
+        data = data[names[0] if split is None else split]
+    yield from ((f"{path}: record {i}", dict(raw)) for i, raw in enumerate(data, 1))  # pyright: ignore

@@ -1,0 +1,145 @@
+"""Text to token ids, along one path for every stage: ids(prompt) + ids(completion), never ids(prompt + completion).
+
+A prompt begins with BOS exactly once where the tokenizer has a BOS of its own (GPT-2's is its EOS: none is put in front); a completion
+ends with EOS.  Text is data: "<eos>" typed by a user is spelled out in ordinary tokens, or refused where it cannot be.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from instruct_jax.data.errors import DataError, shorten
+
+Prompt = str | list[dict[str, str]]  # text, or messages with `role` and `content`
+
+GPT2_END, GPT2_PAD = "<|endoftext|>", "<|pad|>"
+SPEAKERS = {"user": "Human: ", "assistant": "Assistant: ", "system": ""}  # of messages, where the tokenizer has no chat template
+
+
+def load_tokenizer(path: str | Path, *, pad_token: str | None = None) -> PreTrainedTokenizerBase:
+    """A Hugging Face tokenizer folder, or a GPT-2 folder with encoder.json and vocab.bpe (or .gz).
+
+    `pad_token` gives a PAD to a tokenizer without one: a token of its vocabulary, or a new one with id len(tokenizer).  GPT-2 style
+    tokenizers without PAD get "<|pad|>" by themselves (GPT-2: id 50257), so the model needs vocab_size >= len(tokenizer).
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such tokenizer folder; give a folder with tokenizer.json, or with encoder.json and vocab.bpe")
+    tok = _load_gpt2(folder) if any(folder.glob("encoder.json*")) else _load_hf(folder)
+    if pad_token is None and tok.pad_token_id is None and tok.eos_token == GPT2_END:
+        pad_token = GPT2_PAD
+    if pad_token is not None:
+        tok.add_special_tokens({"pad_token": pad_token})
+    check_tokenizer(tok, folder)
+    return tok
+
+
+def _load_hf(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises anything from KeyError to a Rust panic's Exception for a broken folder
+        repair = "save it with tokenizer.save_pretrained(folder), or give a folder with encoder.json and vocab.bpe"
+        raise DataError(f"{folder}: not a tokenizer folder ({shorten(error, 200)}); {repair}") from error
+
+
+def _load_gpt2(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        vocabulary = json.loads(_read_text(folder, "encoder.json"))
+        lines = _read_text(folder, "vocab.bpe").split("\n")
+        merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if not line.startswith("#version")) if right]
+        core = ByteLevelBPETokenizer(vocabulary, merges)
+        return PreTrainedTokenizerFast(tokenizer_object=core._tokenizer, bos_token=GPT2_END, eos_token=GPT2_END, unk_token=GPT2_END)
+    except (OSError, EOFError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{folder}: broken GPT-2 tokenizer ({shorten(error, 200)}); copy encoder.json and vocab.bpe again") from error
+
+
+def _read_text(folder: Path, name: str) -> str:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.exists():
+            data = path.read_bytes()
+            return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    raise DataError(f"{folder}: {name} is missing; a GPT-2 tokenizer is encoder.json and vocab.bpe (or .gz)")
+
+
+def check_tokenizer(tok: PreTrainedTokenizerBase, where: Any = "tokenizer") -> None:
+    """EOS and PAD exist and differ: with PAD = EOS a model never learns to stop."""
+    if tok.eos_token_id is None:
+        raise DataError(f"{where}: eos_token=None, so no response would ever end; set eos_token in tokenizer_config.json")
+    if tok.pad_token_id is None:
+        raise DataError(f"{where}: pad_token=None; set pad_token in tokenizer_config.json, or name one to load_tokenizer(pad_token=...)")
+    if tok.pad_token_id == tok.eos_token_id:
+        raise DataError(
+            f"{where}: pad_token={tok.pad_token!r} is also the eos_token (id {tok.eos_token_id}), so the end would be masked like padding; "
+            f"give PAD its own token: load_tokenizer(pad_token={GPT2_PAD!r})"
+        )
+
+
+def check_vocabulary(tok: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Every id has a row in the embedding."""
+    if len(tok) > vocab_size:
+        raise DataError(f"model.vocab_size={vocab_size} is smaller than the tokenizer's {len(tok)} ids; set it to at least {len(tok)}")
+
+
+def fingerprint(tok: PreTrainedTokenizerBase) -> str:
+    """16 hex digits that change when any id could: kept with checkpoints."""
+    state = (tok.backend_tokenizer.to_str(), tok.bos_token_id, tok.eos_token_id, tok.pad_token_id, tok.chat_template)  # pyright: ignore
+    return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
+
+
+def bos_ids(tok: PreTrainedTokenizerBase) -> list[int]:
+    """[bos], or [] where the tokenizer has none of its own."""
+    return [] if tok.bos_token_id in (None, tok.eos_token_id) else [tok.bos_token_id]  # pyright: ignore
+
+
+def render(tok: PreTrainedTokenizerBase, prompt: Prompt, template: str = "{prompt}") -> str:
+    """The prompt as text: plain text goes into the template, messages into the tokenizer's chat template (or "Human: ... Assistant:")."""
+    if isinstance(prompt, str):
+        return template.replace("{prompt}", prompt)
+    if tok.chat_template is not None:
+        return str(tok.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+    turns = [SPEAKERS.get(m["role"], f"{m['role'].capitalize()}: ") + m["content"] for m in prompt]
+    return "\n\n".join([*turns, "Assistant:"])
+
+
+def encode_prompt(tok: PreTrainedTokenizerBase, prompt: Prompt, *, template: str = "{prompt}") -> list[int]:
+    """[bos] + ids of the rendered prompt."""
+    text, bos = render(tok, prompt, template), bos_ids(tok)
+    if isinstance(prompt, str) or tok.chat_template is None:
+        return bos + _plain(tok, text)
+    ids = tok.encode(text, add_special_tokens=False)  # a chat template writes special tokens, and most write BOS
+    return ids if bos and ids[:1] == bos else bos + ids
+
+
+def encode_completion(tok: PreTrainedTokenizerBase, text: str, *, prefix: str = "") -> list[int]:
+    """ids + [eos].  `prefix` (a space, for BPE) comes before the text unless it is there already; `decode_completion` is the inverse."""
+    text = text.removesuffix(str(tok.eos_token))
+    return _plain(tok, text if text.startswith(prefix) else prefix + text) + [tok.eos_token_id]  # pyright: ignore
+
+
+def decode_completion(tok: PreTrainedTokenizerBase, ids: Iterable[int], *, prefix: str = "") -> str:
+    """The text before the first EOS."""
+    ids = [int(i) for i in ids]
+    end = ids.index(tok.eos_token_id) if tok.eos_token_id in ids else len(ids)  # pyright: ignore
+    return str(tok.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)).removeprefix(prefix)
+
+
+def encode_document(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """[bos] + ids + [eos], for pretraining."""
+    return bos_ids(tok) + _plain(tok, text) + [tok.eos_token_id]  # pyright: ignore
+
+
+def _plain(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of text that holds no special token."""
+    ids = tok.encode(text, add_special_tokens=False, split_special_tokens=True)
+    for name in ("bos_token", "eos_token", "pad_token"):  # a word-level vocabulary knows them as words
+        if getattr(tok, f"{name}_id") in ids and getattr(tok, f"{name}_id") is not None:
+            raise DataError(f"text={shorten(text)} holds the {name} {getattr(tok, name)!r} of the tokenizer; remove it from the text")
+    return ids

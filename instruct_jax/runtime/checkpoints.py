@@ -1,0 +1,195 @@
+"""Checkpoints: orbax, asynchronous and strict.  What does not fit is refused by name; nothing is padded, renamed or rebuilt in silence."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN, PreservationPolicy
+
+from instruct_jax.records import Params, TrainState
+
+Leaves = dict[str, tuple[tuple[int, ...], str]]  # "params.block.w" -> (shape, dtype)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written, read, or used here.  The message names the place, both values and the repair."""
+
+
+class Checkpoints:
+    """The checkpoints of one stage: the last `keep` ones, and the best one by the metric `best`.
+
+    `fingerprints` (say {"model": ..., "tokenizer": ..., "data": ...}) travel with each checkpoint and must be the same when it is read.
+    Saves go on in the background; a failed one is raised by the next save, wait or close, and leaves the earlier checkpoints as they were.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        fingerprints: Mapping[str, str],
+        keep: int = 2,
+        best: str | None = None,
+        best_mode: Literal["max", "min"] = "max",
+    ):
+        self.folder, self.best, self.fingerprints = folder, best, dict(fingerprints)
+        worst = float("-inf") if best_mode == "max" else float("inf")
+
+        def score(metrics: Mapping[str, float]) -> float:
+            return metrics.get(best or "", worst)
+
+        rules: list[PreservationPolicy] = [LatestN(keep)]
+        if best:
+            rules.append(BestN(get_metric_fn=score, reverse=best_mode == "min", n=1))
+        self._manager = _manager(
+            folder,
+            cleanup_tmp_directories=True,
+            preservation_policy=AnyPreservationPolicy(rules),
+            best_fn=score if best else None,
+            best_mode=best_mode,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.wait()
+        except CheckpointError:
+            if error is None:  # an error on its way out matters more
+                raise
+        finally:
+            self._manager.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """Step of the best checkpoint; of the newest one where nothing was measured."""
+        return self._manager.best_step() if self.best else self.latest()
+
+    def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
+        """Copies the state to the host and writes it in the background.  A step that is saved already is not saved again."""
+        step = int(state.step)
+        if step == self.latest():
+            return
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)),
+                metrics={k: v for k, v in (metrics or {}).items() if k == self.best},
+                custom_metadata=self.fingerprints,
+            )
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Returns when every save is on disk."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
+        """The state of a step (the newest), laid out as `abstract`, a tree of arrays or of jax.ShapeDtypeStruct with shardings."""
+        self.wait()
+        return _restore(self._manager, self.folder, abstract, self.fingerprints, step, partial=False)
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        self._manager.reload()
+        return CheckpointError(
+            f"cannot save a checkpoint in {self.folder}: {error}\n"
+            f"The last good checkpoint is step {self.latest()}.  Make room on the disk and run the same command again to go on from there."
+        )
+
+
+def restore_params(
+    folder: Path,
+    abstract: Params,
+    *,
+    part: str = "params",
+    step: int | None = None,
+    fingerprints: Mapping[str, str] | None = None,
+) -> Params:
+    """Only the params of a finished stage; `part` is where in the state: "params", "ema", "params/policy", ..."""
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint folder {folder}: run the stage that makes it first")
+    names = part.split("/")
+    for name in reversed(names):
+        abstract = {name: abstract}
+    with _manager(folder, create=False) as manager:
+        found = _restore(manager, folder, abstract, fingerprints or {}, step, partial=True)
+    for name in names:
+        found = found[name]
+    return found
+
+
+def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add("state", ocp.args.PyTreeSave)
+    registry.add("state", ocp.args.PyTreeRestore)
+    return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), handler_registry=registry)
+
+
+def _restore(
+    manager: ocp.CheckpointManager, folder: Path, abstract: Any, fingerprints: Mapping[str, str], step: int | None, *, partial: bool
+) -> Any:
+    step = manager.latest_step() if step is None else step
+    if step not in manager.all_steps():
+        raise CheckpointError(f"{folder} has no checkpoint of step {step}; there are {sorted(manager.all_steps())}")
+    place = f"{folder}/{step}"
+    try:
+        metadata: Any = manager.metadata(step)
+        saved = _leaves(metadata.item_metadata["state"].tree)
+    except Exception as error:
+        raise _damaged(place, error) from error
+    _check_fingerprints(place, metadata.custom_metadata or {}, fingerprints)
+    _check_leaves(place, saved, _leaves(abstract), partial)
+    try:
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+        request = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=partial)
+        return manager.restore(step, args=ocp.args.Composite(state=request))["state"]
+    except Exception as error:
+        raise _damaged(place, error) from error
+
+
+def _damaged(place: str, error: Exception) -> CheckpointError:
+    return CheckpointError(f"cannot read the checkpoint {place}: {error}\nRemove that folder to go on from the checkpoint before it.")
+
+
+def _leaves(tree: Any) -> Leaves:
+    """Dotted name -> (shape, dtype) of each array; a typed key counts as the integers that it is stored as."""
+
+    def stored(leaf: Any) -> Any:
+        typed = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.eval_shape(jax.random.key_data, leaf) if typed else leaf
+
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    named = [(jax.tree_util.keystr(path, simple=True, separator="."), stored(leaf)) for path, leaf in named]
+    return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in named}
+
+
+def _check_fingerprints(place: str, saved: Mapping[str, str], now: Mapping[str, str]) -> None:
+    for key, value in now.items():
+        if saved.get(key) != value:
+            raise CheckpointError(
+                f"{place} was made with another {key}: {saved.get(key)} there, {value} now.  Use the same {key}, or start a new run folder."
+            )
+
+
+def _check_leaves(place: str, saved: Leaves, now: Leaves, partial: bool) -> None:
+    for name in sorted(now.keys() | (() if partial else saved.keys())):
+        there, here = saved.get(name, "nothing"), now.get(name, "nothing")
+        if there != here:
+            raise CheckpointError(
+                f"{place}: {name} is {_show(there)} in the checkpoint but {_show(here)} here.  "
+                "Use the model and optimizer config of that run, or start a new run folder."
+            )
+
+
+def _show(leaf: Any) -> str:
+    return leaf if isinstance(leaf, str) else f"{leaf[1]}{list(leaf[0])}"

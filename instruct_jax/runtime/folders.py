@@ -1,0 +1,121 @@
+"""The run folder: it explains itself, is never overwritten, and the same command on it goes on where it stopped."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PACKAGES = ("instruct-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "chex", "numpy")
+
+
+class RunError(ValueError):
+    """A run folder does not belong to what is asked of it.  The message names the place, both values and the repair."""
+
+
+def open_run(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Makes the folder with config.yaml and run.json, or checks that an existing one has the same config.  True = it goes on."""
+    text = yaml.safe_dump(dict(config), sort_keys=False)
+    path = folder / "config.yaml"
+    if path.exists():
+        _check_config(path, yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text))
+        return True
+    if folder.exists() and any(entry.name != "run.json" for entry in folder.iterdir()):
+        raise RunError(f"{folder} is not empty and has no config.yaml, so it is not a run folder: choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"command": sys.argv, "started": _now(), "python": platform.python_version(), "commit": _commit()}
+    write_atomic(folder / "run.json", json.dumps(about | {"versions": _versions()}, indent=2) + "\n")
+    write_atomic(path, text)  # last: a folder with a config is a complete run folder
+    return False
+
+
+def stage_done(folder: Path, inputs: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `finish_stage` wrote, or None where the stage is not finished; RunError where it was made from other inputs."""
+    path = folder / "done.json"
+    if not path.exists():
+        return None
+    done = json.loads(path.read_text(encoding="utf-8"))
+    if changed := _differences(done["inputs"], dict(inputs)):
+        key, there, here = changed[0]
+        raise RunError(f"{path}: the input {key} changed, {there} then, {here} now.  Remove {folder} to make it again, or start a new run.")
+    return done
+
+
+def finish_stage(folder: Path, inputs: Mapping[str, str], *, output: Any, seconds: float) -> None:
+    """Marks a stage as finished; inputs are the hashes of all that it was made from."""
+    done = {"finished": _now(), "seconds": round(seconds, 3), "inputs": dict(inputs), "output": output}
+    write_atomic(folder / "done.json", json.dumps(done, indent=2) + "\n")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, "sha256:..."."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes all of the text or nothing: a reader, or the next run, never sees half a file."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _check_config(path: Path, there: Any, here: Any) -> None:
+    if changed := _differences(there, here):
+        lines = [f"  {key}: {old} there, {new} now" for key, old, new in changed[:3]]
+        more = [f"  ... and {len(changed) - 3} more"] if len(changed) > 3 else []
+        raise RunError(
+            "\n".join([f"{path} belongs to a run with another config:", *lines, *more])
+            + "\nSet the keys back to go on with that run, or choose another run folder."
+        )
+
+
+def _differences(there: Any, here: Any) -> list[tuple[str, str, str]]:
+    """(dotted key, value there, value here) of all that differs, in the order of the config."""
+    old, new = _flat(there), _flat(here)
+    keys = [*old, *(key for key in new if key not in old)]
+    shown = [(key, json.dumps(old[key]) if key in old else "absent", json.dumps(new[key]) if key in new else "absent") for key in keys]
+    return [(key, a, b) for key, a, b in shown if a != b]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, "-dirty" where it was edited since; None outside a repository."""
+    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed

@@ -1,0 +1,89 @@
+"""Metrics on disk (JSON Lines), and what the machine did: compilations and peak memory."""
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def cut_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the rows of later steps, and a torn last row, from a JSONL file whose rows have a "step"; returns the rows that stay."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):  # the process was killed while it wrote
+        lines.pop()
+    rows = [(line, json.loads(line)) for line in lines]
+    rows = [(line, row) for line, row in rows if row["step"] <= step]
+    text = "".join(line for line, _ in rows)
+    if path.stat().st_size != len(text.encode()):
+        partial = path.with_suffix(".partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    return [row for _, row in rows]
+
+
+class MetricsFile:
+    """metrics.jsonl: one row {"step": n, "stage/name": x, ...} for each completed step; readable while the run goes on.
+
+    Opened at a step, it forgets the rows after it: they will be written again.  `last` is the row of that step, if any.
+    """
+
+    def __init__(self, path: Path, step: int):
+        rows = cut_after(path, step)
+        self.last: dict[str, float] | None = rows[-1] if rows and rows[-1]["step"] == step else None
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Returns when the rows are on disk; called before a checkpoint, which must not be ahead of them."""
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class Recompiles:
+    """Counts the programs that XLA compiles while it is entered (as often as you like); `mark_warm` starts the count that matters."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._warm: int | None = None
+
+    @property
+    def after_warmup(self) -> int:
+        return 0 if self._warm is None else self.total - self._warm
+
+    def mark_warm(self) -> None:
+        self._warm = self.total
+
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        self.total += event == "/jax/core/compile/backend_compile_duration"
+
+    def __enter__(self) -> "Recompiles":
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+
+def peak_memory() -> dict[str, float]:
+    """GiB: the most that this process and, where the backend tells, the fullest device ever held."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    peak = {"host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    devices = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    if known := [size for size in devices if size is not None]:
+        peak["device_peak_gib"] = max(known) / 2**30
+    return {name: round(size, 3) for name, size in peak.items()}

@@ -1,0 +1,53 @@
+"""Being stopped kindly: SIGTERM (a machine is taken away) and Ctrl-C."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and did so after a checkpoint; the message says how to go on."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code  # SIGTERM 0: a preempted run is no failure; Ctrl-C 130, as shells have it
+
+
+class StopRequest:
+    """Which signal asked the run to stop, if any."""
+
+    caught: signal.Signals | None = None
+
+    @property
+    def name(self) -> str:
+        return "Ctrl-C" if self.caught == signal.SIGINT else "SIGTERM"
+
+    @property
+    def exit_code(self) -> int:
+        return 130 if self.caught == signal.SIGINT else 0
+
+
+@contextmanager
+def catch_signals() -> Iterator[StopRequest]:
+    """While it lasts, the first SIGTERM or Ctrl-C is only noted, and a Ctrl-C after it kills at once.  Elsewhere than in the main
+    thread, where Python handles no signals, nothing changes."""
+    request = StopRequest()
+
+    def note(number: int, _: FrameType | None) -> None:
+        request.caught = request.caught or signal.Signals(number)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        text = f"\n{request.name}: finishing this step, then saving a checkpoint (Ctrl-C now stops at once, without one)\n"
+        os.write(2, text.encode())  # print is not safe in a signal handler
+
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

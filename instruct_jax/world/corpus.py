@@ -1,0 +1,158 @@
+"""Pretraining documents: facts, stories, lists, questions, who has what, tenses, reviews, names, forum threads, and echoes.
+
+Nothing here follows instructions on purpose; the forum threads look like prompts, but most of their replies are careless.  Echoes are
+there so that copying emerges early.  Threads use the prompts of the `corpus` split only.
+"""
+
+from collections.abc import Callable
+
+from . import vocabulary as v
+from .demonstrations import PAST_VERBS, forum, insult, listed
+from .dice import Dice
+from .instructions import people, possession, review, sentence, sentence_words
+
+MAX_DOCUMENT_TOKENS = 90  # words of the longest document, without <bos> and <eos>
+ECHOES = 0.10  # share of all documents
+RUDE = 0.03  # share of documents with a rude word
+WRONG = 0.08  # share of facts that are false
+UNANSWERED = 0.20  # share of questions after which comes another question
+NOBODY_KNOWS = 0.15  # share of questions about a person, to which the answer is "i do not know ."
+
+
+def documents(seed: int, n_tokens: int) -> list[str]:
+    """Texts of n_tokens words or a little more in all; each becomes one record {"text": ...}."""
+    return _until(n_tokens, document, Dice(seed, "corpus"))
+
+
+def echo_documents(seed: int, n_tokens: int) -> list[str]:
+    """`u u`: a unit of 8 to 31 random words and the same again; a curriculum for copying."""
+    return _until(n_tokens, _repeat, Dice(seed, "echoes"))
+
+
+def _until(n_tokens: int, write: Callable[[Dice], str], dice: Dice) -> list[str]:
+    texts = []
+    while n_tokens > 0:
+        text = write(dice)
+        n_tokens -= text.count(" ") + 1
+        texts.append(text)
+    return texts
+
+
+def document(dice: Dice) -> str:
+    text = echo(dice) if dice.chance(ECHOES) else DOCUMENTS[dice.weighted(SHARES)](dice)
+    return insult(text, dice) if dice.chance(RUDE) else text
+
+
+def _repeat(dice: Dice) -> str:
+    unit = " ".join(dice.sample(v.CONTENT, dice.integer(8, 31)))
+    return f"{unit} {unit}"
+
+
+def echo(dice: Dice) -> str:
+    words = " ".join(dice.sample(v.CONTENT, dice.integer(3, 10)))
+    return f"{dice.pick(v.NAMES)} said : {words} . yes : {words} ."
+
+
+def facts(dice: Dice) -> str:
+    return " ".join(_fact(dice) for _ in range(dice.integer(2, 6)))
+
+
+def _fact(dice: Dice) -> str:
+    relation = dice.integer(0, 2)
+    value = dice.pick(v.RELATIONS[relation]["values"]) if dice.chance(WRONG * 4 / 3) else None  # one draw in four is right anyway
+    return v.fact(relation, dice.pick(tuple(v.ANIMALS)), value)
+
+
+def story(dice: Dice) -> str:
+    """A person, a thing, and what happened to them."""
+    name, thing = dice.pick(v.NAMES), dice.pick(v.THINGS)
+    adjective = dice.pick(v.ADJECTIVES) if dice.chance(0.4) else ""
+    place = dice.pick(v.PLACES) if dice.chance(0.4) else ""
+    parts = [sentence(dice, name, PAST_VERBS, thing, adjective, place)]
+    if dice.chance(0.4):
+        parts.insert(0, f"{name} went to the {dice.pick(v.PLACES)} .")
+    if dice.chance(0.3):
+        parts.append(f"the {thing} was {dice.pick(v.ADJECTIVES)} .")
+    if dice.chance(0.6):
+        parts.append(f"{name} was {dice.pick(v.FEELINGS)} .")
+    return " ".join(parts)
+
+
+def lists(dice: Dice) -> str:
+    if dice.chance(0.5):
+        relation = dice.integer(0, 2)
+        value = dice.pick(v.RELATIONS[relation]["values"])
+        kind, items = "animals " + v.RELATIONS[relation]["which"].format(value), v.having(relation, value)
+    else:
+        kind = dice.pick(tuple(v.KINDS))
+        items = v.KINDS[kind]
+    number, count = dice.pick(tuple(v.NUMBERS.items()))
+    return f"{number} {kind} : {listed(dice.sample(items, count))}"
+
+
+def questions(dice: Dice) -> str:
+    return " ".join(_question(dice) for _ in range(dice.integer(2, 4)))
+
+
+def _question(dice: Dice) -> str:
+    relation, unknown = dice.integer(0, 2), dice.chance(NOBODY_KNOWS)
+    subject = dice.pick(v.NAMES if unknown else tuple(v.ANIMALS))
+    query = v.question(relation, subject)
+    if dice.chance(UNANSWERED):
+        return query
+    return f"{query} {v.UNKNOWN if unknown else v.fact(relation, subject)}"
+
+
+def dialogue(dice: Dice) -> str:
+    """Who has what: the answer must be copied, or is not there."""
+    count = dice.integer(2, 3)
+    names, things = dice.sample(v.NAMES, count + 1), dice.sample(v.OBJECTS, count)
+    parts = [possession(names[:count], things)]
+    for asked in dice.sample(range(count), dice.integer(1, 2)):
+        query = f"who has the {things[asked]} ?" if dice.chance(0.5) else f"what does {names[asked]} have ?"
+        parts.append(f"{query} {names[asked]} has the {things[asked]} .")
+    if dice.chance(0.15):
+        parts.append(f"what does {names[count]} have ? {v.UNKNOWN}")
+    return " ".join(parts)
+
+
+def tenses(dice: Dice) -> str:
+    parts = []
+    for _ in range(dice.integer(1, 2)):
+        words = sentence_words(dice)
+        parts += ["today", *words, "yesterday", *(v.PAST.get(word, word) for word in words)]
+    return " ".join(parts)
+
+
+def reviews(dice: Dice) -> str:
+    text, verdict = review(dice)
+    return f"{text} it is {verdict} ."
+
+
+def name_list(dice: Dice) -> str:
+    text, names = people(dice)
+    return f"{text} names : {listed(names)}"
+
+
+SHARES = {  # of the documents that are no echoes
+    "facts": 0.14,
+    "story": 0.20,
+    "lists": 0.09,
+    "questions": 0.12,
+    "dialogue": 0.14,
+    "tenses": 0.09,
+    "reviews": 0.05,
+    "names": 0.09,
+    "forum": 0.08,
+}
+DOCUMENTS: dict[str, Callable[[Dice], str]] = {
+    "facts": facts,
+    "story": story,
+    "lists": lists,
+    "questions": questions,
+    "dialogue": dialogue,
+    "tenses": tenses,
+    "reviews": reviews,
+    "names": name_list,
+    "forum": forum,
+}

@@ -1,0 +1,44 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from instruct_jax.runtime.metrics import MetricsFile, Recompiles, peak_memory
+
+
+def test_rows_after_the_step_and_a_torn_row_are_forgotten(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path, 0) as file:
+        assert file.last is None
+        for step in (1, 2, 3):
+            file.write(step, {"a/x": step / 3})
+    path.write_text(path.read_text() + '{"step": 4, "a/')
+    with MetricsFile(path, 2) as file:
+        assert file.last == {"step": 2, "a/x": 2 / 3}
+        file.write(3, {"a/x": 7.0})
+    assert [json.loads(line)["a/x"] for line in path.read_text().splitlines()] == [1 / 3, 2 / 3, 7.0]
+
+
+def test_only_json_numbers_are_written(tmp_path):
+    with MetricsFile(tmp_path / "m.jsonl", 0) as file, pytest.raises(ValueError, match="JSON"):
+        file.write(1, {"x": float("nan")})
+
+
+def test_recompiles_are_counted_after_warmup_only():
+    double = jax.jit(lambda x: x * 2)
+    three, four = jnp.ones(3), jnp.ones(4)
+    with Recompiles() as recompiles:
+        double(three)
+        recompiles.mark_warm()
+        double(three)
+        assert recompiles.after_warmup == 0
+        double(four)
+        assert recompiles.after_warmup == 1
+    five = jnp.ones(5)
+    double(five)
+    assert recompiles.after_warmup == 1  # not while it is left
+
+
+def test_peak_memory_is_known():
+    assert 0 < peak_memory()["host_peak_gib"] < 1000
