@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -72,22 +71,29 @@ def create_sharded(create: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
 
 
 def create_state(
-    mesh: Mesh, boxed: Params, params: Params, optimizer: optax.GradientTransformation, key: jax.Array, *, ema: bool = False, kl_coef: float = 0.0
+    mesh: Mesh,
+    boxed: Params,
+    params: Params,
+    init_optimizer: Callable[[Params], Any],
+    key: jax.Array,
+    *,
+    averaged: Callable[[Params], Params] | None = None,
+    kl_coef: float = 0.0,
 ) -> TrainState:
     """The state of a stage before its first step: a copy of `params` on the mesh, optimizer state and average laid out like them.
 
-    boxed: the abstract tree of `params` with logical axis names, from jax.eval_shape(model.init, key).
+    boxed: the abstract tree of `params` with logical axis names, from jax.eval_shape(model.init, key).  averaged picks the part of the
+    params of which a moving average is kept.
     """
 
     def create(params: Params, key: jax.Array) -> TrainState:
-        average = jax.tree.map(lambda x: x.astype(jnp.float32), params) if ema else None
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=optimizer.init(params),
-            ema=average,
+            opt_state=init_optimizer(params),
+            ema=None if averaged is None else averaged(params),
             key=key,
-            kl_coef=jnp.asarray(kl_coef, jnp.float32),
+            kl_coef=jnp.full((), kl_coef, jnp.float32),
         )
 
     layout = shardings_of(jax.eval_shape(create, boxed, key), mesh)

@@ -32,7 +32,8 @@ def params(config: ModelConfig = GPT, seed: int = 0):
 
 @functools.cache
 def scalar_params(config: ModelConfig = GPT, seed: int = 1):
-    return nn.unbox(ScalarModel(LanguageModel(config)).from_lm(params(config, seed), jax.random.key(seed)))
+    head = ScalarModel(LanguageModel(config)).init_head(jax.random.key(seed))
+    return {"backbone": params(config, seed), "head": nn.unbox(head)}
 
 
 def tokens(shape, seed=0):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -69,11 +69,20 @@ def encode_texts(tok: PreTrainedTokenizerBase, records: Sequence[Record], length
     return chunk_documents([encode_document(tok, record["text"]) for record in records], length)
 
 
-def _encode(tok, records, form: TextFormat, completions_of, build) -> Encoded:
+def _encode(
+    tok: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    form: TextFormat,
+    completions_of: Callable[[Record], list[str]],
+    build: Callable[[Record, list[int], list[list[int]]], Item],
+) -> Encoded[Item]:
     items, kept, long_prompts, long_completions = [], [], 0, 0
     for number, record in enumerate(records):
-        prompt = encode_prompt(tok, record["prompt"], template=form.template)
-        completions = [encode_completion(tok, text, prefix=form.completion_prefix) for text in completions_of(record)]
+        try:
+            prompt = encode_prompt(tok, record["prompt"], template=form.template)
+            completions = [encode_completion(tok, text, prefix=form.completion_prefix) for text in completions_of(record)]
+        except DataError as error:
+            raise DataError(f"record {number + 1}: {error}") from error
         long_prompt, longest = len(prompt) > form.max_prompt, max(map(len, completions), default=0)
         long_completion = longest > form.max_completion
         long_prompts, long_completions = long_prompts + long_prompt, long_completions + long_completion
@@ -95,17 +104,24 @@ def _encode(tok, records, form: TextFormat, completions_of, build) -> Encoded:
     return encoded
 
 
-def _cut(tok, prompt: Prompt, form: TextFormat) -> list[int]:
+def _cut(tok: PreTrainedTokenizerBase, prompt: Prompt, form: TextFormat) -> list[int]:
     """Ids of the prompt without the end of its text (of its longest message) that is too much."""
     while len(ids := encode_prompt(tok, prompt, template=form.template)) > form.max_prompt:
-        turn = max(range(len(prompt)), key=lambda i: len(prompt[i]["content"])) if isinstance(prompt, list) else 0  # noqa: B023
-        text = prompt[turn]["content"] if isinstance(prompt, list) else prompt
-        ends = [end for _, end in tok(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
         excess = len(ids) - form.max_prompt
-        if excess >= len(ends):
-            raise DataError(f"prompt={shorten(prompt)}: max_prompt={form.max_prompt} leaves no room beside the template; raise max_prompt")
-        shorter = text[ends[excess - 1] :] if form.on_long == "left" else text[: ends[-excess - 1]]
-        if len(shorter) >= len(text):
-            shorter = text[1:] if form.on_long == "left" else text[:-1]  # one character can be several tokens
-        prompt = [{**m, "content": shorter} if i == turn else m for i, m in enumerate(prompt)] if isinstance(prompt, list) else shorter
+        if isinstance(prompt, str):
+            prompt = _shorter(tok, prompt, excess, form)
+        else:
+            longest = max(prompt, key=lambda message: len(message["content"]))
+            cut = {**longest, "content": _shorter(tok, longest["content"], excess, form)}
+            prompt = [cut if message is longest else message for message in prompt]
     return ids
+
+
+def _shorter(tok: PreTrainedTokenizerBase, text: str, excess: int, form: TextFormat) -> str:
+    """The text without `excess` tokens (at least one character less) at the end that form.on_long names."""
+    ends = [end for _, end in tok(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
+    if excess >= len(ends):
+        raise DataError(f"prompt={shorten(text)}: max_prompt={form.max_prompt} leaves no room beside the template; raise max_prompt")
+    if form.on_long == "left":
+        return text[max(ends[excess - 1], 1) :]
+    return text[: min(ends[-excess - 1], len(text) - 1)]

@@ -13,8 +13,8 @@ class DataError(ValueError):
     """Data that cannot be used.  The message names file, line, field, value and the repair."""
 
 
-class FieldError(ValueError):
-    """One record is bad; whoever knows file and line turns it into a DataError."""
+class FieldError(DataError):
+    """One record is bad; whoever knows file and line says it again with them."""
 
     def __init__(self, field: str, value: Any, reason: str, repair: str):
         super().__init__(f"{field}={shorten(value)} {reason}; {repair}")

@@ -6,6 +6,7 @@ in `Records.dropped`.  A line that is no UTF-8 or no JSON counts as a bad record
 
 import functools
 import gzip
+import itertools
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 OnBad = Literal["error", "skip"]
 Columns = Mapping[str, str]  # our field -> column of the data set
+SHOWN = 10  # dropped records in the log; `Records.dropped` has them all
 SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", "each but parquet also with .gz")
 
 
@@ -54,7 +56,8 @@ def read(
     if not records:
         raise DataError(f"{path}: all {len(dropped)} records were dropped, the first because of {dropped[0]}")
     if dropped:
-        logger.warning("%s: dropped %d of %d records\n  %s", path, len(dropped), len(dropped) + len(records), "\n  ".join(dropped))
+        shown = "\n  ".join([*dropped[:SHOWN], "..."] if len(dropped) > SHOWN else dropped)
+        logger.warning("%s: dropped %d of %d records\n  %s", path, len(dropped), len(dropped) + len(records), shown)
     records.dropped = dropped
     return records
 
@@ -62,7 +65,7 @@ def read(
 read_prompts = functools.partial(read, schemas.prompt)  # prompt
 read_demonstrations = functools.partial(read, schemas.demonstration)  # prompt, completion
 read_rankings = functools.partial(read, schemas.ranking)  # prompt, completions, ranks
-read_texts = functools.partial(read, schemas.text)  # text; a plain text file is one document
+read_texts = functools.partial(read, schemas.text)  # text; a plain text file is one document, also in a folder of them
 read_samples = functools.partial(read, schemas.sample)  # prompt, completions
 
 
@@ -111,6 +114,8 @@ def _rows(path: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
             f"{path}: no such file or folder (looked in {Path.cwd()}); correct the path, or write hub:NAME for a data set of the hub"
         )
     name = path.name.removesuffix(".gz")
+    if path.is_dir() and (texts := sorted([*path.glob("*.txt"), *path.glob("*.txt.gz")])):
+        return itertools.chain.from_iterable(map(_text_rows, texts))
     if path.is_dir() or path.suffix == ".parquet":
         return _dataset_rows(path, split)
     if name.endswith((".jsonl", ".json")):

@@ -71,6 +71,8 @@ def _read_text(folder: Path, name: str) -> str:
 
 def check_tokenizer(tok: PreTrainedTokenizerBase, where: Any = "tokenizer") -> None:
     """EOS and PAD exist and differ: with PAD = EOS a model never learns to stop."""
+    if not tok.is_fast:
+        raise DataError(f"{where}: {type(tok).__name__} is not a fast tokenizer; convert it to tokenizer.json")
     if tok.eos_token_id is None:
         raise DataError(f"{where}: eos_token=None, so no response would ever end; set eos_token in tokenizer_config.json")
     if tok.pad_token_id is None:
@@ -90,7 +92,8 @@ def check_vocabulary(tok: PreTrainedTokenizerBase, vocab_size: int) -> None:
 
 def fingerprint(tok: PreTrainedTokenizerBase) -> str:
     """16 hex digits that change when any id could: kept with checkpoints."""
-    state = (tok.backend_tokenizer.to_str(), tok.bos_token_id, tok.eos_token_id, tok.pad_token_id, tok.chat_template)  # pyright: ignore
+    core = json.loads(tok.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}  # pyright: ignore
+    state = (json.dumps(core), tok.bos_token_id, tok.eos_token_id, tok.pad_token_id, tok.chat_template)
     return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
 
 
@@ -104,7 +107,11 @@ def render(tok: PreTrainedTokenizerBase, prompt: Prompt, template: str = "{promp
     if isinstance(prompt, str):
         return template.replace("{prompt}", prompt)
     if tok.chat_template is not None:
-        return str(tok.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(tok.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # the template's own complaints, or jinja2 is missing
+            repair = "change the roles, or remove chat_template from the tokenizer"
+            raise DataError(f"prompt={shorten(prompt)}: the chat template refuses it ({shorten(error, 200)}); {repair}") from error
     turns = [SPEAKERS.get(m["role"], f"{m['role'].capitalize()}: ") + m["content"] for m in prompt]
     return "\n\n".join([*turns, "Assistant:"])
 

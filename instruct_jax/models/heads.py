@@ -16,12 +16,17 @@ class ScalarModel(NamedTuple):
 
     lm: LanguageModel
 
-    def from_lm(self, backbone: Params, key: jax.Array) -> Params:
-        """A scalar model over a (trained) language model.  Head ~ N(0, 1/(D+1)), bias 0 (Stiennon et al. 2020)."""
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, boxed with their logical axis names."""
+        backbone, head = jax.random.split(key)
+        return {"backbone": self.lm.init(backbone), "head": self.init_head(head)}
+
+    def init_head(self, key: jax.Array) -> Params:
+        """A head to put on a trained backbone: kernel ~ N(0, 1/(D+1)), bias 0 (Stiennon et al. 2020); boxed."""
         width = self.lm.config.width
-        kernel = jax.random.normal(key, (width,)) * (width + 1) ** -0.5
-        boxed = nn.LogicallyPartitioned(kernel, ("norm",))
-        return {"backbone": backbone, "head": {"kernel": boxed, "bias": nn.LogicallyPartitioned(jnp.zeros(()), ())}}
+        kernel = jax.random.normal(key, (width,), jnp.float32) * (width + 1) ** -0.5
+        bias = jnp.zeros((), jnp.float32)
+        return {"kernel": nn.LogicallyPartitioned(kernel, ("norm",)), "bias": nn.LogicallyPartitioned(bias, ())}
 
     def values(self, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
         """One f32 scalar per position of rows [B, L], read *after* token t."""

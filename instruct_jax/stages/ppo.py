@@ -86,6 +86,12 @@ class PpoConfig:
         return dataclasses.replace(self.optimizer, warmup_steps=self.warmup_iterations * self.updates, warmup_from=0.1)
 
 
+def iteration_keys(state: TrainState) -> dict[str, jax.Array]:
+    """The keys of one iteration; each is consumed once, `rollout` by the sampler, the others by the update."""
+    names = ("rollout", "shuffle", "learn")
+    return dict(zip(names, jax.random.split(jax.random.fold_in(state.key, state.step), len(names)), strict=True))
+
+
 def make_losses(policy: LanguageModel, value: ScalarModel, config: PpoConfig):
     """(policy loss, value loss) over (experience, weight [B, T]), as weighted sums."""
 
@@ -146,7 +152,7 @@ def make_update(
         return (params, {"policy": policy_state, "value": value_state}, active, key), metrics
 
     def update(state: TrainState, made: Experience, ptx: TokenBatch | None) -> tuple[TrainState, Metrics]:
-        keys = dict(zip(("shuffle", "learn"), jax.random.split(jax.random.fold_in(state.key, state.step)), strict=True))
+        keys = iteration_keys(state)
         orders = jax.vmap(lambda k: jax.random.permutation(k, config.batch))(jax.random.split(keys["shuffle"], config.epochs))
         minibatches = jax.tree.map(lambda x: x[orders].reshape(config.epochs * rows, config.minibatch, *x.shape[1:]), made)
         active = (state.step >= config.critic_warmup).astype(jnp.float32)

@@ -1,0 +1,52 @@
+"""From logits to a token."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def filter_logits(logits: jax.Array, *, temperature: float, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+    """Normalised log-probs f32 [B, V] of the distribution that is really sampled from; -inf where a token cannot be drawn.
+
+    log softmax(logits / temperature), logits [B, V], cut to the top_k likeliest tokens (0 = all) and then to the smallest set of likeliest
+    tokens whose probabilities reach top_p (1 = all), and normalised again.  Tokens as likely as the last one kept are kept too.
+    temperature 0 is greedy: all mass on the likeliest token, the first of equals.
+    Sources: Fan et al. 2018, arXiv:1805.04833 (top-k); Holtzman et al. 2020, arXiv:1904.09751 (top-p).
+    """
+    chex.assert_rank(logits, 2)
+    vocab = logits.shape[1]
+    if temperature == 0:
+        best = jnp.argmax(logits, axis=1, keepdims=True)
+        return jnp.where(jax.lax.broadcasted_iota(best.dtype, logits.shape, 1) == best, 0.0, -jnp.inf)
+    logp = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    if 0 < top_k < vocab:
+        logp = keep_from(logp, jax.lax.top_k(logp, top_k)[0][:, -1:])
+    if top_p < 1:
+        likeliest_first = jnp.sort(logp, axis=1, descending=True)
+        p = jnp.exp(likeliest_first)
+        kept = jnp.cumsum(p, axis=1) - p < top_p  # those before it do not reach top_p yet
+        logp = keep_from(logp, jnp.where(kept, likeliest_first, jnp.inf).min(axis=1, keepdims=True))
+    return logp
+
+
+def keep_from(logp: jax.Array, least: jax.Array) -> jax.Array:
+    """logp [B, V] cut to the tokens with at least the log-prob least [B, 1], and normalised again."""
+    return jax.nn.log_softmax(jnp.where(logp >= least, logp, -jnp.inf))
+
+
+def draw(key: jax.Array, logp: jax.Array) -> jax.Array:
+    """One token per row, int32 [B], of log-probs [B, V]: the first whose cumulative probability exceeds u * total, u ~ U[0, 1).
+
+    Inverse CDF: one uniform per row instead of V Gumbels.  The key is consumed.  A token of probability 0 is never drawn: sums in parallel
+    may round so that one seems to exceed its predecessors, hence the test p > 0; should no token exceed u * total, the last one possible
+    is drawn.  u has 23 bits, so differences between probabilities below 1e-7 are not resolved.
+    """
+    chex.assert_rank(logp, 2)
+    batch, vocab = logp.shape
+    p = jnp.exp(logp.astype(jnp.float32))
+    cumulative = jnp.cumsum(p, axis=1)
+    threshold = jax.random.uniform(key, (batch, 1)) * cumulative[:, -1:]
+    token = jax.lax.broadcasted_iota(jnp.int32, p.shape, 1)
+    first = jnp.where((cumulative > threshold) & (p > 0), token, vocab).min(axis=1)
+    last = jnp.where(p > 0, token, 0).max(axis=1)
+    return jnp.minimum(first, last)

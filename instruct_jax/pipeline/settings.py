@@ -1,0 +1,116 @@
+"""The config of a run: one frozen tree, checked as a whole before anything is computed."""
+
+import dataclasses
+
+from instruct_jax.config import MeshConfig, ModelConfig, check
+from instruct_jax.data.encode import TextFormat
+from instruct_jax.stages.ppo import PpoConfig
+from instruct_jax.stages.pretrain import PretrainConfig
+from instruct_jax.stages.reward_model import RewardConfig
+from instruct_jax.stages.sft import SftConfig
+
+STAGES = ("pretrain", "sft", "compare", "reward", "select", "ppo", "ppo_ptx", "evaluate", "report")
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """The embedded world (instruct_jax/world): how much of each kind of data it writes."""
+
+    demonstrations: int = 800
+    careless: float = 0.2  # share of demonstrations with a plain flaw
+    lazy: float = 0.45  # share that skips a constraint or guesses
+    echo_steps: int = 0  # first pretraining steps on echo rows alone, so that copying emerges early
+    held_out_tokens: int = 20_000  # of corpus, for the alignment tax
+    copy_probe: float = 0.5  # least share of copy probes that the base model must pass before the chain goes on; 0 = no gate
+
+    def __post_init__(self):
+        check(self.demonstrations >= 1, f"world.demonstrations={self.demonstrations} must be at least 1")
+        check(0 <= self.careless and 0 <= self.lazy and self.careless + self.lazy <= 1, "world.careless + world.lazy must lie in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class FilesConfig:
+    """Records of one's own: files, or folders of data sets (docs/records.md).  A tuple of several files is read as one."""
+
+    tokenizer: str  # a Hugging Face tokenizer folder, or a GPT-2 BPE folder
+    texts: tuple[str, ...] = ()  # pretraining
+    demonstrations: tuple[str, ...] = ()
+    rankings: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()  # for PPO
+    held_out: float = 0.05  # share of texts, rankings and prompts set apart for measuring
+    on_bad_record: str = "error"  # or skip: count and list what was dropped
+
+    def __post_init__(self):
+        check(0 < self.held_out < 1, f"files.held_out={self.held_out} must lie in (0, 1)")
+        check(self.on_bad_record in ("error", "skip"), f"files.on_bad_record={self.on_bad_record!r} must be error or skip")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Samples of the SFT model, ranked by (simulated) labelers: K completions per prompt, K drawn from [min, max]."""
+
+    prompts: int = 3000
+    held_out_prompts: int = 300  # more prompts, to measure the reward model
+    min_completions: int = 4
+    max_completions: int = 9
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        check(
+            2 <= self.min_completions <= self.max_completions <= 9,
+            f"compare: 2 <= min_completions={self.min_completions} <= max_completions={self.max_completions} <= 9 must hold",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    prompts: int = 512
+    temperatures: tuple[float, ...] = (1.0, 0.7, 0.0)  # the first one is the headline
+    best_of: tuple[int, ...] = (1, 2, 4, 8, 16)
+    best_of_prompts: int = 256
+    chosen_best_of: int = 4  # the n of the `best_of_n` bar
+    shots: int = 4  # examples in the prompt of `base_prompted`
+    samples_shown: int = 24  # rows of the side-by-side table
+
+    def __post_init__(self):
+        check(self.chosen_best_of in self.best_of, f"evaluation.chosen_best_of={self.chosen_best_of} must be one of {self.best_of}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    out: str  # the run folder
+    seed: int = 0
+    world: WorldConfig | None = None
+    files: FilesConfig | None = None
+    text: TextFormat = TextFormat()
+    model: ModelConfig = ModelConfig()  # policy and reference
+    reward_model: ModelConfig | None = None  # reward model and value function; None = as the policy
+    mesh: MeshConfig = MeshConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SftConfig = SftConfig()
+    compare: CompareConfig = CompareConfig()
+    reward: RewardConfig = RewardConfig()
+    ppo: PpoConfig = PpoConfig()
+    ppo_ptx: PpoConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    sample_batch: int = 256  # prompts per call of the sampler outside PPO
+
+    def __post_init__(self):
+        check((self.world is None) != (self.files is None), "give exactly one of world (the embedded task) and files (your own records)")
+        context, prompt = self.model.context, self.text.max_prompt
+        for name, ppo in self.rl.items():
+            response = ppo.sampler.max_tokens
+            check(
+                prompt + response <= context,
+                f"text.max_prompt={prompt} + {name}.sampler.max_tokens={response} exceeds model.context={context}; "
+                "lower one of them or raise model.context",
+            )
+        check(prompt + self.text.max_completion <= context, f"text.max_prompt={prompt} + text.max_completion={self.text.max_completion} exceeds model.context={context}")
+        for stage in ("pretrain", "sft"):
+            length = getattr(self, stage).length
+            check(length <= context, f"{stage}.length={length} exceeds model.context={context}; lower it or raise model.context")
+
+    @property
+    def rl(self) -> dict[str, PpoConfig]:
+        """The PPO runs by the name of their stage."""
+        return {"ppo": self.ppo} | ({} if self.ppo_ptx is None else {"ppo_ptx": self.ppo_ptx})

@@ -1,0 +1,113 @@
+"""Records to ids: one path for every stage, and one rule for what is too long."""
+
+import logging
+
+import numpy as np
+import pytest
+from wordtok import BOS, EOS, PAD, gpt2_folder, ids, words
+
+from instruct_jax.data.batches import prompt_batches, ranking_batches, token_batches
+from instruct_jax.data.encode import TextFormat, encode_demonstrations, encode_prompts, encode_rankings, encode_texts
+from instruct_jax.data.errors import DataError
+from instruct_jax.data.packing import pack
+from instruct_jax.data.tokenize import load_tokenizer
+
+FORM = TextFormat(template="task : {prompt} reply :", max_prompt=8, max_completion=4)
+PROMPT = [BOS, *ids("task : a b reply :")]
+
+
+def test_prompt_and_completion_are_the_same_ids_on_every_path():
+    tok = words()
+    demonstration = {"prompt": "a b", "completion": "c d"}
+    ranking = {"prompt": "a b", "completions": ["c d", "e"], "ranks": [1, 2]}
+    [(sft, learn)] = encode_demonstrations(tok, [demonstration], FORM).items
+    [(ranked, ranks)] = encode_rankings(tok, [ranking], FORM).items
+    [prompt] = encode_prompts(tok, [demonstration], FORM).items
+    assert prompt == PROMPT
+    assert sft == ranked[0] == prompt + ids("c d") + [EOS]
+    assert ranked[1] == prompt + ids("e") + [EOS] and ranks == [1, 2]
+
+    tokens = token_batches(pack([(sft, learn)], 16, pad=PAD), batch=1, seed=0).batch_at(0)
+    completions = ranking_batches([(ranked, ranks)], batch=1, seed=0, pad=PAD).batch_at(0)
+    asked = prompt_batches([prompt], batch=1, seed=0, pad=PAD, sizes=[12]).batch_at(0)
+    sampled = [*asked.tokens[asked.mask], *ids("c d"), EOS]  # what PPO would score
+    assert tokens.tokens[tokens.segments > 0].tolist() == completions.tokens[0, 0][completions.mask[0, 0]].tolist() == sampled
+
+
+def test_completion_and_eos_are_learned_and_the_prompt_is_not():
+    [(sft, learn)] = encode_demonstrations(words(), [{"prompt": "a b", "completion": "c d"}], FORM).items
+    rows = pack([(sft, learn)], 16, pad=PAD)
+    assert rows.tokens[rows.mask].tolist() == [*ids("c d"), EOS]
+    assert token_batches(rows, batch=1, seed=0).batch_at(0).weight[rows.tokens == EOS] == np.float32(1) / np.float32(3)
+
+
+def test_documents_learn_everything_but_bos():
+    rows = pack(encode_texts(words(), [{"text": "a b c d e f g h"}, {"text": "i"}], 5), 5, pad=PAD)
+    assert sorted(rows.tokens[rows.mask].tolist()) == sorted([*ids("a b c d e f g h i"), EOS, EOS])
+
+
+LONG = {"prompt": "a b c d", "completion": "e"}
+SHORT = {"prompt": "i", "completion": "j"}
+
+
+@pytest.mark.parametrize(
+    ("on_long", "expected", "kept"),
+    [
+        ("drop", [[BOS, *ids("task : i reply :")]], [1]),
+        ("left", [[BOS, *ids("task : b c d reply :")], [BOS, *ids("task : i reply :")]], [0, 1]),
+        ("right", [[BOS, *ids("task : a b c reply :")], [BOS, *ids("task : i reply :")]], [0, 1]),
+    ],
+)
+def test_long_prompt(on_long, expected, kept, caplog):
+    form = TextFormat(template=FORM.template, max_prompt=8, on_long=on_long)
+    with caplog.at_level(logging.WARNING):
+        encoded = encode_prompts(words(), [LONG, SHORT], form)
+    assert (encoded.items, encoded.kept, encoded.long_prompts, encoded.long_completions) == (expected, kept, 1, 0)
+    assert f"on_long={on_long}" in caplog.text and "1 prompts" in caplog.text
+    turns = [{"role": "user", "content": "a b c d"}]  # Human: ... Assistant: are 3 ids here, with bos 4
+    if on_long != "drop":
+        [cut] = encode_prompts(words(), [{"prompt": turns}], TextFormat(max_prompt=6, on_long=on_long)).items
+        assert len(cut) == 6
+
+
+@pytest.mark.parametrize(("on_long", "expected"), [("left", "> fgh:"), ("right", "> xab:")])
+def test_long_prompt_loses_no_more_than_it_must(tmp_path, on_long, expected):
+    tok = load_tokenizer(gpt2_folder(tmp_path))
+    limit = len(expected) - (on_long == "right")  # "ab" is one token
+    [ids] = encode_prompts(tok, [{"prompt": "xabcdefgh"}], TextFormat("> {prompt}:", max_prompt=limit, on_long=on_long)).items
+    assert tok.decode(ids) == expected
+    emoji = encode_prompts(tok, [{"prompt": "\U0001f600" * 5}], TextFormat(max_prompt=9, on_long=on_long)).items[0]
+    assert tok.decode(emoji) == "\U0001f600" * 2  # 4 tokens each, never half of one
+
+
+def test_long_completion():
+    record = {"prompt": "a", "completions": ["a b c d e", "f"], "ranks": [2, 1]}
+    cut = encode_rankings(words(), [record], TextFormat(max_completion=4, on_long="left"))
+    assert cut.items[0][0][0] == [BOS, *ids("a a b c d")]  # no eos: this is not where the text ends
+    assert cut.items[0][0][1][-1] == EOS and cut.long_completions == 1
+    assert encode_rankings(words(), [record], TextFormat(max_completion=4, on_long="drop")).items == []
+
+
+def test_errors_say_where_and_how():
+    with pytest.raises(DataError, match=r"record 2: prompt='a b c d': its prompt has 9 tokens, more than max_prompt=8; raise max_prompt"):
+        encode_demonstrations(words(), [SHORT, LONG], FORM)
+    with pytest.raises(DataError, match="its completion has 6 tokens, more than max_completion=4; .*drop, left or right"):
+        encode_demonstrations(words(), [{"prompt": "a", "completion": "a b c d e"}], FORM)
+    with pytest.raises(DataError, match="max_prompt=3 leaves no room beside the template; raise max_prompt"):
+        encode_prompts(words(), [SHORT], TextFormat(template=FORM.template, max_prompt=3, on_long="left"))
+    with pytest.raises(DataError, match="record 1: text='a <eos>' holds the eos_token"):
+        encode_prompts(words(), [{"prompt": "a <eos>"}], TextFormat())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"template": "no place"}, "template='no place' must hold {prompt}"),
+        ({"max_prompt": 0}, "max_prompt=0"),
+        ({"max_completion": 1}, "max_completion=1"),
+        ({"on_long": "cut"}, "on_long='cut' is unknown; use error, drop"),
+    ],
+)
+def test_bad_format(options, message):
+    with pytest.raises(ValueError, match=message):
+        TextFormat(**options)
