@@ -4,10 +4,14 @@ import dataclasses
 from typing import Literal
 
 
+class ConfigError(ValueError):
+    """A config that cannot be run.  The message names the key, the value and the repair."""
+
+
 def check(condition: bool, message: str) -> None:
-    """Raises ValueError(message) unless the condition holds.  Messages give the key, the value and the repair."""
+    """Raises ConfigError(message) unless the condition holds.  Messages give the key, the value and the repair."""
     if not condition:
-        raise ValueError(message)
+        raise ConfigError(message)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,6 +64,11 @@ def shardings_of(boxed: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
+def unboxed(tree: Any) -> Any:
+    """The tree without its logical axis names."""
+    return nn.unbox(tree)
+
+
 def create_sharded(create: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
     """create(*args) -> a tree with boxed weights, born on the mesh: no device ever holds the whole of it.  Returns it unboxed."""
     shardings = shardings_of(jax.eval_shape(create, *args), mesh)

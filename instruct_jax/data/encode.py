@@ -56,7 +56,10 @@ def encode_demonstrations(tok: PreTrainedTokenizerBase, records: Sequence[Record
 
 
 def encode_rankings(tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat) -> Encoded[Ranking]:
-    """(K sequences of prompt + completion + eos, ranks).  One completion that is too long drops the whole record."""
+    """(K sequences of prompt + completion + eos, ranks).  One completion that is too long drops the whole record.
+
+    Where a record says that a completion had not `ended`, there is no eos: the reward model reads it as PPO will show it.
+    """
     return _encode(tok, records, form, lambda r: r["completions"], lambda r, p, cs: ([p + c for c in cs], r["ranks"]))
 
 
@@ -83,6 +86,8 @@ def _encode(
             completions = [encode_completion(tok, text, prefix=form.completion_prefix) for text in completions_of(record)]
         except DataError as error:
             raise DataError(f"record {number + 1}: {error}") from error
+        ended = record.get("ended", [True] * len(completions))
+        completions = [ids if end else ids[:-1] for ids, end in zip(completions, ended, strict=True)]
         long_prompt, longest = len(prompt) > form.max_prompt, max(map(len, completions), default=0)
         long_completion = longest > form.max_completion
         long_prompts, long_completions = long_prompts + long_prompt, long_completions + long_completion

@@ -1,0 +1,1 @@
+"""Preference and best-of-n statistics."""

@@ -1,0 +1,54 @@
+"""Samples of the SFT model and their rankings; and the choice of the SFT epoch by reward-model score."""
+
+from typing import Any
+
+import numpy as np
+
+from instruct_jax.data.readers import write_jsonl
+from instruct_jax.data.schemas import Record
+from instruct_jax.pipeline import measure
+from instruct_jax.pipeline.workspace import Workspace
+from instruct_jax.records import Params
+from instruct_jax.stages.rollout import SamplerConfig
+
+
+def compare(ws: Workspace) -> dict[str, Any]:
+    """K completions per prompt, ranked; K is drawn per prompt.  Where the rankings are given, nothing is sampled."""
+    samples, held_out = [], []
+    if "compare" in ws.task.prompts:
+        sft = ws.policy_of("sft")
+        samples = _samples(ws, sft, ws.task.prompts["compare"], "compare")
+        held_out = _samples(ws, sft, ws.task.prompts["compare_held_out"], "compare held out")
+        write_jsonl(ws.folder / "compare" / "samples.jsonl", samples)
+    rankings = ws.task.rank(samples, held_out)
+    counts = {}
+    for name in measure.GROUPS:
+        records = getattr(rankings, name)
+        write_jsonl(ws.folder / "compare" / f"{name}.jsonl", records)
+        counts[name] = len(records)
+    return {"rankings": counts, "labeler_agreement": rankings.agreement}
+
+
+def _samples(ws: Workspace, params: Params, prompts: list[Record], purpose: str) -> list[Record]:
+    cfg = ws.config.compare
+    sampler = SamplerConfig(max_tokens=ws.config.ppo.sampler.max_tokens, temperature=cfg.temperature)
+    drawn = ws.generate(params, ws.encode(prompts), sampler, ws.key(purpose), samples=cfg.max_completions)
+    sizes = np.random.default_rng((ws.config.seed, len(prompts))).integers(cfg.min_completions, cfg.max_completions + 1, len(prompts))
+    return [
+        {**record, "completions": [c.text for c in found[:k]], "ended": [c.ended for c in found[:k]]}
+        for record, found, k in zip(prompts, drawn, sizes, strict=True)
+    ]
+
+
+def select(ws: Workspace) -> dict[str, Any]:
+    """The SFT epoch whose samples score best with the reward model on the tuning prompts (paper C.1)."""
+    per_epoch, epochs = ws.stage("sft", ("pretrain",), dict)["steps_per_epoch"], ws.config.sft.epochs
+    prompts, judge = ws.encode(ws.task.prompts["tuning"]), ws.reward_params()
+    sampler = SamplerConfig(max_tokens=ws.config.ppo.sampler.max_tokens)
+    scores = {}
+    for epoch in range(1, epochs + 1) if ws.config.sft.select else (epochs,):
+        params = ws.load("sft", ws.boxed_policy, step=epoch * per_epoch)
+        drawn = ws.generate(params, prompts, sampler, ws.key("select"))
+        scores[epoch] = float(ws.rewards(judge, [[*p, *c[0].ids] for p, c in zip(prompts, drawn, strict=True)]).mean())
+    best = max(scores, key=lambda epoch: scores[epoch])
+    return {"epoch": best, "step": best * per_epoch, "reward_by_epoch": scores}

@@ -1,0 +1,203 @@
+"""Every model on the report prompts: preference over the SFT model, gold score, KL, alignment tax, best-of-n, samples side by side.
+
+The judge is the task's own where it has one (the embedded world's gold score); otherwise the reward model, and the report says so.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from instruct_jax.data.packing import Ids
+from instruct_jax.data.readers import write_jsonl
+from instruct_jax.data.schemas import Record
+from instruct_jax.data.tokenize import bos_ids
+from instruct_jax.evaluation.preference import best_of_n, best_of_n_kl, win_rate
+from instruct_jax.pipeline.train import text_rows
+from instruct_jax.pipeline.workspace import Completion, Workspace
+from instruct_jax.records import Params
+from instruct_jax.runtime.folders import write_atomic
+from instruct_jax.stages.rollout import SamplerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """One completion of every report prompt, with all that is known of them; [n] each."""
+
+    completions: list[Completion]
+    gold: np.ndarray  # the judge's score
+    reward: np.ndarray  # the reward model's
+    parts: list[dict[str, Any]]  # the judge's remarks
+
+
+class Examiner:
+    """The report prompts and the judge."""
+
+    def __init__(self, ws: Workspace):
+        self.ws, self.records = ws, ws.task.prompts["report"]
+        self.prompts, self.reward = ws.encode(self.records), ws.reward_params()
+
+    def ask(self, params: Params, temperature: float, purpose: str, *, prefix: Ids = ()) -> Judged:
+        prompts = self.prompts if not prefix else [_prefixed(self.ws, prefix, p) for p in self.prompts]
+        sampler = SamplerConfig(max_tokens=self.ws.config.ppo.sampler.max_tokens, temperature=temperature)
+        drawn = self.ws.generate(params, prompts, sampler, self.ws.key(f"evaluate {purpose} {temperature}"))
+        return self.judge([c[0] for c in drawn], self.records, self.prompts)
+
+    def judge(self, completions: Sequence[Completion], records: Sequence[Record], prompts: Sequence[Ids]) -> Judged:
+        reward = self.ws.rewards(self.reward, [[*p, *c.ids] for p, c in zip(prompts, completions, strict=True)])
+        if self.ws.task.judge is None:
+            return Judged(list(completions), reward, reward, [{} for _ in completions])
+        parts = [self.ws.task.judge(r, c.text, c.ended) for r, c in zip(records, completions, strict=True)]
+        return Judged(list(completions), np.array([p["score"] for p in parts]), reward, parts)
+
+
+def _prefixed(ws: Workspace, prefix: Ids, prompt: Ids) -> list[int]:
+    """bos + examples + prompt, with one bos."""
+    bos = bos_ids(ws.task.tokenizer)
+    return [*bos, *prefix, *prompt[len(bos) :]]
+
+
+def evaluate(ws: Workspace) -> dict[str, Any]:
+    """Writes folder/evaluate/evaluation.json and returns it."""
+    cfg, examiner = ws.config.evaluation, Examiner(ws)
+    held_out = text_rows(ws, ws.task.held_out_texts, ws.config.pretrain.length) if ws.task.held_out_texts else None
+    shots = ws.task.tokenizer.encode(ws.task.shots, add_special_tokens=False) if ws.task.shots else []
+    stages = {"base": "pretrain", "sft": "sft", **{name: name for name in ws.config.rl}}
+    sft = ws.policy_of("sft")
+    asked: dict[float, dict[str, Judged]] = {t: {} for t in cfg.temperatures}
+    nll: dict[str, float] = {}
+    for model, stage in stages.items():
+        params = ws.policy_of(stage)
+        for temperature in cfg.temperatures:
+            asked[temperature][model] = examiner.ask(params, temperature, model)
+            if model == "base" and shots:
+                asked[temperature]["base_prompted"] = examiner.ask(params, temperature, "base prompted", prefix=shots)
+        if held_out:
+            nll[model] = ws.nll(params, held_out)
+    head = cfg.temperatures[0]
+    for temperature in cfg.temperatures:
+        asked[temperature]["sft_control"] = examiner.ask(sft, temperature, "sft again")
+    bar, curve = _best_of_n(ws, examiner, sft)
+    asked[head]["best_of_n"] = bar
+
+    found = {
+        "judge": "reward model" if ws.task.judge is None else "gold",
+        "temperatures": list(cfg.temperatures),
+        "win_rate_vs_sft": {
+            str(t): {model: win_rate(j.gold, models["sft"].gold) for model, j in models.items()} for t, models in asked.items()
+        },
+        "gold_score": {str(t): {model: float(j.gold.mean()) for model, j in models.items()} for t, models in asked.items()},
+        "by_use_case": _by_use_case(examiner.records, asked[head]),
+        "style": {model: _style(j) for model, j in asked[head].items()},
+        "best_of_n": curve,
+        "kl_to_sft": _kl(ws, examiner, sft, asked[head]),
+        "pretrain_nll": nll,
+        "copy_probes": _output(ws, "pretrain").get("copy_probes", {}),
+        "reward_model": {k: v for k, v in _output(ws, "reward").items() if k not in ("normalisation", "rankings")}
+        | {"labeler_agreement": _output(ws, "compare")["labeler_agreement"]},
+        "samples": _samples(examiner.records, asked[head], cfg.samples_shown),
+    }
+    write_jsonl(
+        ws.folder / "evaluate" / "completions.jsonl",
+        (
+            {"model": model, "temperature": t, "prompt": r["prompt"], "completion": c.text, "ended": c.ended, "gold": float(g), "reward": float(s)}
+            for t, models in asked.items()
+            for model, j in models.items()
+            for r, c, g, s in zip(examiner.records, j.completions, j.gold, j.reward, strict=True)
+        ),
+    )
+    write_atomic(ws.folder / "evaluate" / "evaluation.json", json.dumps(found, indent=1) + "\n")
+    return {k: found[k] for k in ("judge", "kl_to_sft", "pretrain_nll", "reward_model")} | {
+        "win_rate_vs_sft": found["win_rate_vs_sft"][str(head)],
+        "gold_score": found["gold_score"][str(head)],
+    }
+
+
+def _output(ws: Workspace, stage: str) -> dict[str, Any]:
+    return json.loads((ws.folder / stage / "done.json").read_text(encoding="utf-8"))["output"]
+
+
+def _by_use_case(records: Sequence[Record], models: dict[str, Judged]) -> dict[str, dict[str, dict[str, float]]]:
+    cases = [r.get("use_case", "all") for r in records]
+    return {
+        case: {
+            model: {"mean": float(j.gold[rows].mean()), "n": len(rows)}
+            for model, j in models.items()
+            if len(rows := [i for i, c in enumerate(cases) if c == case])
+        }
+        for case in sorted(set(cases))
+    }
+
+
+def _style(judged: Judged) -> dict[str, float]:
+    style = {
+        "length": float(np.mean([len(c.ids) for c in judged.completions])),
+        "ended": float(np.mean([c.ended for c in judged.completions])),
+    }
+    return style | {key: float(np.mean([p[key] for p in judged.parts])) for key in ("rude", "fluff") if key in judged.parts[0]}
+
+
+def _best_of_n(ws: Workspace, examiner: Examiner, sft: Params) -> tuple[Judged, list[dict[str, float]]]:
+    """The best of `chosen_best_of` samples of every report prompt, and the curve over n."""
+    cfg, most = ws.config.evaluation, max(ws.config.evaluation.best_of)
+    sampler = SamplerConfig(max_tokens=ws.config.ppo.sampler.max_tokens, temperature=cfg.temperatures[0])
+
+    def draw(count: int, samples: int, purpose: str) -> Judged:
+        drawn = ws.generate(sft, examiner.prompts[:count], sampler, ws.key(purpose), samples=samples)
+        flat = [c for completions in drawn for c in completions]
+        repeat = [i for i in range(count) for _ in range(samples)]
+        return examiner.judge(flat, [examiner.records[i] for i in repeat], [examiner.prompts[i] for i in repeat])
+
+    count, n = min(cfg.best_of_prompts, len(examiner.prompts)), cfg.chosen_best_of
+    many = draw(count, most, "best of n curve")
+    proxy, gold = many.reward.reshape(count, most), many.gold.reshape(count, most)
+    curve = []
+    for k in cfg.best_of:
+        spread = [best_of_n(proxy[i : i + 1], gold[i : i + 1], k) for i in range(count)]
+        curve.append(
+            {
+                "n": k,
+                "gold": best_of_n(proxy, gold, k),
+                "reward": best_of_n(proxy, proxy, k),
+                "kl": best_of_n_kl(k),
+                "se": float(np.std(spread) / count**0.5),
+            }
+        )
+    few = draw(len(examiner.prompts), n, "best of n bar")
+    best = few.reward.reshape(-1, n).argmax(axis=1) + np.arange(len(examiner.prompts)) * n
+    bar = Judged([few.completions[i] for i in best], few.gold[best], few.reward[best], [few.parts[i] for i in best])
+    return bar, curve
+
+
+def _kl(ws: Workspace, examiner: Examiner, sft: Params, models: dict[str, Judged]) -> dict[str, float]:
+    """Mean log p(response) - log p_sft(response) in nats over a model's own samples at temperature 1; best-of-n by its bound."""
+    found = {"best_of_n": best_of_n_kl(ws.config.evaluation.chosen_best_of)}
+    if ws.config.evaluation.temperatures[0] != 1.0:
+        return found
+    for model, judged in models.items():
+        if model not in ("best_of_n", "sft_control"):
+            theirs = ws.response_logp(sft, examiner.prompts, [c.ids for c in judged.completions])
+            found[model] = float(np.mean([c.logp for c in judged.completions]) - theirs.mean())
+    return found
+
+
+def _samples(records: Sequence[Record], models: dict[str, Judged], count: int) -> list[dict[str, Any]]:
+    """The first prompts of each use case in turn: chosen by position, not by how well any model did."""
+    by_case: dict[str, list[int]] = {}
+    for i, record in enumerate(records):
+        by_case.setdefault(record.get("use_case", "all"), []).append(i)
+    turns = [case[k] for k in range(len(records)) for case in by_case.values() if k < len(case)]
+    return [
+        {
+            "prompt": records[i]["prompt"],
+            "use_case": records[i].get("use_case", "all"),
+            "completions": {
+                model: {"text": j.completions[i].text, "gold": float(j.gold[i]), "reward": float(j.reward[i])}
+                for model, j in models.items()
+                if model != "sft_control"
+            },
+        }
+        for i in turns[:count]
+    ]

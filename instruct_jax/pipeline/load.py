@@ -1,0 +1,169 @@
+"""A config from a YAML file and dotted overrides.  The first mistake is one message with its place, key, value and repair."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jsonargparse
+import yaml
+
+from instruct_jax.config import ConfigError
+from instruct_jax.data.errors import shorten
+
+C = TypeVar("C")
+Where = Callable[[str], str]  # dotted key -> the place that its value comes from
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
+    """The dataclass tree `cls` as the file says, with overrides ["--ppo.batch", "64", "--seed=1", ...] on top."""
+    tree, given = _read(Path(path)), dict(_pairs(overrides))
+    for key, text in given.items():
+        _set(tree, cls, key, text)
+    return _build(cls, tree, "", None, lambda key: "command line" if key in given else str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file (looked in {Path.cwd()}); correct --config")
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{path}: holds no keys; write `key: value` lines, the ones of configs/ are examples")
+        _check_duplicates(node, path)
+        return _plain(loader.construct_document(node))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{place}: not YAML ({getattr(error, 'problem', None) or error}); correct that line") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start + 1}; convert the file: iconv -f latin1 -t utf-8") from error
+
+
+def _check_duplicates(node: yaml.Node, path: Path) -> None:
+    """YAML takes the last of two equal keys without a word."""
+    seen: set[str] = set()
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    for key, value in pairs:
+        if key.value in seen and key.value != "<<":
+            raise ConfigError(f"{path}:{key.start_mark.line + 1}: {key.value} stands twice in one section; remove one of them")
+        seen.add(str(key.value))
+        _check_duplicates(value, path)
+
+
+def _plain(tree: Any) -> Any:
+    """A copy whose parts are its own: YAML's aliases share theirs."""
+    return {str(key): _plain(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    rest = list(overrides)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or name == "--":
+            raise ConfigError(f"command line: {name!r} is not expected here; write --dotted.key value")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"command line: {name} has no value; write {name} value")
+            value = rest.pop(0)
+        yield name.removeprefix("--"), value
+
+
+def _set(tree: dict[str, Any], cls: type, dotted: str, text: str) -> None:
+    """Puts an override into the tree; where text is wanted, it is taken as it stands and not read as YAML."""
+    *parents, name = dotted.split(".")
+    hint: Any = cls
+    for parent in parents:
+        hint = _hints(_section(hint)).get(parent)
+        if not isinstance(tree.get(parent), dict):
+            tree[parent] = {}
+        tree = tree[parent]
+    try:
+        tree[name] = text if _hints(_section(hint)).get(name) is str else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"command line: {dotted}={text} is not YAML; put quotes around it") from error
+
+
+def _build(cls: type[C], tree: Mapping[str, Any], prefix: str, default: C | None, where: Where) -> C:
+    """An instance of the dataclass; keys that the tree leaves out keep the value that they have in `default`."""
+    hints, values = _hints(cls), {}
+    for name, value in tree.items():
+        key = prefix + name
+        if name not in hints:
+            raise ConfigError(f"{where(key)}: {key}={shorten(value)} is no key; {_suggestion(cls, name, prefix)}")
+        section, optional = _section(hints[name]), type(None) in typing.get_args(hints[name])
+        if section is None or (value is None and optional):
+            values[name] = _leaf(hints[name], key, value, where(key))
+        elif isinstance(value, dict):
+            values[name] = _build(section, value, f"{key}.", getattr(default or cls, name, None), where)
+        else:
+            raise ConfigError(f"{where(key)}: {key}={shorten(value)} must be a section; write {key}: {{key: value}}")
+    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+        if field.name not in values and default is not None:
+            values[field.name] = getattr(default, field.name)
+        elif field.name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where('')}: {prefix}{field.name} is missing ({_says(hints[field.name])}); add it")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(f"{where('')}{f', section {prefix[:-1]}' if prefix else ''}: {error}") from error
+
+
+def _leaf(hint: Any, key: str, value: Any, source: str) -> Any:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        found = parser.parse_object({"value": value}).value if value is not None or type(None) in typing.get_args(hint) else value
+    except jsonargparse.ArgumentError:
+        found = None
+    bad = (found is None and (value is not None or type(None) not in typing.get_args(hint))) or not all(map(math.isfinite, _floats(found)))
+    if bad:
+        raise ConfigError(f"{source}: {key}={shorten(value)} has the wrong type; write {_says(hint)}")
+    return found
+
+
+def _floats(value: Any) -> list[float]:
+    return [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, float)]
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls) if cls is not None else {}
+
+
+def _section(hint: Any) -> Any:
+    """The dataclass of a field `Config` or `Config | None`; None for any other field."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+
+
+def _says(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple:
+        return f"a list, each entry {_says(arguments[0])}"
+    if arguments:
+        return " or ".join(map(_says, arguments))
+    return WORDS.get(hint, "a section")
+
+
+def _suggestion(cls: type, name: str, prefix: str) -> str:
+    near = difflib.get_close_matches(name, _hints(cls), n=1) or difflib.get_close_matches(name.lower(), _hints(cls), n=1)
+    if near:
+        return f"did you mean {prefix}{near[0]}?"
+    deeper = [key for key in _keys(cls, prefix) if key.rpartition(".")[2] == name]
+    if deeper:
+        return f"did you mean {' or '.join(deeper[:3])}?"
+    return f"the keys of {prefix[:-1] or 'the file'} are {', '.join(_hints(cls))}"
+
+
+def _keys(cls: type, prefix: str) -> Iterator[str]:
+    for name, hint in _hints(cls).items():
+        section = _section(hint)
+        yield from _keys(section, f"{prefix}{name}.") if section else [prefix + name]

@@ -1,0 +1,81 @@
+"""The whole chain in one folder; each stage is skipped where it is done, so the same command resumes."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from instruct_jax.pipeline import compare, evaluate, train
+from instruct_jax.pipeline.settings import STAGES, RunConfig
+from instruct_jax.pipeline.tasks import open_task
+from instruct_jax.pipeline.workspace import Workspace
+from instruct_jax.runtime.folders import open_run, write_atomic
+from instruct_jax.runtime.metrics import peak_memory
+
+NEEDS = {
+    "pretrain": (),
+    "sft": ("pretrain",),
+    "compare": ("sft",),
+    "reward": ("sft", "compare"),
+    "select": ("sft", "reward"),
+    "ppo": ("select", "reward"),
+    "ppo_ptx": ("select", "reward"),
+}
+
+
+def run(config: RunConfig, stages: Sequence[str] = STAGES) -> Path:
+    """Runs the stages that are asked for and not done; returns the run folder, which ends with summary.json and report.html."""
+    folder = Path(config.out)
+    open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
+    ws = Workspace(config, folder, open_task(config, folder))
+    rl = [name for name in ("ppo", "ppo_ptx") if name in config.rl]
+    work: dict[str, Callable[[], dict[str, Any]]] = {
+        "pretrain": lambda: train.pretrain(ws),
+        "sft": lambda: train.sft(ws),
+        "compare": lambda: compare.compare(ws),
+        "reward": lambda: train.reward(ws),
+        "select": lambda: compare.select(ws),
+        **{name: functools.partial(train.ppo, ws, name) for name in rl},
+        "evaluate": lambda: evaluate.evaluate(ws),
+    }
+    needs = NEEDS | {"evaluate": ("pretrain", "select", "reward", *rl)}
+    for name in work:
+        if name in stages:
+            ws.stage(name, needs[name], work[name])
+    if "report" in stages:
+        from instruct_jax.report.build import build
+
+        write_atomic(folder / "summary.json", json.dumps(summary(folder), indent=2) + "\n")
+        build(folder)
+    return folder
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """The numbers of a run, from what its stages left behind."""
+    done = {name: json.loads(path.read_text()) for name in STAGES if (path := folder / name / "done.json").exists()}
+    found = done.get("evaluate", {}).get("output", {})
+    sessions = [
+        json.loads(line)
+        for name in STAGES
+        if (path := folder / name / "sessions.jsonl").exists()
+        for line in path.read_text().splitlines()
+    ]
+    peaks = [s["host_peak_gib"] for s in sessions] + [peak_memory()["host_peak_gib"]]
+    reward = found.get("reward_model", {})
+    keys = ("accuracy_heldout_prompts", "accuracy_heldout_labelers", "labeler_agreement")
+    return {
+        "seconds": {name: record["seconds"] for name, record in done.items()},
+        "win_rate_vs_sft": found.get("win_rate_vs_sft", {}),
+        "gold_score": found.get("gold_score", {}),
+        "reward_model": {key: reward.get(key) for key in keys},
+        "kl_to_sft": found.get("kl_to_sft", {}),
+        "pretrain_nll": found.get("pretrain_nll", {}),
+        "recompiles_after_warmup": sum(s["recompiles_after_warmup"] for s in sessions),
+        "peak_memory_gib": max(peaks),
+        "seed": json.loads((folder / "config.json").read_text())["seed"] if (folder / "config.json").exists() else None,
+        "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }

@@ -1,0 +1,123 @@
+"""Where a run's records come from: the embedded world, or files.  The stages see a Task and do not know which."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from instruct_jax.data import readers, schemas
+from instruct_jax.data.schemas import Record, Schema
+from instruct_jax.data.tokenize import load_tokenizer
+from instruct_jax.pipeline.settings import FilesConfig, RunConfig, WorldConfig
+
+Judge = Callable[[Record, str, bool], dict[str, Any]]  # (prompt record, completion, ended) -> {"score": in [0, 1], ...}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rankings:
+    """Ranked completions by the group that they measure; `train` is learned from."""
+
+    train: list[Record]
+    held_out_prompts: list[Record]  # same labelers, other prompts
+    held_out_labelers: list[Record]  # other labelers, other prompts; may be empty
+    agreement: float | None  # between two training labelers, where it is known
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    tokenizer: PreTrainedTokenizerBase
+    texts: list[Record]
+    held_out_texts: list[Record]
+    demonstrations: list[Record]
+    prompts: dict[str, list[Record]]  # compare, compare_held_out, normalisation, tuning, ppo, report
+    rank: Callable[[list[Record], list[Record]], Rankings]  # samples for training, samples held out -> rankings
+    judge: Judge | None = None  # the truth that nothing is trained on, where there is one
+    warmup_texts: list[Record] = dataclasses.field(default_factory=list)  # for the first pretraining steps
+    probes: list[Record] = dataclasses.field(default_factory=list)  # prompt, answer, kind: has copying emerged?
+    shots: str = ""  # a few-shot prefix for the base model
+
+
+def open_task(config: RunConfig, folder: Path) -> Task:
+    """The task of a run; a world trains its tokenizer into folder/tokenizer the first time."""
+    if config.world is not None:
+        return _world(config, config.world, folder / "tokenizer")
+    assert config.files is not None
+    return _files(config, config.files)
+
+
+def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
+    from instruct_jax.world import corpus, demonstrations, gold, instructions, labelers, probes
+    from instruct_jax.world.tokenizer import save_tokenizer
+
+    seed, compare = config.seed, config.compare
+    if not tokenizer.exists():
+        save_tokenizer(seed, tokenizer)
+    train, others = labelers.labelers(seed, "train"), labelers.labelers(seed, "held_out")
+    row_tokens = config.pretrain.batch * config.pretrain.length
+    ptx_rows = max((p.iterations * p.updates * p.ptx_batch * p.ptx_length for p in config.rl.values()), default=0)
+    tokens = max((config.pretrain.steps - world.echo_steps) * row_tokens, min(ptx_rows, 500_000))
+    asked = {
+        "compare": (compare.prompts, "comparisons"),
+        "compare_held_out": (compare.held_out_prompts, "comparisons"),
+        "normalisation": (256, "normalisation"),
+        "tuning": (256, "tuning"),
+        "ppo": (config.ppo.iterations * config.ppo.batch, "ppo"),
+        "report": (config.evaluation.prompts, "report"),
+    }
+    prompts = {name: instructions.prompts(seed + i, n, split) for i, (name, (n, split)) in enumerate(asked.items())}
+    held_out = {r["prompt"] for r in prompts["compare_held_out"]}
+    prompts["compare"] = [r for r in prompts["compare"] if r["prompt"] not in held_out]
+
+    def rank(samples: list[Record], held_out: list[Record]) -> Rankings:
+        sigma = labelers.calibrate_sigma(seed, held_out, train)
+        return Rankings(
+            train=labelers.rankings(seed, samples, train, sigma),
+            held_out_prompts=labelers.rankings(seed + 1, held_out, train, sigma),
+            held_out_labelers=labelers.rankings(seed + 2, held_out, others, sigma),
+            agreement=labelers.group_agreement(seed + 3, held_out, train, sigma),
+        )
+
+    return Task(
+        tokenizer=load_tokenizer(tokenizer),
+        texts=_texts(corpus.documents(seed, tokens)),
+        held_out_texts=_texts(corpus.documents(seed + 1_000_003, world.held_out_tokens)),
+        warmup_texts=_texts(corpus.echo_documents(seed, world.echo_steps * row_tokens)),
+        demonstrations=demonstrations.demonstrations(seed, world.demonstrations, careless=world.careless, lazy=world.lazy),
+        prompts=prompts,
+        rank=rank,
+        judge=lambda record, text, ended: gold.gold_parts(record["task"], text, ended),
+        probes=probes.copy_probes(seed, 300),
+        shots=demonstrations.few_shot_prefix(seed, config.evaluation.shots),
+    )
+
+
+def _files(config: RunConfig, files: FilesConfig) -> Task:
+    def load(paths: tuple[str, ...], schema: Schema) -> list[Record]:
+        return [record for path in paths for record in readers.read(schema, path, on_bad_record=files.on_bad_record)]
+
+    rng = np.random.default_rng(config.seed)
+
+    def split(records: list[Record]) -> tuple[list[Record], list[Record]]:
+        """(training, held out), at random but the same for a seed."""
+        order = rng.permutation(len(records))
+        cut = max(int(len(records) * files.held_out), 1) if len(records) > 1 else 0
+        return [records[i] for i in order[cut:]], [records[i] for i in order[:cut]]
+
+    texts, held_out_texts = split(load(files.texts, schemas.text))
+    rankings, held_out_rankings = split(load(files.rankings, schemas.ranking))
+    ppo, report = split(load(files.prompts, schemas.prompt))
+    return Task(
+        tokenizer=load_tokenizer(files.tokenizer),
+        texts=texts,
+        held_out_texts=held_out_texts,
+        demonstrations=load(files.demonstrations, schemas.demonstration),
+        prompts={"normalisation": ppo[:256], "tuning": ppo[:256], "ppo": ppo, "report": report[: config.evaluation.prompts]},
+        rank=lambda samples, held_out: Rankings(rankings, held_out_rankings, [], None),
+    )
+
+
+def _texts(texts: list[str]) -> list[Record]:
+    return [{"text": text} for text in texts]

@@ -1,0 +1,287 @@
+"""The training stages: records to batches, parameters to a state, both into the loop."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from instruct_jax import optim, sharding
+from instruct_jax.config import OptimizerConfig
+from instruct_jax.data import batches, encode, packing
+from instruct_jax.data.schemas import Record
+from instruct_jax.models.heads import recentred
+from instruct_jax.pipeline import measure
+from instruct_jax.pipeline.workspace import Workspace
+from instruct_jax.records import Metrics, Params, PromptBatch, TokenBatch, TrainState
+from instruct_jax.runtime.checkpoints import Checkpoints
+from instruct_jax.runtime.loop import train
+from instruct_jax.stages import ppo as ppo_stage
+from instruct_jax.stages import pretrain as pretrain_stage
+from instruct_jax.stages import reward_model as reward_stage
+from instruct_jax.stages.experience import make_experience
+from instruct_jax.stages.gradient import LossFn, make_step
+from instruct_jax.stages.rollout import SamplerConfig
+
+
+def supervise(
+    ws: Workspace,
+    name: str,
+    boxed: Params,
+    params: Params,
+    loss_fn: LossFn,
+    optimizer: OptimizerConfig,
+    batch_at: Callable[[int], Any],
+    steps: int,
+    *,
+    micro_batches: int,
+    save_every: int,
+    keep: int = 1,
+    show: tuple[str, ...] = (),
+) -> Params:
+    """Trains `params` (abstract twin: boxed) with one loss; leaves checkpoints and metrics in folder/name."""
+    tx = optim.make_optimizer(optimizer, steps)
+    state = sharding.create_state(ws.mesh, boxed, params, tx.init, ws.key(name))
+    step = sharding.compile_step(make_step(loss_fn, tx, micro_batches=micro_batches), ws.mesh, state)
+    folder = ws.folder / name
+    with Checkpoints(folder / "checkpoints", fingerprints=ws.fingerprints(boxed), keep=keep) as checkpoints:
+        state = train(
+            step, state, batch_at, total_steps=steps, folder=folder, checkpoints=checkpoints, save_every=save_every, show=show
+        )
+    return state.params
+
+
+def text_rows(ws: Workspace, records: list, length: int) -> packing.Rows:
+    return packing.pack(encode.encode_texts(ws.task.tokenizer, records, length), length, pad=ws.pad)
+
+
+def pretrain(ws: Workspace) -> dict[str, Any]:
+    """The base model, from random weights; where the task has probes, copying must have emerged."""
+    cfg = ws.config.pretrain
+    rows = batches.token_batches(text_rows(ws, ws.task.texts, cfg.length), batch=cfg.batch, seed=ws.config.seed)
+    batch_at, warmup = rows.batch_at, 0
+    if ws.task.warmup_texts and ws.config.world is not None:
+        warmup = ws.config.world.echo_steps
+        echoes = batches.token_batches(text_rows(ws, ws.task.warmup_texts, cfg.length), batch=cfg.batch, seed=ws.config.seed)
+        batch_at = lambda step: echoes.batch_at(step) if step < warmup else rows.batch_at(step - warmup)  # noqa: E731
+    params = supervise(
+        ws,
+        "pretrain",
+        ws.boxed_policy,
+        sharding.create_sharded(ws.policy.init, ws.mesh, ws.key("policy weights")),
+        pretrain_stage.make_loss(ws.policy, "pretrain", dropout=cfg.dropout),
+        cfg.optimizer,
+        batch_at,
+        cfg.steps,
+        micro_batches=cfg.micro_batches,
+        save_every=cfg.save_every,
+        show=("pretrain/nll",),
+    )
+    held_out = text_rows(ws, ws.task.held_out_texts, cfg.length)
+    output: dict[str, Any] = {"nll": ws.nll(params, held_out), "tokens": cfg.steps * cfg.batch * cfg.length}
+    if ws.task.probes:
+        output["copy_probes"] = measure.copy_probes(ws, params)
+        worst, least = min(output["copy_probes"].values()), ws.config.world.copy_probe if ws.config.world else 0.0
+        if worst < least:
+            raise ValueError(
+                f"the base model has not learned to copy: probes {output['copy_probes']}, at least world.copy_probe={least} is needed; "
+                "raise pretrain.steps, or try another seed"
+            )
+    return output
+
+
+def sft(ws: Workspace) -> dict[str, Any]:
+    """Demonstrations, with a share of pretraining rows where sft.pretrain_mix asks for it; one checkpoint per epoch."""
+    cfg, task = ws.config.sft, ws.task
+    samples = encode.encode_demonstrations(task.tokenizer, task.demonstrations, ws.config.text).items
+    if cfg.loss_on_prompt:
+        samples = [(ids, [True] * len(ids)) for ids, _ in samples]
+    rows = packing.pack(samples, cfg.length, pad=ws.pad)
+    mixed = round(cfg.batch * cfg.pretrain_mix)
+    source = batches.token_batches(rows, batch=cfg.batch - mixed, seed=ws.config.seed)
+    batch_at = source.batch_at
+    if mixed:
+        texts = batches.token_batches(text_rows(ws, task.texts, cfg.length), batch=mixed, seed=ws.config.seed)
+        batch_at = lambda step: _joined(source.batch_at(step), texts.batch_at(step))  # noqa: E731
+    supervise(
+        ws,
+        "sft",
+        ws.boxed_policy,
+        ws.policy_of("pretrain"),
+        pretrain_stage.make_loss(ws.policy, "sft", dropout=cfg.dropout),
+        cfg.optimizer,
+        batch_at,
+        cfg.epochs * source.steps_per_epoch,
+        micro_batches=cfg.micro_batches,
+        save_every=source.steps_per_epoch,
+        keep=cfg.epochs,
+        show=("sft/nll",),
+    )
+    return {"steps_per_epoch": source.steps_per_epoch, "demonstrations": len(samples), "rows": len(rows.tokens)}
+
+
+def _joined(*parts: TokenBatch) -> TokenBatch:
+    """Batches below each other; every token weighs the same."""
+    tokens, segments, counted = (
+        np.concatenate([np.asarray(getattr(p, name)) for p in parts]) for name in ("tokens", "segments", "weight")
+    )
+    counted = (counted > 0).astype(np.float32)
+    return TokenBatch(tokens, segments, counted / counted.sum())  # type: ignore[arg-type]
+
+
+def reward(ws: Workspace) -> dict[str, Any]:
+    """The reward model, from the SFT model; recentred afterwards, and measured on held-out rankings."""
+    cfg, task = ws.config.reward, ws.task
+    data = ws.folder / "compare"
+    groups = {name: _stored(data / f"{name}.jsonl") for name in measure.GROUPS}
+    examples = encode.encode_rankings(task.tokenizer, groups["train"], ws.config.text).items
+    if cfg.pairs_shuffled:
+        examples = [pair for example in examples for pair in _pairs(*example)]
+    longest = max(len(ids) for completions, _ in examples for ids in completions)
+    sizes = sorted({min(-(-longest * part // 32) * 8, longest) for part in (2, 3, 4)})
+    source = batches.ranking_batches(examples, batch=cfg.batch, seed=ws.config.seed, pad=ws.pad, sizes=sizes)
+    same = ws.config.reward_model in (None, ws.config.model)
+    backbone = ws.policy_of("sft") if same else sharding.create_sharded(ws.scalar.lm.init, ws.mesh, ws.key("reward weights"))
+    head = sharding.create_sharded(ws.scalar.init_head, ws.mesh, ws.key("reward head"))
+    params = supervise(
+        ws,
+        "reward",
+        ws.boxed_scalar,
+        {"backbone": backbone, "head": head},
+        reward_stage.make_loss(ws.scalar),
+        cfg.optimizer,
+        source.batch_at,
+        cfg.epochs * source.steps_per_epoch,
+        micro_batches=cfg.micro_batches,
+        save_every=cfg.save_every,
+        show=("reward/accuracy", "reward/loss"),
+    )
+    shift = normalisation(ws, params)
+    params = recentred(params, shift["mean"], shift["scale"])
+    return {"normalisation": shift, "rankings": len(examples)} | measure.reward_model(ws, params, groups)
+
+
+def _stored(path: Path) -> list[Record]:
+    """Rankings that `compare` wrote; a file without lines is an empty group."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _pairs(completions, ranks) -> Iterator[batches.Ranking]:
+    """Every pair of a ranking as a ranking of its own."""
+    for i, better in enumerate(ranks):
+        for j, worse in enumerate(ranks):
+            if better < worse:
+                yield [completions[i], completions[j]], [1, 2]
+
+
+def normalisation(ws: Workspace, params: Params) -> dict[str, float]:
+    """What to subtract so that demonstrations score 0 on average (paper C.2), and the spread of SFT samples where the config asks for it."""
+    demonstrations = encode.encode_demonstrations(ws.task.tokenizer, ws.task.demonstrations, ws.config.text).items
+    mean = float(ws.rewards(params, [ids for ids, _ in demonstrations]).mean())
+    if ws.config.reward.normalize == "mean":
+        return {"mean": mean, "scale": 1.0}
+    prompts = ws.encode(ws.task.prompts["normalisation"])
+    sampler = SamplerConfig(max_tokens=ws.config.ppo.sampler.max_tokens)
+    drawn = ws.generate(ws.policy_of("sft"), prompts, sampler, ws.key("normalisation"))
+    return {"mean": mean, "scale": float(ws.rewards(params, [[*p, *c[0].ids] for p, c in zip(prompts, drawn, strict=True)]).std())}
+
+
+def ppo(ws: Workspace, name: str) -> dict[str, Any]:
+    """PPO, or PPO-ptx where the config has a ptx_coef: rollout, experience, update."""
+    cfg, folder = ws.config.rl[name], ws.folder / name
+    reference, judge = ws.policy_of("sft"), ws.reward_params()
+    critic = {
+        "reward": lambda: judge,
+        "policy": lambda: {"backbone": reference, "head": sharding.create_sharded(ws.scalar.init_head, ws.mesh, ws.key("value head"))},
+        "fresh": lambda: sharding.create_sharded(ws.scalar.init, ws.mesh, ws.key("value weights")),
+    }[cfg.value_init]()
+    updates = cfg.iterations * cfg.updates
+    optimizers = optim.make_optimizer(cfg.policy_optimizer, updates), optim.make_optimizer(cfg.value_optimizer, updates)
+    state = sharding.create_state(
+        ws.mesh,
+        {"policy": ws.boxed_policy, "value": ws.boxed_scalar},
+        {"policy": reference, "value": critic},
+        lambda p: {"policy": optimizers[0].init(p["policy"]), "value": optimizers[1].init(p["value"])},
+        ws.key(name),
+        averaged=lambda p: p["policy"],
+        kl_coef=cfg.kl_coef,
+    )
+    prompts = batches.prompt_batches(ws.encode(ws.task.prompts["ppo"]), batch=cfg.batch, seed=ws.config.seed, pad=ws.pad)
+    texts = text_rows(ws, ws.task.texts, cfg.ptx_length) if cfg.ptx_batch else None
+    ptx = batches.token_batches(texts, batch=cfg.ptx_batch, seed=ws.config.seed) if texts else None
+
+    def batch_at(step: int) -> tuple[PromptBatch, TokenBatch | None]:
+        if ptx is None:
+            return prompts.batch_at(step), None
+        rows = [ptx.batch_at(step * cfg.updates + i) for i in range(cfg.updates)]
+        return prompts.batch_at(step), jax.tree.map(lambda *x: np.stack(x), *rows)
+
+    with Checkpoints(folder / "checkpoints", fingerprints=ws.fingerprints(ws.boxed_policy), keep=1) as checkpoints:
+        train(
+            _iteration(ws, cfg, state, {"reference": reference, "reward": judge}, optimizers, folder),
+            state,
+            batch_at,
+            total_steps=cfg.iterations,
+            folder=folder,
+            checkpoints=checkpoints,
+            save_every=cfg.save_every,
+            stop_when=None if cfg.kl_budget is None else _budget(cfg.kl_budget),
+            show=("ppo/score", "ppo/kl", "rollout/length"),
+        )
+    return {"iterations": cfg.iterations, "episodes": cfg.iterations * cfg.batch}
+
+
+def _budget(nats: float) -> Callable[[dict[str, float]], str | None]:
+    return lambda row: f"KL {row['ppo/kl']:.2f} exceeds kl_budget={nats}" if row["ppo/kl"] > nats else None
+
+
+def _iteration(
+    ws: Workspace,
+    cfg: ppo_stage.PpoConfig,
+    state: TrainState,
+    frozen: Params,
+    optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation],
+    folder: Path,
+) -> Callable[[TrainState, tuple[PromptBatch, TokenBatch | None]], tuple[TrainState, Metrics]]:
+    """(state, (prompts, ptx rows)) -> (state, metrics): three jitted functions, timed one by one in folder/phases.jsonl."""
+    rollout = ws.rollout(cfg.sampler)
+    experience = jax.jit(
+        make_experience(ws.policy, ws.scalar, ws.scalar, cfg.experience, temperature=cfg.sampler.temperature),
+        out_shardings=(sharding.batch_sharding(ws.mesh), sharding.replicated(ws.mesh)),
+    )
+    update = sharding.compile_step(
+        ppo_stage.make_update(ws.policy, ws.scalar, cfg, *optimizers),
+        ws.mesh,
+        state,
+        sharding.batch_sharding(ws.mesh),
+        sharding.batch_sharding(ws.mesh, axis=1),
+    )
+
+    def iterate(state: TrainState, batch: tuple[PromptBatch, TokenBatch | None]) -> tuple[TrainState, Metrics]:
+        prompts, ptx = ws.put(batch[0]), batch[1]
+        seconds: dict[str, float] = {}
+        key = ppo_stage.iteration_keys(state)["rollout"]
+        with _phase(seconds, "rollout"):
+            drawn = jax.block_until_ready(rollout(state.params["policy"], prompts, key))
+        with _phase(seconds, "experience"):
+            made, metrics = jax.block_until_ready(experience(state.params, frozen, drawn, state.kl_coef))
+        state = ppo_stage.adapt(state, metrics["ppo/kl"], cfg)
+        with _phase(seconds, "update"):
+            state, more = jax.block_until_ready(update(state, made, ptx))
+        with (folder / "phases.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": int(state.step), **{k: round(v, 4) for k, v in seconds.items()}}) + "\n")
+        return state, metrics | more
+
+    return iterate
+
+
+@contextlib.contextmanager
+def _phase(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - started

@@ -1,0 +1,208 @@
+"""What the stages of one run share: mesh, models, tokenizer, and the compiled functions, each compiled once."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from instruct_jax import sharding
+from instruct_jax.config import ModelConfig
+from instruct_jax.data.encode import encode_prompts
+from instruct_jax.data.packing import Ids, Rows, pad_prompts, pad_rows
+from instruct_jax.data.schemas import Record
+from instruct_jax.data.tokenize import check_vocabulary, decode_completion, fingerprint
+from instruct_jax.models.heads import ScalarModel
+from instruct_jax.models.lm import LanguageModel
+from instruct_jax.pipeline.settings import RunConfig
+from instruct_jax.pipeline.tasks import Task
+from instruct_jax.records import Params, PromptBatch, Rollout, TokenBatch
+from instruct_jax.runtime.checkpoints import restore_params
+from instruct_jax.runtime.folders import file_hash, finish_stage, stage_done
+from instruct_jax.stages import pretrain
+from instruct_jax.stages.experience import response_logprobs
+from instruct_jax.stages.rollout import SamplerConfig, make_rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One sampled response."""
+
+    text: str
+    ids: list[int]  # eos included
+    ended: bool
+    logp: float  # nats, of the whole response under the distribution that it was sampled from
+
+
+class Workspace:
+    """config, folder and task of a run, with all that is built from them."""
+
+    def __init__(self, config: RunConfig, folder: Path, task: Task):
+        check_vocabulary(task.tokenizer, config.model.vocab_size)
+        self.config, self.folder, self.task = config, folder, task
+        self.mesh = sharding.make_mesh(config.mesh)
+        constrain = sharding.constrain(self.mesh)
+        self.policy = LanguageModel(config.model, constrain)
+        self.scalar = ScalarModel(LanguageModel(config.reward_model or config.model, constrain))
+        self.eos, self.pad = int(task.tokenizer.eos_token_id), int(task.tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+    def key(self, purpose: str) -> jax.Array:
+        """The root key of one purpose; a name gives one key in a run, so no two purposes share theirs."""
+        number = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
+        return jax.random.fold_in(jax.random.key(self.config.seed), number)
+
+    # --- parameters ---
+
+    @functools.cached_property
+    def boxed_policy(self) -> Params:
+        """Abstract policy parameters with their logical axis names."""
+        return jax.eval_shape(self.policy.init, jax.random.key(0))
+
+    @functools.cached_property
+    def boxed_scalar(self) -> Params:
+        return jax.eval_shape(self.scalar.init, jax.random.key(0))
+
+    def load(self, stage: str, boxed: Params, *, part: str = "params", step: int | None = None) -> Params:
+        """The parameters that a stage left behind, born in the layout of the mesh."""
+        layout = sharding.shardings_of(boxed, self.mesh)
+        shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), sharding.unboxed(boxed), layout)
+        return restore_params(self.folder / stage / "checkpoints", shapes, part=part, step=step, fingerprints=self.fingerprints(boxed))
+
+    def policy_of(self, stage: str) -> Params:
+        """The policy after a stage.  The SFT model is the epoch that `select` chose, once it has."""
+        if stage in ("ppo", "ppo_ptx"):
+            return self.load(stage, self.boxed_policy, part="params/policy")
+        chosen = self.folder / "select" / "done.json"
+        step = json.loads(chosen.read_text())["output"]["step"] if stage == "sft" and chosen.exists() else None
+        return self.load(stage, self.boxed_policy, step=step)
+
+    def reward_params(self) -> Params:
+        """The reward model, recentred."""
+        from instruct_jax.models.heads import recentred
+
+        shift = json.loads((self.folder / "reward" / "done.json").read_text())["output"]["normalisation"]
+        return recentred(self.load("reward", self.boxed_scalar), shift["mean"], shift["scale"])
+
+    def fingerprints(self, boxed: Params) -> dict[str, str]:
+        """What must be the same when a checkpoint is read: the tokenizer, and the model behind `boxed`."""
+        config = self.config.model if boxed is self.boxed_policy else self.scalar.lm.config
+        return {"tokenizer": fingerprint(self.task.tokenizer), "model": model_fingerprint(config)}
+
+    # --- stages ---
+
+    def stage(self, name: str, needs: Sequence[str], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Runs `work` unless folder/name/done.json says that it was done from the same inputs; returns its output."""
+        folder = self.folder / name
+        inputs = {need: file_hash(self.folder / need / "done.json") for need in needs}
+        if done := stage_done(folder, inputs):
+            return done["output"]
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        output = work()
+        finish_stage(folder, inputs, output=output, seconds=time.monotonic() - started)
+        return output
+
+    # --- compiled functions ---
+
+    @functools.cache  # noqa: B019  one workspace per process
+    def rollout(self, sampler: SamplerConfig, samples: int = 1) -> Callable[[Params, PromptBatch, jax.Array], Rollout]:
+        run = make_rollout(self.policy, sampler, eos=self.eos, pad=self.pad, samples=samples)
+        return jax.jit(run, out_shardings=sharding.batch_sharding(self.mesh))
+
+    @functools.cached_property
+    def score(self) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
+        return jax.jit(self.scalar.score)
+
+    @functools.cached_property
+    def lm_loss(self) -> Callable:
+        return jax.jit(pretrain.make_loss(self.policy, "eval"))
+
+    @functools.cached_property
+    def sequence_logp(self) -> Callable[[Params, PromptBatch, jax.Array, jax.Array], jax.Array]:
+        """log p(response | prompt) in nats, [B], of prompts and responses (tokens [B, T], mask [B, T])."""
+
+        def run(params: Params, prompts: PromptBatch, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+            blank = jax.numpy.zeros(tokens.shape, jax.numpy.float32)
+            rollout = Rollout(prompts.tokens, prompts.mask, tokens, mask, blank, mask.any(axis=1))
+            logp, _ = response_logprobs(self.policy, params, rollout, 1.0)
+            return (logp * mask).sum(axis=1)
+
+        return jax.jit(run)
+
+    # --- host loops over them ---
+
+    def put(self, batch: Any) -> Any:
+        """A host batch on the mesh, split along its first axis."""
+        return jax.device_put(batch, sharding.batch_sharding(self.mesh))
+
+    def encode(self, records: Sequence[Record]) -> list[Ids]:
+        return list(encode_prompts(self.task.tokenizer, records, self.config.text).items)
+
+    def generate(
+        self, params: Params, prompts: Sequence[Ids], sampler: SamplerConfig, key: jax.Array, *, samples: int = 1
+    ) -> list[list[Completion]]:
+        """`samples` completions of each prompt."""
+        rollouts = list(self.rollouts(params, prompts, sampler, key, samples=samples))
+        found: list[list[Completion]] = []
+        for rollout in jax.device_get(rollouts):
+            lengths, logp = rollout.mask.sum(axis=1), rollout.logp.sum(axis=1)
+            rows = [ids[:n].tolist() for ids, n in zip(rollout.tokens, lengths, strict=True)]
+            texts = [decode_completion(self.task.tokenizer, ids, prefix=self.config.text.completion_prefix) for ids in rows]
+            made = [Completion(t, i, bool(e), float(p)) for t, i, e, p in zip(texts, rows, rollout.ended, logp, strict=True)]
+            found += [made[start : start + samples] for start in range(0, len(made), samples)]
+        return found[: len(prompts)]
+
+    def rollouts(self, params: Params, prompts: Sequence[Ids], sampler: SamplerConfig, key: jax.Array, *, samples: int = 1):
+        """Rollouts of `sample_batch` prompts at a time; the last batch is filled up with the first prompts."""
+        size, width = self.config.sample_batch, max(self.config.text.max_prompt, *map(len, prompts))
+        run = self.rollout(sampler, samples)
+        for number, start in enumerate(range(0, len(prompts), size)):
+            rows = [prompts[i % len(prompts)] for i in range(start, start + size)]
+            batch = PromptBatch(*pad_prompts(rows, width, pad=self.pad))  # type: ignore[arg-type]
+            yield run(params, self.put(batch), jax.random.fold_in(key, number))
+
+    def rewards(self, params: Params, sequences: Sequence[Ids]) -> np.ndarray:
+        """Scores [n] f32 of prompt + completion, in the order given; shorter sequences are scored together."""
+        size, out = self.config.sample_batch, np.zeros(len(sequences), np.float32)
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            rows = [sequences[i] for i in part] + [sequences[part[0]]] * (size - len(part))
+            width = -(-max(map(len, rows)) // 16) * 16
+            out[part] = np.asarray(self.score(params, *self.put(pad_rows(rows, width, pad=self.pad))))[: len(part)]
+        return out
+
+    def response_logp(self, params: Params, prompts: Sequence[Ids], responses: Sequence[Ids]) -> np.ndarray:
+        """log p(response | prompt) in nats, [n]."""
+        size, form, found = self.config.sample_batch, self.config.text, []
+        for start in range(0, len(prompts), size):
+            rows = [i % len(prompts) for i in range(start, start + size)]
+            asked = PromptBatch(*pad_prompts([prompts[i] for i in rows], form.max_prompt, pad=self.pad))  # type: ignore[arg-type]
+            longest = self.config.ppo.sampler.max_tokens
+            answered = pad_rows([responses[i] for i in rows], longest, pad=self.pad)
+            found.append(self.sequence_logp(params, self.put(asked), *self.put(answered)))
+        return np.concatenate(jax.device_get(found))[: len(prompts)]
+
+    def nll(self, params: Params, rows: Rows) -> float:
+        """Mean negative log-likelihood per token of packed rows, in nats."""
+        size, total, count = self.config.pretrain.batch, 0.0, 0
+        for start in range(0, len(rows.tokens), size):
+            part = [i if i < len(rows.tokens) else -1 for i in range(start, start + size)]
+            weight = rows.mask[part].astype(np.float32)
+            weight[[i for i, row in enumerate(part) if row < 0]] = 0.0
+            batch = TokenBatch(rows.tokens[part], rows.segments[part], weight)  # type: ignore[arg-type]
+            total += float(self.lm_loss(params, self.put(batch), jax.random.key(0))[0])
+            count += int(weight.sum())
+        return total / count
+
+
+def model_fingerprint(config: ModelConfig) -> str:
+    """Changes with every key that changes what the parameters mean."""
+    meaning = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("dtype", "remat", "logprob_chunk", "init_std", "qk_bias_std")}
+    return hashlib.sha256(repr(sorted(meaning.items())).encode()).hexdigest()[:16]
