@@ -38,7 +38,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: holds no keys; write `key: value` lines, the ones of configs/ are examples")
         _check_duplicates(node, path)
         return _plain(loader.construct_document(node))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:  # an alias may hold itself
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{place}: not YAML ({getattr(error, 'problem', None) or error}); correct that line") from error
@@ -96,7 +96,7 @@ def _build(cls: type[C], tree: Mapping[str, Any], prefix: str, default: C | None
     for name, value in tree.items():
         key = prefix + name
         if name not in hints:
-            raise ConfigError(f"{where(key)}: {key}={shorten(value)} is no key; {_suggestion(cls, name, prefix)}")
+            raise ConfigError(f"{where(key)}: {key}={shorten(value)} is unknown; {_suggestion(cls, name, prefix)}")
         section, optional = _section(hints[name]), type(None) in typing.get_args(hints[name])
         if section is None or (value is None and optional):
             values[name] = _leaf(hints[name], key, value, where(key))

@@ -43,11 +43,13 @@ def supervise(
     save_every: int,
     keep: int = 1,
     show: tuple[str, ...] = (),
+    several_shapes: bool = False,
 ) -> Params:
     """Trains `params` (abstract twin: boxed) with one loss; leaves checkpoints and metrics in folder/name."""
     tx = optim.make_optimizer(optimizer, steps)
     state = sharding.create_state(ws.mesh, boxed, params, tx.init, ws.key(name))
     step = sharding.compile_step(make_step(loss_fn, tx, micro_batches=micro_batches), ws.mesh, state)
+    step = sharding.ahead_of_time(step, state, [batch_at(i) for i in range(steps)] if several_shapes else [batch_at(0)])
     folder = ws.folder / name
     with Checkpoints(folder / "checkpoints", fingerprints=ws.fingerprints(boxed), keep=keep) as checkpoints:
         state = train(
@@ -160,6 +162,7 @@ def reward(ws: Workspace) -> dict[str, Any]:
         micro_batches=cfg.micro_batches,
         save_every=cfg.save_every,
         show=("reward/accuracy", "reward/loss"),
+        several_shapes=True,
     )
     shift = normalisation(ws, params)
     params = recentred(params, shift["mean"], shift["scale"])

@@ -21,19 +21,31 @@ class RunError(ValueError):
     """A run folder does not belong to what is asked of it.  The message names the place, both values and the repair."""
 
 
-def open_run(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Makes the folder with config.yaml and run.json, or checks that an existing one has the same config.  True = it goes on."""
-    text = yaml.safe_dump(dict(config), sort_keys=False)
+def check_run(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Writes nothing.  True = a run with this config goes on in the folder, False = it can begin there; RunError where it can do neither."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file, so it cannot be a run folder: choose another folder")
     path = folder / "config.yaml"
     if path.exists():
-        _check_config(path, yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text))
+        _check_config(path, yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(yaml.safe_dump(dict(config))))
         return True
     if folder.exists() and any(entry.name != "run.json" for entry in folder.iterdir()):
         raise RunError(f"{folder} is not empty and has no config.yaml, so it is not a run folder: choose another folder")
+    home = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not home.is_dir() or not os.access(home, os.W_OK):
+        raise RunError(f"{folder} cannot be made, {home} is no folder that you may write to: choose another folder")
+    return False
+
+
+def open_run(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Makes the folder with config.yaml and run.json, or checks that an existing one has the same config.  True = it goes on."""
+    if check_run(folder, config):
+        return True
     folder.mkdir(parents=True, exist_ok=True)
     about = {"command": sys.argv, "started": _now(), "python": platform.python_version(), "commit": _commit()}
     write_atomic(folder / "run.json", json.dumps(about | {"versions": _versions()}, indent=2) + "\n")
-    write_atomic(path, text)  # last: a folder with a config is a complete run folder
+    text = yaml.safe_dump(dict(config), sort_keys=False)
+    write_atomic(folder / "config.yaml", text)  # last: a folder with a config is a complete run folder
     return False
 
 

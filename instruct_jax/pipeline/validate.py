@@ -1,0 +1,175 @@
+"""What can be known to be wrong with a run before any device work: every message names the key or file, the value and the repair."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from instruct_jax.config import ConfigError, ModelConfig, check
+from instruct_jax.data import encode, packing, readers
+from instruct_jax.data.errors import DataError
+from instruct_jax.data.tokenize import check_vocabulary, load_tokenizer
+from instruct_jax.pipeline.settings import STAGES, FilesConfig, RunConfig
+from instruct_jax.runtime.folders import check_run
+
+KINDS = ("texts", "demonstrations", "rankings", "prompts")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileFacts:
+    """What the files of a run hold, as `check` shows it."""
+
+    vocabulary: int  # ids of the tokenizer
+    counts: dict[str, int]  # kind -> records that are used
+    sft_rows: int  # packed rows of demonstrations
+    completions: int  # in all rankings
+    dropped: list[str]  # what was left out or cut, and why
+
+
+def validate(config: RunConfig, stages: Sequence[str] = STAGES) -> FileFacts | None:
+    """Raises ConfigError, DataError or RunError for what cannot run.  Reads and tokenizes the files, touches no device, writes nothing."""
+    check_config(config, stages)
+    check_run(Path(config.out), dataclasses.asdict(config))
+    return None if config.files is None else read_files(config, config.files)
+
+
+def check_config(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
+    """What needs neither data nor devices."""
+    for stage in stages:
+        near = difflib.get_close_matches(stage, STAGES, n=1)
+        check(stage in STAGES, f"--stages {stage} is unknown; " + (f"did you mean {near[0]}?" if near else f"use {', '.join(STAGES)}"))
+    check("ppo_ptx" not in stages or stages == STAGES or config.ppo_ptx is not None, "--stages ppo_ptx needs a section ppo_ptx; add it")
+    _check_models(config)
+    sft, mixed = config.sft, round(config.sft.batch * config.sft.pretrain_mix)
+    check(
+        mixed < sft.batch and (mixed > 0) == (sft.pretrain_mix > 0),
+        f"sft.pretrain_mix={sft.pretrain_mix} makes {mixed} of the {sft.batch} rows of a batch pretraining rows; raise sft.batch",
+    )
+    for name, ppo in config.rl.items():
+        check(
+            ppo.ptx_batch == 0 or ppo.ptx_length <= config.model.context,
+            f"{name}.ptx_length={ppo.ptx_length} exceeds model.context={config.model.context}; lower it or raise model.context",
+        )
+        check(
+            ppo.value_init != "policy" or config.reward_model in (None, config.model),
+            f"{name}.value_init=policy needs a value function of the policy's shape; remove reward_model, or use value_init reward",
+        )
+    if config.files is not None:
+        _check_kinds(config, config.files, stages)
+
+
+def _check_models(config: RunConfig) -> None:
+    """The reward model reads what the policy writes; a mesh divides the arrays of both."""
+    judge, ppo = config.reward_model or config.model, config.rl.values()
+    longest = config.text.max_prompt + max(config.text.max_completion, *(p.sampler.max_tokens for p in ppo))
+    check(
+        longest <= judge.context,
+        f"text.max_prompt + text.max_completion or sampler.max_tokens = {longest} exceeds reward_model.context={judge.context}; raise it",
+    )
+    check(
+        judge.vocab_size == config.model.vocab_size,
+        f"reward_model.vocab_size={judge.vocab_size} is not model.vocab_size={config.model.vocab_size}; both read the same tokens: make them equal",
+    )
+    for name, model in (("model", config.model), ("reward_model", judge)):
+        for axis, size, what in _divided(config, model):
+            check(
+                size % getattr(config.mesh, axis) == 0,
+                f"mesh.{axis}={getattr(config.mesh, axis)} does not divide {name}.{what}={size}; change one of them",
+            )
+
+
+def _divided(config: RunConfig, model: ModelConfig) -> Iterator[tuple[str, int, str]]:
+    if config.mesh.tensor > 1:
+        yield from (("tensor", n, what) for n, what in ((model.vocab_size, "vocab_size"), (model.heads, "heads"), (model.groups, "kv_heads")))
+        yield "tensor", model.mlp_size, "mlp_width"
+    if config.mesh.fsdp > 1:
+        yield "fsdp", model.width, "width"
+
+
+def _check_kinds(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -> None:
+    """Each stage finds the files that it learns from."""
+    needs = {
+        "pretrain": ("texts",),
+        "sft": ("demonstrations", "texts") if config.sft.pretrain_mix else ("demonstrations",),
+        "compare": ("rankings",),
+        "reward": ("rankings", "demonstrations"),
+        "select": ("prompts",),
+        **{name: ("prompts", "texts") if ppo.ptx_batch else ("prompts",) for name, ppo in config.rl.items()},
+        "evaluate": ("prompts",),
+    }
+    for stage in stages:
+        for kind in needs.get(stage, ()):
+            why = {"sft": f" (sft.pretrain_mix={config.sft.pretrain_mix})"}.get(stage, " (ptx_coef > 0)") if kind == "texts" else ""
+            why = "" if stage == "pretrain" else why
+            check(bool(getattr(files, kind)), f"files.{kind}=[] but stage {stage}{why} needs some; name files, or leave {stage} out of --stages")
+
+
+def check_mesh(config: RunConfig, devices: int) -> None:
+    """The mesh fits the devices, and each batch divides among them."""
+    data, fsdp, _ = config.mesh.shape(devices)
+    batches = {"pretrain.batch": config.pretrain.batch, "sft.batch": config.sft.batch, "reward.batch": config.reward.batch}
+    for name, ppo in config.rl.items():
+        batches |= {f"{name}.batch": ppo.batch, f"{name}.ptx_batch": ppo.ptx_batch}
+    for key, size in (batches | {"sample_batch": config.sample_batch}).items():
+        check(
+            size % (data * fsdp) == 0,
+            f"{key}={size} must be a multiple of mesh data * fsdp = {data} * {fsdp} = {data * fsdp}; change {key} or the mesh",
+        )
+
+
+def missing_files(files: FilesConfig) -> list[str]:
+    """The paths that do not exist."""
+    paths = [files.tokenizer, *(path for kind in KINDS for path in getattr(files, kind))]
+    return [path for path in paths if not path.startswith("hub:") and not Path(path).exists()]
+
+
+def read_files(config: RunConfig, files: FilesConfig) -> FileFacts:
+    """Reads, checks and tokenizes all records; texts are only read, as they may be many."""
+    form, counts, dropped = config.text, dict.fromkeys(KINDS, 0), []
+    tok = load_tokenizer(files.tokenizer)
+    check_vocabulary(tok, config.model.vocab_size)
+    skip: Any = files.on_bad_record
+    for path in files.texts:
+        counts["texts"] += len(_noting(dropped, readers.read_texts(path, on_bad_record=skip)))
+
+    def encoded(kind: str, read: Callable[..., readers.Records], to_ids: Callable[..., encode.Encoded]) -> list[Any]:
+        items = [item for path in getattr(files, kind) for item in _encode(tok, path, read(path, on_bad_record=skip), to_ids, form, dropped)]
+        counts[kind] = len(items)
+        return items
+
+    samples = encoded("demonstrations", readers.read_demonstrations, encode.encode_demonstrations)
+    rankings = encoded("rankings", readers.read_rankings, encode.encode_rankings)
+    encoded("prompts", readers.read_prompts, encode.encode_prompts)
+    try:
+        rows = len(packing.pack(samples, config.sft.length, pad=0).tokens)
+    except DataError as error:
+        raise ConfigError(f"sft.length={config.sft.length} is too short for the demonstrations: {error}") from error
+    return FileFacts(len(tok), counts, rows, sum(len(ranks) for _, ranks in rankings), dropped)
+
+
+def _encode(
+    tok: PreTrainedTokenizerBase,
+    path: str,
+    records: readers.Records,
+    to_ids: Callable[..., encode.Encoded],
+    form: encode.TextFormat,
+    dropped: list[str],
+) -> list[Any]:
+    try:
+        found = to_ids(tok, _noting(dropped, records), form)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    if not found.items:
+        raise DataError(f"{path}: all {len(records)} records are longer than text.max_prompt={form.max_prompt} or text.max_completion="
+                        f"{form.max_completion} and text.on_long={form.on_long} leaves none; raise them")  # fmt: skip
+    if found.long_prompts or found.long_completions:
+        dropped.append(f"{path}: {found.message} (on_long={form.on_long})")
+    return found.items
+
+
+def _noting(dropped: list[str], records: readers.Records) -> readers.Records:
+    dropped += records.dropped
+    return records
