@@ -115,5 +115,5 @@ class MeshConfig:
             check(devices % known == 0, f"mesh {sizes}: {devices} devices are not a multiple of {known}; change the mesh sizes")
             sizes[sizes.index(-1)] = devices // known
         else:
-            check(known <= devices, f"mesh {sizes} needs {known} devices but there are {devices}; make the mesh smaller or set an axis to -1")
+            check(known <= devices, f"mesh {sizes} needs {known} devices, there are {devices}; make the mesh smaller or set an axis to -1")
         return sizes[0], sizes[1], sizes[2]

@@ -41,7 +41,9 @@ def check_config(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
     for stage in stages:
         near = difflib.get_close_matches(stage, STAGES, n=1)
         check(stage in STAGES, f"--stages {stage} is unknown; " + (f"did you mean {near[0]}?" if near else f"use {', '.join(STAGES)}"))
-    check("ppo_ptx" not in stages or stages == STAGES or config.ppo_ptx is not None, "--stages ppo_ptx needs a section ppo_ptx; add it")
+    check(
+        "ppo_ptx" not in stages or tuple(stages) == STAGES or config.ppo_ptx is not None, "--stages ppo_ptx needs a section ppo_ptx; add it"
+    )
     _check_models(config)
     sft, mixed = config.sft, round(config.sft.batch * config.sft.pretrain_mix)
     check(
@@ -64,14 +66,14 @@ def check_config(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
 def _check_models(config: RunConfig) -> None:
     """The reward model reads what the policy writes; a mesh divides the arrays of both."""
     judge, ppo = config.reward_model or config.model, config.rl.values()
-    longest = config.text.max_prompt + max(config.text.max_completion, *(p.sampler.max_tokens for p in ppo))
+    longest = config.text.max_prompt + max([config.text.max_completion, *(p.sampler.max_tokens for p in ppo)])
     check(
         longest <= judge.context,
         f"text.max_prompt + text.max_completion or sampler.max_tokens = {longest} exceeds reward_model.context={judge.context}; raise it",
     )
     check(
         judge.vocab_size == config.model.vocab_size,
-        f"reward_model.vocab_size={judge.vocab_size} is not model.vocab_size={config.model.vocab_size}; both read the same tokens: make them equal",
+        f"reward_model.vocab_size={judge.vocab_size} is not model.vocab_size={config.model.vocab_size}; make them equal",
     )
     for name, model in (("model", config.model), ("reward_model", judge)):
         for axis, size, what in _divided(config, model):
@@ -83,7 +85,9 @@ def _check_models(config: RunConfig) -> None:
 
 def _divided(config: RunConfig, model: ModelConfig) -> Iterator[tuple[str, int, str]]:
     if config.mesh.tensor > 1:
-        yield from (("tensor", n, what) for n, what in ((model.vocab_size, "vocab_size"), (model.heads, "heads"), (model.groups, "kv_heads")))
+        yield from (
+            ("tensor", n, what) for n, what in ((model.vocab_size, "vocab_size"), (model.heads, "heads"), (model.groups, "kv_heads"))
+        )
         yield "tensor", model.mlp_size, "mlp_width"
     if config.mesh.fsdp > 1:
         yield "fsdp", model.width, "width"
@@ -104,7 +108,10 @@ def _check_kinds(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -
         for kind in needs.get(stage, ()):
             why = {"sft": f" (sft.pretrain_mix={config.sft.pretrain_mix})"}.get(stage, " (ptx_coef > 0)") if kind == "texts" else ""
             why = "" if stage == "pretrain" else why
-            check(bool(getattr(files, kind)), f"files.{kind}=[] but stage {stage}{why} needs some; name files, or leave {stage} out of --stages")
+            check(
+                bool(getattr(files, kind)),
+                f"files.{kind}=[] but stage {stage}{why} needs some; name files, or leave {stage} out of --stages",
+            )
 
 
 def check_mesh(config: RunConfig, devices: int) -> None:
@@ -128,7 +135,9 @@ def missing_files(files: FilesConfig) -> list[str]:
 
 def read_files(config: RunConfig, files: FilesConfig) -> FileFacts:
     """Reads, checks and tokenizes all records; texts are only read, as they may be many."""
-    form, counts, dropped = config.text, dict.fromkeys(KINDS, 0), []
+    form = config.text
+    counts: dict[str, int] = dict.fromkeys(KINDS, 0)
+    dropped: list[str] = []
     tok = load_tokenizer(files.tokenizer)
     check_vocabulary(tok, config.model.vocab_size)
     skip: Any = files.on_bad_record
@@ -136,7 +145,9 @@ def read_files(config: RunConfig, files: FilesConfig) -> FileFacts:
         counts["texts"] += len(_noting(dropped, readers.read_texts(path, on_bad_record=skip)))
 
     def encoded(kind: str, read: Callable[..., readers.Records], to_ids: Callable[..., encode.Encoded]) -> list[Any]:
-        items = [item for path in getattr(files, kind) for item in _encode(tok, path, read(path, on_bad_record=skip), to_ids, form, dropped)]
+        items = [
+            item for path in getattr(files, kind) for item in _encode(tok, path, read(path, on_bad_record=skip), to_ids, form, dropped)
+        ]
         counts[kind] = len(items)
         return items
 

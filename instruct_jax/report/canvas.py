@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from instruct_jax.report.words import plain
+from instruct_jax.report.words import escape, plain
 
 INK = "#1c2128"
 WIDTH, HEIGHT = 4.7, 3.1  # inches; fits a phone without shrinking the text much
@@ -120,7 +120,7 @@ def svg(picture: Picture) -> str:
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{picture.name}-", body)
     body = body.replace(INK, "currentColor")
     width, height = (round(72 * inches, 2) for inches in picture.figure.get_size_inches())
-    named = f'role="img" aria-label="{_attribute(picture.alt)}"'
+    named = f'role="img" aria-label="{escape(picture.alt)}"'
     return f'<svg viewBox="0 0 {width:g} {height:g}" {named}>{body.strip()}'
 
 
@@ -129,6 +129,3 @@ def write_png(picture: Picture, path: Path, *, dpi: int = 160) -> None:
     FigureCanvasAgg(picture.figure)
     picture.figure.savefig(path, dpi=dpi, facecolor="white", metadata={"Software": None, "Description": plain(picture.alt)})
 
-
-def _attribute(text: str) -> str:
-    return plain(text).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")

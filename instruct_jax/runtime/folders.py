@@ -22,7 +22,7 @@ class RunError(ValueError):
 
 
 def check_run(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Writes nothing.  True = a run with this config goes on in the folder, False = it can begin there; RunError where it can do neither."""
+    """True = a run with this config goes on in the folder, False = it can begin there; RunError for neither.  Writes nothing."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file, so it cannot be a run folder: choose another folder")
     path = folder / "config.yaml"

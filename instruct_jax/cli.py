@@ -1,0 +1,123 @@
+"""The verbs.  Exit codes: 0 done, 1 a loss that is not finite, 2 bad config or data, 130 Ctrl-C; every mistake is one message.
+
+Nothing heavy is imported before the verb is known, so that --help is quick.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+KEYS = "Any key of the file can be set here: --ppo.kl_coef 0.05 --model.kv_heads null --seed=3"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    try:
+        args, rest = _parser().parse_known_args(argv)
+    except SystemExit as done:  # --help, or a wrong verb
+        return int(done.code or 0)
+    _silence_libraries()
+    try:
+        args.work(args, rest)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _explain(error)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="instruct-jax", description="InstructGPT in JAX: the whole of learning from human feedback.", allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs (each has its own --help)")
+    for name, work, text in (
+        ("run", _run, "runs a config, all of it or some stages; the same command again resumes"),
+        ("check", _check, "validates a config and its data and prints what would run; runs nothing"),
+    ):
+        usage = f"instruct-jax {name} --config FILE [--stages a,b] [--dotted.key value ...]"
+        verb = verbs.add_parser(name, help=text, description=text, usage=usage, epilog=KEYS, allow_abbrev=False)
+        verb.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/quickstart.yaml")
+        verb.add_argument(
+            "--stages", metavar="a,b", help="only these, of pretrain, sft, compare, reward, select, ppo, ppo_ptx, evaluate, report"
+        )
+        verb.set_defaults(work=work)
+    text = "builds report.html of a run folder again"
+    verb = verbs.add_parser("report", help=text, description=text, allow_abbrev=False)
+    verb.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, such as runs/quickstart")
+    verb.set_defaults(work=_report)
+    return parser
+
+
+def _run(args: argparse.Namespace, overrides: list[str]) -> None:
+    config, stages = _load(args, overrides)
+    from instruct_jax.pipeline.validate import check_mesh, validate
+
+    validate(config, stages)
+    import jax
+
+    check_mesh(config, jax.device_count())
+    from instruct_jax.pipeline.run import run
+
+    run(config, stages)
+
+
+def _check(args: argparse.Namespace, overrides: list[str]) -> None:
+    config, stages = _load(args, overrides)
+    from instruct_jax.pipeline.check import check
+
+    print(check(config, stages))
+
+
+def _report(args: argparse.Namespace, rest: list[str]) -> None:
+    from instruct_jax.runtime.folders import RunError
+
+    if rest:
+        raise RunError(f"report takes one run folder and nothing else; remove {' '.join(rest)}")
+    if not (args.folder / "config.yaml").is_file():
+        raise RunError(f"{args.folder} is no run folder, it has no config.yaml: give the folder named by `out` in the config")
+    from instruct_jax.report.build import build
+
+    build(args.folder)
+
+
+def _load(args: argparse.Namespace, overrides: list[str]):
+    from instruct_jax.pipeline.load import load_config
+    from instruct_jax.pipeline.settings import STAGES, RunConfig
+
+    stages = STAGES if args.stages is None else tuple(name.strip() for name in args.stages.split(","))
+    return load_config(RunConfig, args.config, overrides), stages
+
+
+def _explain(error: Exception) -> int:
+    """The exit code of an error that is no bug, after its message; a bug goes on with its traceback."""
+    from instruct_jax.config import ConfigError
+    from instruct_jax.data.errors import DataError
+    from instruct_jax.runtime.checkpoints import CheckpointError
+    from instruct_jax.runtime.folders import RunError
+    from instruct_jax.runtime.signals import Interrupted
+
+    if not isinstance(error, ConfigError | DataError | CheckpointError | RunError | Interrupted | FloatingPointError):
+        raise error
+    print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
+    return error.exit_code if isinstance(error, Interrupted) else 1 if isinstance(error, FloatingPointError) else 2
+
+
+def _silence_libraries() -> None:
+    """Their start-up remarks ("PyTorch was not found") and progress notes would bury our own; errors still show."""
+    defaults = {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "GRPC_VERBOSITY": "ERROR",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    import absl.logging  # of orbax
+
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)

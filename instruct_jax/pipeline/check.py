@@ -1,0 +1,179 @@
+"""What a config would run, in words and numbers: models, stages, batches, memory, data.  Nothing runs, and no device is touched."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+
+from instruct_jax.config import ModelConfig
+from instruct_jax.models.heads import ScalarModel
+from instruct_jax.models.lm import LanguageModel, parameter_count
+from instruct_jax.pipeline.settings import STAGES, RunConfig
+from instruct_jax.pipeline.validate import FileFacts, check_config, missing_files, read_files
+from instruct_jax.runtime.folders import check_run
+
+F32 = 4  # bytes
+TRAINED = 4 * F32  # bytes per parameter: weight, gradient, two moments of Adam
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Parameters of the two models."""
+
+    policy: int
+    scalar: int  # reward model, and value function
+
+
+def check(config: RunConfig, stages: Sequence[str] = STAGES) -> str:
+    """The text; ConfigError, DataError or RunError where `run` could not begin.  Files that do not exist are only reported."""
+    check_config(config, stages)
+    goes_on = check_run(Path(config.out), dataclasses.asdict(config))
+    missing = [] if config.files is None else missing_files(config.files)
+    facts = read_files(config, config.files) if config.files is not None and not missing else None
+    sizes = Sizes(_parameters(config.model), _parameters(config.reward_model or config.model, scalar=True))
+    judge = _shape(config.reward_model) if config.reward_model else "as the policy, with a scalar head"
+    starts = ", ".join(dict.fromkeys(ppo.value_init for ppo in config.rl.values()))
+    lines = [
+        f"run folder     {config.out} ({'exists, the run goes on' if goes_on else 'new'})",
+        f"seed           {config.seed}",
+        f"policy         {sizes.policy:,} parameters: {_shape(config.model)}",
+        f"reward model   {sizes.scalar:,} parameters: {judge}",
+        f"value function {sizes.scalar:,} parameters, starts from: {starts}",
+        f"mesh           {_mesh(config)}",
+        "",
+        *_table(("stage", "steps", "batch", "tokens"), [row for row in _stages(config, facts) if row[0] in stages]),
+        "",
+        *_memory(config, sizes),
+        "",
+        *(_world(config) if config.files is None else _files(config, facts, missing)),
+    ]
+    return "\n".join(lines)
+
+
+def _parameters(model: ModelConfig, *, scalar: bool = False) -> int:
+    lm = LanguageModel(model)
+    init = ScalarModel(lm).init if scalar else lm.init
+    return parameter_count(jax.eval_shape(lambda: init(jax.random.key(0))))
+
+
+def _shape(m: ModelConfig) -> str:
+    heads = f"{m.heads} heads of {m.head_size}" + (f" ({m.groups} for keys and values)" if m.groups != m.heads else "")
+    return f"{m.layers} layers, width {m.width}, {heads}, context {m.context}, vocabulary {m.vocab_size}, {m.dtype}"
+
+
+def _mesh(config: RunConfig) -> str:
+    axes = dataclasses.asdict(config.mesh)
+    known = abs(axes["data"] * axes["fsdp"] * axes["tensor"])
+    devices = (
+        _plural(known, "device") if -1 not in axes.values() else f"a multiple of {known} devices" if known > 1 else "any number of devices"
+    )
+    sizes = " x ".join(f"{name} {'(all the rest)' if size == -1 else size}" for name, size in axes.items())
+    return f"{sizes}: needs {devices}"
+
+
+def _stages(config: RunConfig, facts: FileFacts | None) -> Iterator[tuple[str, str, str, str]]:
+    """(stage, steps, batch, tokens) in the order in which they run."""
+    pre, sft, reward, form = config.pretrain, config.sft, config.reward, config.text
+    yield "pretrain", f"{pre.steps:,}", f"{pre.batch} x {pre.length}", f"{pre.steps * pre.batch * pre.length:,}"
+    demonstrations = facts.counts["demonstrations"] if facts else config.world.demonstrations if config.world else None
+    rows = facts.sft_rows if facts else demonstrations
+    own = sft.batch - round(sft.batch * sft.pretrain_mix)
+    steps, most = None if rows is None else sft.epochs * -(-rows // own), "" if facts else "at most "
+    yield "sft", _epochs(sft.epochs, steps, most), f"{sft.batch} x {sft.length}", _count(steps, sft.batch * sft.length, most)
+    compare, response = config.compare, config.ppo.sampler.max_tokens
+    if config.world is not None:
+        asked = compare.prompts + compare.held_out_prompts
+        yield (
+            "compare",
+            "-",
+            f"{asked:,} prompts x {compare.max_completions}",
+            f"at most {asked * compare.max_completions * response:,} sampled",
+        )
+    rankings = _kept(facts.counts["rankings"], config) if facts else compare.prompts if config.world else None
+    steps = None if rankings is None else reward.epochs * -(-rankings // reward.batch)
+    k = compare.max_completions if config.world else 9
+    batch = f"{reward.batch} prompts x {k} x {form.max_prompt + form.max_completion}"
+    yield "reward", _epochs(reward.epochs, steps, "about "), batch, "-"
+    yield "select", "-", f"{_plural(sft.epochs if sft.select else 1, 'epoch')} x 256 prompts", "-"
+    for name, ppo in config.rl.items():
+        episodes = ppo.iterations * ppo.batch
+        ptx = f" + {ppo.updates} x {ppo.ptx_batch} x {ppo.ptx_length} of text" if ppo.ptx_batch else ""
+        batch = f"{ppo.batch} x ({form.max_prompt} + {ppo.sampler.max_tokens}), {ppo.updates} updates of {ppo.minibatch}{ptx}"
+        yield name, f"{ppo.iterations:,}", batch, f"{episodes:,} episodes, at most {episodes * ppo.sampler.max_tokens:,} sampled"
+    yield "evaluate", "-", f"{config.evaluation.prompts} prompts", "-"
+    yield "report", "-", "-", "-"
+
+
+def _epochs(epochs: int, steps: int | None, hedge: str) -> str:
+    return _plural(epochs, "epoch") if steps is None else f"{hedge}{steps:,} ({_plural(epochs, 'epoch')})"
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _count(steps: int | None, tokens: int, hedge: str) -> str:
+    return "-" if steps is None else f"{hedge}{steps * tokens:,}"
+
+
+def _kept(records: int, config: RunConfig) -> int:
+    """Records that are left to train on."""
+    held_out = config.files.held_out if config.files else 0.0
+    return records - (max(int(records * held_out), 1) if records > 1 else 0)
+
+
+def _table(head: Sequence[str], rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+
+
+def _memory(config: RunConfig, sizes: Sizes) -> list[str]:
+    """What is certain: states and caches.  Activations and the compiler's scratch space come on top."""
+    mesh, ppo = config.mesh, config.ppo
+    shards = max(mesh.fsdp, 1) * max(mesh.tensor, 1)
+    divided = f"/ {shards} (fsdp * tensor)" if mesh.fsdp != -1 else f"/ {shards} (tensor), and further by fsdp"
+    states = {
+        "pretrain, sft": (TRAINED * sizes.policy, "policy: weights, gradient, Adam"),
+        "reward": (TRAINED * sizes.scalar, "reward model: weights, gradient, Adam"),
+        "ppo": (
+            (TRAINED + 2 * F32) * sizes.policy + (TRAINED + F32) * sizes.scalar,
+            "policy and value function: weights, gradient, Adam; average of the policy; reference; reward model",
+        ),
+    }
+    rows = [(name, _bytes(size), _bytes(size / shards), what) for name, (size, what) in states.items()]
+    model, width = config.model, 2 if config.model.dtype == "bfloat16" else 4
+    length = config.text.max_prompt + ppo.sampler.max_tokens
+    cache = 2 * model.layers * ppo.batch * length * model.groups * model.head_size * width
+    logits = model.logprob_chunk * model.vocab_size * F32
+    return [
+        *_table(("memory", "in all", "per device", f"states {divided}; activations come on top"), rows),
+        f"KV cache of one PPO rollout {_bytes(cache)} over all devices",
+        f"logits of one chunk of {model.logprob_chunk} positions {_bytes(logits)}",
+    ]
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+def _world(config: RunConfig) -> list[str]:
+    return [f"data           the embedded world: {config.world.demonstrations} demonstrations, made by the run"] if config.world else []
+
+
+def _files(config: RunConfig, facts: FileFacts | None, missing: list[str]) -> list[str]:
+    if facts is None:
+        return ["data           not found, so the data part is skipped (`run` would stop here):", *(f"  {path}" for path in missing)]
+    c, out = facts.counts, config.files.held_out if config.files else 0.0
+    return [
+        f"tokenizer      {facts.vocabulary:,} ids of {config.model.vocab_size:,} in the model",
+        f"data           {c['texts']:,} texts, {c['prompts']:,} prompts; {out:.0%} of texts, rankings and prompts are held out",
+        f"               {c['demonstrations']:,} demonstrations in {facts.sft_rows:,} rows",
+        f"               {c['rankings']:,} rankings of {facts.completions:,} completions",
+        f"dropped or cut {len(facts.dropped)}",
+        *(f"  {line}" for line in facts.dropped[:10]),
+    ]
