@@ -4,6 +4,7 @@ Nothing heavy is imported before the verb is known, so that --help is quick.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -63,14 +64,16 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     check_mesh(config, jax.device_count())
     from instruct_jax.pipeline.run import run
 
-    run(config, stages)
+    folder = run(config, stages)
+    print(f"done: {folder}" + (f", see {folder / 'report.html'}" if "report" in stages else ""))
 
 
 def _check(args: argparse.Namespace, overrides: list[str]) -> None:
     config, stages = _load(args, overrides)
     from instruct_jax.pipeline.check import check
 
-    print(check(config, stages))
+    with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
+        print(check(config, stages), flush=True)
 
 
 def _report(args: argparse.Namespace, rest: list[str]) -> None:
@@ -82,7 +85,7 @@ def _report(args: argparse.Namespace, rest: list[str]) -> None:
         raise RunError(f"{args.folder} is no run folder, it has no config.yaml: give the folder named by `out` in the config")
     from instruct_jax.report.build import build
 
-    build(args.folder)
+    print(build(args.folder))
 
 
 def _load(args: argparse.Namespace, overrides: list[str]):

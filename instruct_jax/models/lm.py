@@ -54,27 +54,30 @@ class LanguageModel(NamedTuple):
 
     def prefill(self, params: Params, prompts: PromptBatch, length: int) -> tuple[jax.Array, KVCache]:
         """Reads left-padded prompts [B, P].  Returns the last hidden state [B, D] and a cache with `length` slots."""
-        cfg = self.config
-        batch, prompt = prompts.tokens.shape
-        shape = (cfg.layers, batch, length, cfg.groups, cfg.head_size)
-        empty = KVCache(
-            k=jnp.zeros(shape, cfg.dtype),
-            v=jnp.zeros(shape, cfg.dtype),
-            mask=jnp.pad(prompts.mask, ((0, 0), (0, length - prompt))),
-            slot=jnp.zeros((), jnp.int32),
-        )
         segments = prompts.mask.astype(jnp.int32)
-        mask = jnp.pad(masking.attention_mask(segments), ((0, 0), (0, 0), (0, 0), (0, length - prompt)))
-        hidden, cache = Transformer(cfg, self.constrain).apply({"params": params}, prompts.tokens, mask, masking.positions(segments), empty)
-        return hidden[:, -1], cache.replace(slot=cache.slot + prompt)
+        mask, positions = masking.attention_mask(segments), masking.positions(segments)
+        hidden, seen = Transformer(self.config, self.constrain).apply({"params": params}, prompts.tokens, mask, positions)
+        prompt = prompts.tokens.shape[1]
+        free = ((0, 0), (0, 0), (0, length - prompt), (0, 0))
+        k, v = (tuple(jnp.pad(layer, free) for layer in x) for x in seen)
+        return hidden[:, -1], KVCache(k, v, jnp.pad(prompts.mask, ((0, 0), (0, length - prompt))), jnp.asarray(prompt, jnp.int32))
+
+    def unstacked(self, params: Params) -> Params:
+        """The same parameters for `decode` and `logits`: layers apart, weights in config.dtype.  Made once, it saves that at every token."""
+
+        def cast(path, x: jax.Array) -> jax.Array:
+            return x if any("norm" in entry.key for entry in path) else x.astype(self.config.dtype)
+
+        params = jax.tree_util.tree_map_with_path(cast, params)
+        return {**params, "layers": jax.tree.map(tuple, params["layers"])}
 
     def decode(self, params: Params, cache: KVCache, tokens: jax.Array) -> tuple[jax.Array, KVCache]:
-        """Appends one token [B] to every row.  Returns its hidden state [B, D] and the cache."""
+        """Appends one token [B] to every row.  Returns its hidden state [B, D] and the cache.  params: plain or unstacked."""
         positions = cache.mask.sum(-1, dtype=jnp.int32)[:, None]
         seen = jax.lax.dynamic_update_slice(cache.mask, jnp.ones((tokens.shape[0], 1), bool), (0, cache.slot))
-        model = Transformer(self.config, self.constrain, unroll=min(self.config.layers, 8))
-        hidden, cache = model.apply({"params": params}, tokens[:, None], seen[:, None, None, :], positions, cache)
-        return hidden[:, 0], cache.replace(mask=seen, slot=cache.slot + 1)
+        model = Transformer(self.config, self.constrain)
+        hidden, (k, v) = model.apply({"params": params}, tokens[:, None], seen[:, None, None, :], positions, cache)
+        return hidden[:, 0], KVCache(k, v, seen, cache.slot + 1)
 
 
 def parameter_count(params: Params) -> int:

@@ -21,8 +21,8 @@ REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full
 class KVCache:
     """Keys and values of all tokens so far; slot s of every row is written at the same time."""
 
-    k: jax.Array  # [N, B, S, G, C] config.dtype
-    v: jax.Array  # [N, B, S, G, C] config.dtype
+    k: tuple[jax.Array, ...]  # N of [B, G, S, C] config.dtype; apart, because a slice of one array would be copied at every token
+    v: tuple[jax.Array, ...]  # N of [B, G, S, C] config.dtype
     mask: jax.Array  # [B, S] bool, True = real token
     slot: jax.Array  # [] int32, the next slot to write
 
@@ -38,21 +38,21 @@ def rotary(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q k / sqrt(C)) v with grouped heads; q [B, L, H, C], k and v [B, S, G, C], mask [B, 1, L, S] bool -> [B, L, H, C].
+    """softmax(q k / sqrt(C)) v with grouped heads; q [B, L, H, C], k and v [B, G, S, C], mask [B, 1, L, S] bool -> [B, L, H, C].
 
     A row whose mask is all False (padding) gets a finite value that nobody reads.
     """
     b, l, h, c = q.shape
-    groups = k.shape[2]
+    groups = k.shape[1]
     q = q.reshape(b, l, groups, h // groups, c) * (c**-0.5)
-    logits = jnp.einsum("blgrc,bsgc->bgrls", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("blgrc,bgsc->bgrls", q, k, preferred_element_type=jnp.float32)
     logits = jnp.where(mask[:, :, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bgrls,bsgc->blgrc", weights, v).reshape(b, l, h, c)
+    return jnp.einsum("bgrls,bgsc->blgrc", weights, v).reshape(b, l, h, c)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); as a scan body: (x, cache), layer -> (x, cache)."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).  Returns x and the keys and values [B, G, S, C] that were attended to."""
 
     config: ModelConfig
     constrain: Constrain
@@ -71,9 +71,9 @@ class Block(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, carry, layer, mask, positions, deterministic):
+    def __call__(self, x, mask, positions, deterministic, past=None):
+        """past: keys and values so far and the slot where those of x go; None if x is all there is."""
         cfg = self.config
-        x, cache = carry
         residual_std = cfg.init_std * (2 * cfg.layers) ** -0.5
 
         y = Norm(cfg, name="attention_norm")(x)
@@ -82,13 +82,10 @@ class Block(nn.Module):
         v = self._dense("v", (cfg.groups, cfg.head_size), ("embed", "kv_heads", "head"))(y)
         if cfg.positions == "rotary":
             q, k = rotary(q, positions, cfg.rotary_base), rotary(k, positions, cfg.rotary_base)
-        if cache is not None:
-            start = (layer, 0, cache.slot, 0, 0)
-            cache = cache.replace(
-                k=jax.lax.dynamic_update_slice(cache.k, k[None], start), v=jax.lax.dynamic_update_slice(cache.v, v[None], start)
-            )
-            k = jax.lax.dynamic_index_in_dim(cache.k, layer, keepdims=False)
-            v = jax.lax.dynamic_index_in_dim(cache.v, layer, keepdims=False)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        if past is not None:
+            start = (0, 0, past[2], 0)
+            k, v = jax.lax.dynamic_update_slice(past[0], k, start), jax.lax.dynamic_update_slice(past[1], v, start)
         y = self._dense("out", cfg.width, ("heads", "head", "embed"), contract=2, std=residual_std)(attend(q, k, v, mask))
         x = self._residual(x, y, deterministic)
 
@@ -97,7 +94,7 @@ class Block(nn.Module):
         up = self._dense("up", cfg.mlp_size, ("embed", "mlp"))(y)
         up = act(self._dense("gate", cfg.mlp_size, ("embed", "mlp"))(y)) * up if cfg.gated else act(up)
         y = self._dense("down", cfg.width, ("mlp", "embed"), std=residual_std)(up)
-        return (self._residual(x, y, deterministic), cache), None
+        return self._residual(x, y, deterministic), (k, v)
 
     def _residual(self, x, y, deterministic):
         y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
@@ -127,11 +124,13 @@ class Transformer(nn.Module):
     config: ModelConfig
     constrain: Constrain
     dropout: float = 0.0  # on every residual branch and on the embeddings (paper C.1)
-    unroll: int = 1  # layers per loop iteration; decoding unrolls small models
 
     @nn.compact
     def __call__(self, tokens, mask, positions, cache: KVCache | None = None, *, deterministic: bool = True):
-        """tokens, positions [B, L] int32; mask [B, 1, L, S] bool -> hidden [B, L, D], cache.  Without a cache S = L."""
+        """tokens, positions [B, L] int32; mask [B, 1, L, S] bool -> hidden [B, L, D], (keys, values).
+
+        Without a cache S = L, and keys and values are one array [N, B, G, S, C] each; with one they are as in KVCache.
+        """
         cfg = self.config
         table = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), ("vocab", "embed"))
         embedding = self.param("embedding", table, (cfg.vocab_size, cfg.width), jnp.float32)
@@ -144,15 +143,22 @@ class Transformer(nn.Module):
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
         x = self.constrain(x, ("batch", None, None))
 
-        block = Block if cfg.remat == "none" else nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False, static_argnums=(5,))
-        layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=cfg.layers,
-            unroll=self.unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg, self.constrain, dropout=self.dropout, name="layers")
-        (x, cache), _ = layers((x, cache), jnp.arange(cfg.layers), mask, positions, deterministic)
-        return Norm(cfg, name="final_norm")(x), cache
+        if cache is None:
+            block = Block if cfg.remat == "none" else nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False, static_argnums=(4,))
+            layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=cfg.layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(cfg, self.constrain, dropout=self.dropout, name="layers")
+            x, seen = layers(x, mask, positions, deterministic)
+        else:
+            weights, pairs = self.get_variable("params", "layers"), []
+            for layer, (k, v) in enumerate(zip(cache.k, cache.v, strict=True)):
+                own = {"params": jax.tree.map(lambda w, i=layer: w[i], weights, is_leaf=lambda w: isinstance(w, tuple))}
+                x, pair = Block(cfg, self.constrain, parent=None).apply(own, x, mask, positions, True, (k, v, cache.slot))
+                pairs.append(pair)
+            seen = tuple(zip(*pairs, strict=True))
+        return Norm(cfg, name="final_norm")(x), seen

@@ -38,8 +38,8 @@ def draw(key: jax.Array, logp: jax.Array) -> jax.Array:
     """One token per row, int32 [B], of log-probs [B, V]: the first whose cumulative probability exceeds u * total, u ~ U[0, 1).
 
     Inverse CDF: one uniform per row instead of V Gumbels.  The key is consumed.  A token of probability 0 is never drawn: sums in parallel
-    may round so that one seems to exceed its predecessors, hence the test p > 0; should no token exceed u * total, the last one possible
-    is drawn.  u has 23 bits, so differences between probabilities below 1e-7 are not resolved.
+    may round up at one (seen on a CPU from V = 512 on), hence the test p > 0; should no token exceed u * total, the last one possible is
+    drawn.  u has 23 bits, so differences between probabilities below 1e-7 are not resolved.
     """
     chex.assert_rank(logp, 2)
     batch, vocab = logp.shape

@@ -59,7 +59,7 @@ def _parameters(model: ModelConfig, *, scalar: bool = False) -> int:
 
 def _shape(m: ModelConfig) -> str:
     heads = f"{m.heads} heads of {m.head_size}" + (f" ({m.groups} for keys and values)" if m.groups != m.heads else "")
-    return f"{m.layers} layers, width {m.width}, {heads}, context {m.context}, vocabulary {m.vocab_size}, {m.dtype}"
+    return f"{_plural(m.layers, 'layer')}, width {m.width}, {heads}, context {m.context}, vocabulary {m.vocab_size}, {m.dtype}"
 
 
 def _mesh(config: RunConfig) -> str:
@@ -92,7 +92,7 @@ def _stages(config: RunConfig, facts: FileFacts | None) -> Iterator[tuple[str, s
         )
     rankings = _kept(facts.counts["rankings"], config) if facts else compare.prompts if config.world else None
     steps = None if rankings is None else reward.epochs * -(-rankings // reward.batch)
-    k = compare.max_completions if config.world else 9
+    k = facts.most_completions if facts else compare.max_completions
     batch = f"{reward.batch} prompts x {k} x {form.max_prompt + form.max_completion}"
     yield "reward", _epochs(reward.epochs, steps, "about "), batch, "-"
     yield "select", "-", f"{_plural(sft.epochs if sft.select else 1, 'epoch')} x 256 prompts", "-"

@@ -124,7 +124,7 @@ def _leaf(hint: Any, key: str, value: Any, source: str) -> Any:
         found = None
     bad = (found is None and (value is not None or type(None) not in typing.get_args(hint))) or not all(map(math.isfinite, _floats(found)))
     if bad:
-        raise ConfigError(f"{source}: {key}={shorten(value)} has the wrong type; write {_says(hint)}")
+        raise ConfigError(f"{source}: {key}={shorten(value)} must be {_says(hint)}")
     return found
 
 

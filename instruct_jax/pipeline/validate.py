@@ -26,6 +26,7 @@ class FileFacts:
     counts: dict[str, int]  # kind -> records that are used
     sft_rows: int  # packed rows of demonstrations
     completions: int  # in all rankings
+    most_completions: int  # K of the largest ranking
     dropped: list[str]  # what was left out or cut, and why
 
 
@@ -158,7 +159,8 @@ def read_files(config: RunConfig, files: FilesConfig) -> FileFacts:
         rows = len(packing.pack(samples, config.sft.length, pad=0).tokens)
     except DataError as error:
         raise ConfigError(f"sft.length={config.sft.length} is too short for the demonstrations: {error}") from error
-    return FileFacts(len(tok), counts, rows, sum(len(ranks) for _, ranks in rankings), dropped)
+    sizes = [len(ranks) for _, ranks in rankings]
+    return FileFacts(len(tok), counts, rows, sum(sizes), max(sizes, default=0), dropped)
 
 
 def _encode(

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ COLOURS = {
     "reward": PURPLE,
 }
 MARKERS = {"base": "v", "base_prompted": "^", "sft": "s", "sft_control": "s", "best_of_n": "P", "ppo": "o", "ppo_ptx": "D"}
-STYLE: Mapping[str, Any] = {
+STYLE: dict[Any, Any] = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.titlesize": 9.5,
@@ -63,6 +65,7 @@ STYLE: Mapping[str, Any] = {
     "legend.handlelength": 1.4,
     "legend.columnspacing": 1.2,
     "svg.fonttype": "none",
+    "svg.hashsalt": "instruct_jax",  # the same numbers make the same file
 }
 
 
@@ -88,6 +91,12 @@ def new(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04)  # type: ignore[union-attr, call-arg]
     return figure, figure.add_subplot()
+
+
+def fixed() -> tuple[Figure, Axes]:
+    """A small panel with margins that suit any metric: four times as fast as a layout that measures its labels."""
+    figure = Figure(figsize=(WIDTH, 2.5))
+    return figure, figure.add_axes((0.15, 0.19, 0.82, 0.7))
 
 
 def colour(model: str) -> str:
@@ -128,4 +137,3 @@ def write_png(picture: Picture, path: Path, *, dpi: int = 160) -> None:
     """On white: a README shows it on a page of any colour."""
     FigureCanvasAgg(picture.figure)
     picture.figure.savefig(path, dpi=dpi, facecolor="white", metadata={"Software": None, "Description": plain(picture.alt)})
-

@@ -19,6 +19,12 @@ ACCURACIES = {
     "accuracy_heldout_labelers": "held-out labelers",
     "accuracy_gold": "against the gold score",
 }
+MANNERS = {
+    "rude": "Replies with a rude word",
+    "fluff": "Empty phrases per reply",
+    "length": "Tokens per reply",
+    "ended": "Replies that end by themselves",
+}
 
 
 def win_rates(run: Run) -> Picture | None:
@@ -32,13 +38,18 @@ def win_rates(run: Run) -> Picture | None:
     figure, axes = canvas.new(height=3.7)
     axes.axhline(0.5, color=INK, linewidth=1, linestyle="--")
     for place, model in enumerate(models):
-        at = [(group + (place - (len(models) - 1) / 2) * 0.8 / len(models), wins[model]) for group, wins in enumerate(groups.values()) if model in wins]
+        at = [
+            (group + (place - (len(models) - 1) / 2) * 0.8 / len(models), wins[model])
+            for group, wins in enumerate(groups.values())
+            if model in wins
+        ]
         x, y = [a for a, _ in at], [win["mean"] for _, win in at]
         spread = [[max(win["mean"] - win["ci95"][0], 0) for _, win in at], [max(win["ci95"][1] - win["mean"], 0) for _, win in at]]
         colour, hollow = canvas.colour(model), model == "sft_control"
         face = "none" if hollow else colour
         look = {"color": colour, "marker": canvas.marker(model), "markerfacecolor": face, "markersize": 6, "linestyle": "none"}
-        axes.errorbar(x, y, yerr=spread, elinewidth=1.4, capsize=2.5, label=canvas.label(model_name(model)), **look)
+        axes.errorbar(x, y, yerr=spread, elinewidth=1.4, capsize=2.5, **look)
+        axes.plot([], [], label=canvas.label(model_name(model)), **look)
     for edge in range(1, len(groups)):
         axes.axvline(edge - 0.5, color=INK, alpha=0.15, linewidth=0.8)
     axes.set_xlim(-0.5, len(groups) - 0.5)
@@ -51,7 +62,9 @@ def win_rates(run: Run) -> Picture | None:
         (f"at temperature {t} " if t else "") + ", ".join(f"{model_name(m)} {number(wins[m]['mean'])}" for m in models if m in wins)
         for t, wins in groups.items()
     ]
-    return Picture("win-rates", "Win rate against the SFT model", f"Share of prompts on which each model beats SFT: {'; '.join(said)}.", figure)
+    return Picture(
+        "win-rates", "Win rate against the SFT model", f"Share of prompts on which each model beats SFT: {'; '.join(said)}.", figure
+    )
 
 
 def use_cases(run: Run) -> Picture | None:
@@ -110,7 +123,7 @@ def accuracy(run: Run) -> Picture | None:
     names = list(shown)[::-1]
     axes.barh(range(len(names)), [shown[name] for name in names], color=canvas.PURPLE, height=0.55)
     for y, name in enumerate(names):
-        axes.annotate(number(shown[name], 3), (shown[name], y), xytext=(5, 0), textcoords="offset points", va="center")
+        axes.annotate(number(shown[name], 3), (1.0, y), ha="right", va="center")
     _rows(axes, names, "share of pairs in the right order")
     axes.set_xlim(0.5, 1.0)
     said = [f"{name} {number(value, 3)}" for name, value in shown.items()]
@@ -129,7 +142,9 @@ def calibration(run: Run) -> Picture | None:
     x, y, n = (np.array([b[key] for b in bins], float) for key in ("predicted", "observed", "n"))
     axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="perfect")
     half = 1.96 * np.sqrt(y * (1 - y) / np.maximum(n, 1))
-    axes.errorbar(x, y, yerr=half, color=canvas.PURPLE, marker="o", markersize=5, linewidth=1.4, elinewidth=1, capsize=2, label="reward model")
+    axes.errorbar(
+        x, y, yerr=half, color=canvas.PURPLE, marker="o", markersize=5, linewidth=1.4, elinewidth=1, capsize=2, label="reward model"
+    )
     low = min(x.min(), y.min(), 0.5) - 0.03
     axes.set_xlim(low, 1.02)
     axes.set_ylim(low, 1.02)
@@ -167,40 +182,38 @@ def best_of_n(run: Run) -> Picture | None:
     below.set_xscale("log", base=2)
     below.set_xticks(n, [str(k) for k in n], minor=False)
     below.minorticks_off()
-    below.set_xlabel("samples of the SFT model, of which the reward model picks one")
+    below.set_xlabel("n, samples of which the reward model picks one")
     said = listed([f"n={p['n']} {number(p['gold'], 3)} ({number(p['reward'])})" for p in points])
     return Picture("best-of-n", "Best of n", f"Judge's score, and reward-model score in brackets: {said}.", figure)
 
 
-def style(run: Run) -> Picture | None:
+def style(run: Run) -> list[Picture]:
+    """One small picture for each manner that was counted."""
     found: Mapping[str, Mapping[str, float]] = run.evaluation.get("style", {})
-    names = {"rude": "replies with a rude word", "fluff": "empty phrases per reply", "length": "tokens per reply", "ended": "replies that end"}
-    keys = [key for key in names if any(key in values for values in found.values())]
-    if not keys:
-        return None
-    models = ordered(found)[::-1]
-    figure, first = canvas.new(width=6.4, height=2 * (0.75 + 0.2 * len(models)) if len(keys) > 2 else 0.9 + 0.2 * len(models))
-    first.remove()
-    panels = np.ravel(figure.subplots(2 if len(keys) > 2 else 1, 2, sharey=True))
-    for axes, key in zip(panels, keys, strict=False):
+    pictures = []
+    for key, name in MANNERS.items():
+        models = [m for m in ordered(found) if key in found[m]][::-1]
+        if not models:
+            continue
+        figure, axes = canvas.new(height=0.6 + 0.25 * len(models))
+        show = percent if key in ("rude", "ended") else number
         for y, model in enumerate(models):
-            if (value := found[model].get(key)) is not None:
-                axes.plot([0, value], [y, y], color=canvas.colour(model), linewidth=2)
-                axes.plot([value], [y], color=canvas.colour(model), marker=canvas.marker(model), markersize=6)
+            value = found[model][key]
+            axes.plot([0, value], [y, y], color=canvas.colour(model), linewidth=2.5)
+            axes.plot([value], [y], color=canvas.colour(model), marker=canvas.marker(model), markersize=6.5)
+            axes.annotate(show(value, 1), (value, y), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8.5)
         _rows(axes, [model_name(m) for m in models], "")
-        axes.set_title(names[key], loc="left")
+        axes.margins(x=0.2)
         axes.set_xlim(left=0)
-        if key in ("rude", "ended"):
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    for axes in panels[len(keys) :]:
-        axes.set_visible(False)
-    said = [
-        f"{model_name(m)}: "
-        + ", ".join(f"{names[k]} {percent(found[m][k]) if k in ('rude', 'ended') else number(found[m][k], 1)}" for k in keys if k in found[m])
-        for m in models[::-1]
-    ]
-    return Picture("style", "Manners of the replies", "; ".join(said) + ".", figure)
+        if show is percent:
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.set_xlim(0, 1.2 * max(found[m][key] for m in models) or 1)
+        if key == "ended":
+            axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        said = ", ".join(f"{model_name(m)} {show(found[m][key], 1)}" for m in models[::-1])
+        pictures.append(Picture(f"style-{key}", name, f"{name}: {said}.", figure))
+    return pictures
 
 
 def seconds(run: Run) -> Picture | None:

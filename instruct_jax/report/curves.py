@@ -50,16 +50,18 @@ def _panel(run: Run, title: str, stages: Sequence[str], metric: str, label: str)
     lines = {stage: line for stage, line in lines.items() if line[0]}
     if not lines:
         return None
-    figure, axes = canvas.new(height=2.4)
+    figure, axes = canvas.fixed()
     for stage, (steps, values) in lines.items():
         draw_line(axes, steps, values, canvas.colour(stage), NAMES[stage])
     axes.set_xlabel("iteration" if stages == RL else "step")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if len(lines) > 1:
-        canvas.legend_above(figure, axes)
-    said = [f"{NAMES[stage]} from {number(v[0], 3)} at step {s[0]} to {number(v[-1], 3)} at step {s[-1]}" for stage, (s, v) in lines.items()]
-    name = f"{stages[0]}-{metric.replace('*/', '').replace('/', '-')}"
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, borderaxespad=0, borderpad=0.2)
+    said = [
+        f"{NAMES[stage]} from {number(v[0], 3)} at step {s[0]} to {number(v[-1], 3)} at step {s[-1]}" for stage, (s, v) in lines.items()
+    ]
+    name = f"training-{stages[0]}-{metric.replace('*/', '').replace('/', '-')}"
     return Picture(name, title, f"{title}: {'; '.join(said)}.", figure)
 
 

@@ -11,10 +11,11 @@ MODELS = {  # in the order of the paper's figure 1, weakest first
     "base_prompted": "base, prompted",
     "sft": "SFT",
     "sft_control": "SFT again (control)",
-    "best_of_n": "SFT, best of n",
+    "best_of_n": "best of n",
     "ppo": "PPO",
     "ppo_ptx": "PPO-ptx",
 }
+IN_SENTENCES = {"base": "the base model", "base_prompted": "the prompted base model", "best_of_n": "best-of-n"}
 _SHOWN_WHITESPACE = "\n\t"
 
 
@@ -28,8 +29,12 @@ def model_name(model: str) -> str:
     return MODELS.get(model, plain(model))
 
 
+def in_sentence(model: str) -> str:
+    return IN_SENTENCES.get(model, model_name(model))
+
+
 def plain(text: object) -> str:
-    """Text without the power to change what surrounds it: control, format (bidi, zero-width) and lone surrogate characters are spelled out."""
+    """Text that cannot change what surrounds it: control, format (bidi, zero-width) and lone surrogate characters are spelled out."""
     return "".join(_spelled(char) for char in str(text))
 
 
@@ -55,16 +60,19 @@ def number(value: Any, digits: int = 2) -> str:
     """A number with `digits` decimals and a true minus sign; a dash where there is none."""
     if value is None or isinstance(value, str) or not math.isfinite(value):
         return "–"
-    return f"{value:,.{digits}f}".replace("-", "−")
+    text = f"{value:,.{digits}f}"
+    return (text if float(text.replace(",", "")) else text.lstrip("-")).replace("-", "−")
 
 
 def percent(value: Any, digits: int = 0) -> str:
-    return number(value, digits) if number(value) == "–" else f"{number(100 * value, digits)} %"
+    return number(value, digits) if number(value) == "–" else f"{number(100 * value, digits)}\u00a0%"
 
 
 def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
+    if seconds < 600:
+        return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
     minutes, hours = round(seconds / 60), int(round(seconds / 60) // 60)
     return f"{minutes} min" if minutes < 60 else f"{hours} h {minutes % 60:02d} min"
 

@@ -45,7 +45,7 @@ def make_step(
         grads, metrics = accumulate(loss_fn, state.params, batch, key, micro_batches)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = metrics | {"optim/grad_norm": optax.global_norm(grads)}
+        metrics = metrics | {"optim/grad_norm": optax.tree.norm(grads)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step

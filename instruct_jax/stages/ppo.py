@@ -127,12 +127,12 @@ def make_update(
 
     def policy_gradient(params, minibatch, ptx, key):
         grads, metrics = accumulate(policy_fn, params, minibatch, key, config.micro_batches)
-        metrics |= {"policy/grad_norm": optax.global_norm(grads)}
+        metrics |= {"policy/grad_norm": optax.tree.norm(grads)}
         if ptx is None:
             return grads, metrics
         ptx_grads, ptx_metrics = accumulate(ptx_fn, params, ptx, key, config.micro_batches)
         grads = jax.tree.map(lambda g, p: g + config.ptx_coef * p, grads, ptx_grads)
-        return grads, metrics | {"ptx/nll": ptx_metrics["ptx/nll"], "ptx/grad_norm": config.ptx_coef * optax.global_norm(ptx_grads)}
+        return grads, metrics | {"ptx/nll": ptx_metrics["ptx/nll"], "ptx/grad_norm": config.ptx_coef * optax.tree.norm(ptx_grads)}
 
     def learn(carry, part):
         params, opt_state, active, key = carry
@@ -148,7 +148,7 @@ def make_update(
             "policy": optax.apply_updates(params["policy"], updates),
             "value": optax.apply_updates(params["value"], value_updates),
         }
-        metrics |= value_metrics | {"value/grad_norm": optax.global_norm(value_grads)}
+        metrics |= value_metrics | {"value/grad_norm": optax.tree.norm(value_grads)}
         return (params, {"policy": policy_state, "value": value_state}, active, key), metrics
 
     def update(state: TrainState, made: Experience, ptx: TokenBatch | None) -> tuple[TrainState, Metrics]:

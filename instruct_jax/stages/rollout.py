@@ -49,9 +49,10 @@ def make_rollout(
 
     def rollout(params: Params, prompts: PromptBatch, key: jax.Array) -> Rollout:
         hidden, cache = lm.prefill(params, prompts, prompts.tokens.shape[1] + limit)
-        repeat = lambda x, axis: jnp.repeat(x, samples, axis=axis)  # noqa: E731
-        prompts, hidden = jax.tree.map(lambda x: repeat(x, 0), (prompts, hidden))
-        cache = cache.replace(k=repeat(cache.k, 1), v=repeat(cache.v, 1), mask=repeat(cache.mask, 0))
+        by_row = prompts, hidden, cache.k, cache.v, cache.mask
+        prompts, hidden, k, v, mask = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), by_row)
+        cache = cache.replace(k=k, v=v, mask=mask)
+        weights = lm.unstacked(params)
         rows = hidden.shape[0]
 
         def write(t, token, logp, done, tokens, logps, mask):
@@ -64,13 +65,13 @@ def make_rollout(
 
         def extend(carry):
             t, token, done, cache, written = carry
-            hidden, cache = lm.decode(params, cache, token)
-            token, logp = choose(params, hidden, jax.random.fold_in(key, t), done)
+            hidden, cache = lm.decode(weights, cache, token)
+            token, logp = choose(weights, hidden, jax.random.fold_in(key, t), done)
             written = write(t, token, logp, done, *written)
             return t + 1, token, done | (token == eos), cache, written
 
         done = jnp.zeros(rows, bool)
-        token, logp = choose(params, hidden, jax.random.fold_in(key, 0), done)
+        token, logp = choose(weights, hidden, jax.random.fold_in(key, 0), done)
         blank = jnp.full((rows, limit), pad, jnp.int32), jnp.zeros((rows, limit), jnp.float32), jnp.zeros((rows, limit), bool)
         start = jnp.ones((), jnp.int32), token, token == eos, cache, write(0, token, logp, done, *blank)
         _, _, ended, _, (tokens, logps, mask) = jax.lax.while_loop(unfinished, extend, start)

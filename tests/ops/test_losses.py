@@ -118,10 +118,10 @@ def test_the_value_gradient_vanishes_only_where_the_clip_binds(value, target, sl
     np.testing.assert_allclose(grad, [[slope]], rtol=1e-6)
 
 
-def test_an_unmoved_critic_clips_nothing():
+def test_a_critic_inside_the_range_clips_nothing():
     """Whatever the rounding of old + (value - old)."""
-    _, old, target = tables()
-    assert value_loss(old, old, target, WEIGHT, clip=1e-6)[1]["value/clip_fraction"] == 0
+    value, old, target = tables()
+    assert value_loss(value, old, target, WEIGHT, clip=10.0)[1]["value/clip_fraction"] == 0
 
 
 @pytest.mark.parametrize("op", [policy_loss, value_loss])

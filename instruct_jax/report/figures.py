@@ -1,0 +1,37 @@
+"""Every picture of a run, and the folder of PNG files that documents show."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from instruct_jax.report import canvas, comparisons, curves
+from instruct_jax.report.canvas import Picture
+from instruct_jax.report.reading import Run, read_run
+
+EVALUATION: tuple[Callable[[Run], Picture | None], ...] = (
+    comparisons.win_rates,
+    comparisons.use_cases,
+    curves.frontier,
+    comparisons.alignment_tax,
+    comparisons.accuracy,
+    comparisons.calibration,
+    comparisons.score_by_length,
+    comparisons.best_of_n,
+    comparisons.seconds,
+)
+
+
+def pictures(run: Run) -> list[Picture]:
+    """Those for which the run has numbers; call it inside `canvas.styled()`."""
+    drawn = [draw(run) for draw in EVALUATION]
+    return [p for p in drawn if p] + comparisons.style(run) + curves.training(run, curves.SUPERVISED + curves.MAIN + curves.MORE)
+
+
+def write_pictures(folder: Path, out: Path) -> list[Path]:
+    """Writes out/NAME.png for every picture of the run folder; returns the files."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with canvas.styled():
+        for picture in pictures(read_run(folder)):
+            paths.append(out / f"{picture.name}.png")
+            canvas.write_png(picture, paths[-1])
+    return paths

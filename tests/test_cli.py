@@ -1,0 +1,143 @@
+"""The verbs as a user calls them."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import userfiles
+
+from instruct_jax.cli import main
+from instruct_jax.runtime.signals import Interrupted
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return userfiles.make(tmp_path)
+
+
+def process(*args: str) -> subprocess.CompletedProcess:
+    """A process of its own, on a machine where no device can be started."""
+    environment = os.environ | {"JAX_PLATFORMS": "none", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "instruct_jax", *args], capture_output=True, text=True, env=environment)
+
+
+def test_the_good_config_runs(place, monkeypatch, capsys):
+    begun = []
+
+    def run(config, stages):
+        begun.append((config.out, stages))
+        return Path(config.out)
+
+    userfiles.fake_run(monkeypatch, run)
+    assert main(["run", "--config", "run.yaml", "--stages", "sft, reward"]) == 0
+    assert begun == [("runs/a", ("sft", "reward"))] and capsys.readouterr() == ("done: runs/a\n", "")
+    assert main(["run", "--config", "run.yaml"]) == 0
+    assert capsys.readouterr().out == "done: runs/a, see runs/a/report.html\n"
+
+
+def test_check_shows_what_the_files_make(place, capsys):
+    """4 demonstrations of 6 tokens are 2 rows of 16, a batch of 4; 3 of 4 rankings are left to learn from."""
+    assert main(["check", "--config", "run.yaml", "--stages", "sft,reward,ppo", "--sft.batch", "1"]) == 0
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    table = shown[shown.index("stage steps batch tokens") :]
+    assert table[1:5] == [
+        "sft 2 (1 epoch) 1 x 16 32",
+        "reward about 1 (1 epoch) 4 prompts x 3 x 12 -",
+        "ppo 1 8 x (6 + 6), 2 updates of 4 8 episodes, at most 48 sampled",
+        "",
+    ]
+    assert {"tokenizer 17 ids of 20 in the model", "4 demonstrations in 2 rows", "4 rankings of 12 completions"} <= set(shown)
+
+
+@pytest.mark.parametrize("rule", ["drop", "left", "right"])
+def test_long_prompts_are_counted(rule, place, capsys):
+    userfiles.write(place / "prompts.jsonl", [{"prompt": "a b"}, {"prompt": "a " * 10}])
+    assert main(["check", "--config", "run.yaml", "--text.on_long", rule]) == 0
+    shown = capsys.readouterr().out
+    assert f"prompts.jsonl: {1 if rule == 'drop' else 2} records; too long: 1 prompts, 0 completions (on_long={rule})" in shown
+
+
+def test_bad_records_are_skipped_and_listed(place, capsys):
+    tied = {"prompt": "a", "completions": ["b", "c", "d"], "ranks": [1, 1, 1]}
+    userfiles.write(place / "ranks.jsonl", [*userfiles.DATA["ranks.jsonl"], tied])
+    assert main(["check", "--config", "run.yaml", "--files.on_bad_record", "skip"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 rankings of 12 completions" in shown and "ranks.jsonl:5: ranks=[1, 1, 1] is one tie" in shown
+
+
+ENDS = {
+    "not finite": (FloatingPointError("ppo step 3: ppo/kl is nan"), 1, "error: ppo step 3"),
+    "Ctrl-C outside of a stage": (KeyboardInterrupt(), 130, "stopped by Ctrl-C; run the same command again"),
+    "Ctrl-C": (Interrupted("ppo was stopped by Ctrl-C", 130), 130, "ppo was stopped"),
+    "machine taken away": (Interrupted("ppo was stopped by SIGTERM", 0), 0, "ppo was stopped"),
+}
+
+
+@pytest.mark.parametrize("error, code, message", ENDS.values(), ids=ENDS)
+def test_other_ends(error, code, message, place, monkeypatch, capsys):
+    def run(config, stages):
+        raise error
+
+    userfiles.fake_run(monkeypatch, run)
+    assert main(["run", "--config", "run.yaml"]) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith(message) and shown.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(place, monkeypatch):
+    userfiles.fake_run(monkeypatch, lambda config, stages: {}["a bug"])
+    with pytest.raises(KeyError):
+        main(["run", "--config", "run.yaml"])
+
+
+def test_bad_input_in_a_process(place):
+    found = process("run", "--config", "run.yaml", "--files.prompts", "[nowhere.jsonl]")
+    assert found.returncode == 2 and not found.stdout
+    assert found.stderr.startswith("error: nowhere.jsonl: no such file") and found.stderr.count("\n") == 1
+
+
+def test_check_in_a_process(place):
+    """No device, nothing written, nothing but the text."""
+    before = sorted(place.rglob("*"))
+    found = process("check", "--config", "run.yaml")
+    assert found.returncode == 0 and not found.stderr
+    assert "run folder     runs/a (new)" in found.stdout
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("args", [["--help"], ["run", "--help"]], ids=" ".join)
+def test_help_is_quick(args):
+    """It imports nothing heavy; 1 s leaves room for a busy machine."""
+    code = "import sys, instruct_jax.cli as c; c.main(sys.argv[1:]); print(sorted({'jax', 'numpy', 'yaml'} & set(sys.modules)))"
+    started = time.monotonic()
+    found = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert "usage: instruct-jax" in found.stdout and found.stdout.endswith("[]\n")
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_can_be_checked(path, tmp_path, monkeypatch, capsys):
+    """From any folder, without its data; its first comment gives the command and the hardware."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--config", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "policy " in shown and "parameters" in shown and "per device" in shown
+    comment = path.read_text().split("\nout:")[0]
+    assert f"configs/{path.name}" in comment and "# Hardware: " in comment
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name, parameters", {"1.3b": "1,517,219,840", "6b": "6,658,596,864", "175b": "174,604,836,864"}.items())
+def test_the_papers_sizes(name, parameters, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--config", str(ROOT / f"configs/instructgpt_{name}.yaml")]) == 0
+    shown = capsys.readouterr().out
+    assert f"policy         {parameters} parameters" in shown and "reward model   6,658,600,961 parameters" in shown
+    assert "256,000 episodes" in shown and "8 updates of 64 + 8 x 512 x 2048 of text" in shown
+    assert "data           not found, so the data part is skipped" in shown

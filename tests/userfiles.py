@@ -1,0 +1,48 @@
+"""A folder of files as a user would have them: a tokenizer, four kinds of records, and a config over them; all tiny."""
+
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from data import wordtok
+
+CONFIG = """
+out: runs/a
+sample_batch: 8
+files: {tokenizer: tok, texts: [texts.jsonl], demonstrations: [demos.jsonl], rankings: [ranks.jsonl], prompts: [prompts.jsonl]}
+text: {max_prompt: 6, max_completion: 6}
+model: {vocab_size: 20, context: 16, width: 16, layers: 1, heads: 2}
+mesh: {data: 1}
+pretrain: {steps: 1, batch: 4, length: 16}
+sft: {epochs: 1, batch: 4, length: 16}
+reward: {batch: 4}
+ppo: {iterations: 1, batch: 8, minibatch: 4, sampler: {max_tokens: 6}}
+"""
+DATA = {
+    "texts.jsonl": [{"text": "a b c"}] * 4,
+    "demos.jsonl": [{"prompt": "a b", "completion": "c d"}] * 4,
+    "ranks.jsonl": [{"prompt": "a", "completions": ["b", "c", "d"], "ranks": [1, 2, 2]}] * 4,
+    "prompts.jsonl": [{"prompt": "a b c"}] * 4,
+}
+
+
+def make(folder: Path) -> Path:
+    """Fills the folder with everything that a run needs."""
+    (folder / "run.yaml").write_text(CONFIG)
+    wordtok.words().save_pretrained(folder / "tok")
+    for name, records in DATA.items():
+        write(folder / name, records)
+    return folder
+
+
+def write(path: Path, content: bytes | list) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else "".join(json.dumps(record) + "\n" for record in content).encode())
+
+
+def fake_run(monkeypatch: pytest.MonkeyPatch, run: Callable[..., object]) -> None:
+    """Puts `run(config, stages)` in the place of the pipeline."""
+    monkeypatch.setitem(sys.modules, "instruct_jax.pipeline.run", types.SimpleNamespace(run=run))
