@@ -19,7 +19,7 @@ class ModelConfig:
     """A decoder-only transformer.  The defaults are the GPT-2 / GPT-3 block: learned positions, pre-LN, GELU, biases, tied embeddings."""
 
     vocab_size: int = 50257
-    context: int = 1024  # longest sequence, prompt and response together
+    context: int = 2048  # longest sequence, prompt and response together
     width: int = 768  # D
     layers: int = 12  # N
     heads: int = 12  # H

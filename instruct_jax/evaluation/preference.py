@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def win_rate(ours: Sequence[float], theirs: Sequence[float], *, tie: float = 1e-6) -> dict[str, float | list[float] | int]:
-    """Share of prompts on which `ours` scores higher, ties one half, with the 95 % normal interval of the mean.
+def win_rate(ours: Sequence[float] | np.ndarray, theirs: np.ndarray, *, tie: float = 1e-6) -> dict[str, float | list[float] | int]:
+    """Share of comparisons in which `ours` scores higher, ties one half, with the 95 % normal interval of the mean over prompts.
 
+    ours [prompts]; theirs [prompts, draws]: several answers of the rival to each prompt take the luck of one draw out of the result.
     The paper does not say how it counts ties (4.1); one half makes a model against itself 0.5.
     """
-    difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
-    wins = np.where(np.abs(difference) <= tie, 0.5, difference > 0)
+    difference = np.asarray(ours, np.float64)[:, None] - np.asarray(theirs, np.float64)
+    wins = np.where(np.abs(difference) <= tie, 0.5, difference > 0).mean(axis=1)
     mean, half = wins.mean(), 1.96 * wins.std() / math.sqrt(len(wins))
     return {"mean": float(mean), "ci95": [float(mean - half), float(mean + half)], "n": len(wins)}
 

@@ -21,6 +21,8 @@ from instruct_jax.records import Params
 from instruct_jax.runtime.folders import write_atomic
 from instruct_jax.stages.rollout import SamplerConfig
 
+RIVALS = 4  # SFT answers to each report prompt that every model, a fresh SFT draw among them, is compared with
+
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
@@ -77,8 +79,7 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
         if held_out:
             nll[model] = ws.nll(params, held_out)
     head = cfg.temperatures[0]
-    for temperature in cfg.temperatures:
-        asked[temperature]["sft_control"] = examiner.ask(sft, temperature, "sft again")
+    rivals = {t: np.stack([examiner.ask(sft, t, f"rival {i}").gold for i in range(RIVALS if t else 1)], axis=1) for t in cfg.temperatures}
     bar, curve = _best_of_n(ws, examiner, sft)
     asked[head]["best_of_n"] = bar
 
@@ -86,7 +87,7 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
         "judge": "reward model" if ws.task.judge is None else "gold",
         "temperatures": list(cfg.temperatures),
         "win_rate_vs_sft": {
-            str(t): {model: win_rate(j.gold, models["sft"].gold) for model, j in models.items()} for t, models in asked.items()
+            str(t): {model: win_rate(j.gold, rivals[t]) for model, j in _contestants(models).items()} for t, models in asked.items()
         },
         "gold_score": {str(t): {model: float(j.gold.mean()) for model, j in models.items()} for t, models in asked.items()},
         "by_use_case": _by_use_case(examiner.records, asked[head]),
@@ -113,6 +114,11 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
         "win_rate_vs_sft": found["win_rate_vs_sft"][str(head)],
         "gold_score": found["gold_score"][str(head)],
     }
+
+
+def _contestants(models: dict[str, Judged]) -> dict[str, Judged]:
+    """The models; the fresh SFT draw against other SFT draws is the control, which must come out at 0.5."""
+    return {"sft_control" if model == "sft" else model: judged for model, judged in models.items()}
 
 
 def _output(ws: Workspace, stage: str) -> dict[str, Any]:
@@ -177,7 +183,7 @@ def _kl(ws: Workspace, examiner: Examiner, sft: Params, models: dict[str, Judged
     if ws.config.evaluation.temperatures[0] != 1.0:
         return found
     for model, judged in models.items():
-        if model not in ("best_of_n", "sft_control"):
+        if model != "best_of_n":
             theirs = ws.response_logp(sft, examiner.prompts, [c.ids for c in judged.completions])
             found[model] = float(np.mean([c.logp for c in judged.completions]) - theirs.mean())
     return found
@@ -196,7 +202,6 @@ def _samples(records: Sequence[Record], models: dict[str, Judged], count: int) -
             "completions": {
                 model: {"text": j.completions[i].text, "gold": float(j.gold[i]), "reward": float(j.reward[i])}
                 for model, j in models.items()
-                if model != "sft_control"
             },
         }
         for i in turns[:count]

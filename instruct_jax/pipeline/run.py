@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import yaml
 
 from instruct_jax.pipeline import compare, evaluate, train
 from instruct_jax.pipeline.settings import STAGES, RunConfig
 from instruct_jax.pipeline.tasks import open_task
+from instruct_jax.pipeline.validate import check_mesh, validate
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.runtime.folders import open_run, write_atomic
 from instruct_jax.runtime.metrics import peak_memory
@@ -29,6 +31,8 @@ NEEDS = {
 
 def run(config: RunConfig, stages: Sequence[str] = STAGES) -> Path:
     """Runs the stages that are asked for and not done; returns the run folder, which ends with summary.json and report.html."""
+    validate(config, tuple(stages))
+    check_mesh(config, jax.device_count())
     folder = Path(config.out)
     open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
     ws = Workspace(config, folder, open_task(config, folder))
@@ -69,13 +73,13 @@ def summary(folder: Path) -> dict[str, Any]:
     keys = ("accuracy_heldout_prompts", "accuracy_heldout_labelers", "labeler_agreement")
     return {
         "seconds": {name: record["seconds"] for name, record in done.items()},
-        "win_rate_vs_sft": found.get("win_rate_vs_sft", {}),
+        "win_rate_vs_sft": {"sft" if m == "sft_control" else m: rate for m, rate in found.get("win_rate_vs_sft", {}).items()},
         "gold_score": found.get("gold_score", {}),
         "reward_model": {key: reward.get(key) for key in keys},
         "kl_to_sft": found.get("kl_to_sft", {}),
         "pretrain_nll": found.get("pretrain_nll", {}),
         "recompiles_after_warmup": sum(s["recompiles_after_warmup"] for s in sessions),
         "peak_memory_gib": max(peaks),
-        "seed": json.loads((folder / "config.json").read_text())["seed"] if (folder / "config.json").exists() else None,
+        "seed": yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["seed"],
         "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from instruct_jax import optim, sharding
-from instruct_jax.config import OptimizerConfig
+from instruct_jax.config import ConfigError, OptimizerConfig
 from instruct_jax.data import batches, encode, packing
 from instruct_jax.data.schemas import Record
 from instruct_jax.models.heads import recentred
@@ -90,7 +90,7 @@ def pretrain(ws: Workspace) -> dict[str, Any]:
         output["copy_probes"] = measure.copy_probes(ws, params)
         worst, least = min(output["copy_probes"].values()), ws.config.world.copy_probe if ws.config.world else 0.0
         if worst < least:
-            raise ValueError(
+            raise ConfigError(
                 f"the base model has not learned to copy: probes {output['copy_probes']}, at least world.copy_probe={least} is needed; "
                 "raise pretrain.steps, or try another seed"
             )
