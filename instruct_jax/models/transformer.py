@@ -47,8 +47,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     q = q.reshape(b, l, groups, h // groups, c) * (c**-0.5)
     logits = jnp.einsum("blgrc,bgsc->bgrls", q, k, preferred_element_type=jnp.float32)
     logits = jnp.where(mask[:, :, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bgrls,bgsc->blgrc", weights, v).reshape(b, l, h, c)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    total = jnp.einsum("bgrls->blgr", weights)[..., None]  # divides what is [L, C], not [L, S]
+    return (jnp.einsum("bgrls,bgsc->blgrc", weights.astype(v.dtype), v) / total).astype(v.dtype).reshape(b, l, h, c)
 
 
 class Block(nn.Module):

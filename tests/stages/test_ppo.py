@@ -32,7 +32,7 @@ FROZEN = {"reference": tiny.params(), "reward": tiny.scalar_params()}
 @pytest.fixture(scope="module")
 def rollout():
     run = jax.jit(make_rollout(LM, CONFIG.sampler, eos=tiny.EOS, pad=tiny.PAD))
-    return run(tiny.params(), tiny.prompt_batch(), jax.random.key(3))
+    return run(tiny.params(), tiny.prompt_batch(), jax.random.key(10))
 
 
 def experience_of(rollout, policy=None, **change):
