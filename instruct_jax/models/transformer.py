@@ -40,16 +40,18 @@ def rotary(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """softmax(q k / sqrt(C)) v with grouped heads; q [B, L, H, C], k and v [B, G, S, C], mask [B, 1, L, S] bool -> [B, L, H, C].
 
-    A row whose mask is all False (padding) gets a finite value that nobody reads.
+    The queries of the heads that share a group are read as one longer list.  A row whose mask is all False (padding) gets a finite value
+    that nobody reads.
     """
     b, l, h, c = q.shape
-    groups = k.shape[1]
-    q = q.reshape(b, l, groups, h // groups, c) * (c**-0.5)
-    logits = jnp.einsum("blgrc,bgsc->bgrls", q, k, preferred_element_type=jnp.float32)
-    logits = jnp.where(mask[:, :, None], logits, jnp.finfo(jnp.float32).min)
+    groups, share = k.shape[1], h // k.shape[1]
+    q = (q * c**-0.5).reshape(b, l, groups, share, c).transpose(0, 2, 3, 1, 4).reshape(b, groups, share * l, c)
+    logits = jnp.einsum("bgqc,bgsc->bgqs", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.where(jnp.tile(mask, (1, 1, share, 1)), logits, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    total = jnp.einsum("bgrls->blgr", weights)[..., None]  # divides what is [L, C], not [L, S]
-    return (jnp.einsum("bgrls,bgsc->blgrc", weights.astype(v.dtype), v) / total).astype(v.dtype).reshape(b, l, h, c)
+    y = jnp.einsum("bgqs,bgsc->bgqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    y = (y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)  # normalised here: [q, C] is less than [q, S]
+    return y.reshape(b, groups, share, l, c).transpose(0, 3, 1, 2, 4).reshape(b, l, h, c)
 
 
 class Block(nn.Module):
