@@ -23,7 +23,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW with global-norm clipping.  Weight decay spares vectors (norms, biases), which have one axis besides the layers'."""
+    """AdamW with global-norm clipping.  Weight decay spares norms, biases and scalar heads."""
     adam = optax.adamw(
         schedule(config, steps), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=_is_matrix
     )
@@ -31,7 +31,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def _is_matrix(params: Params) -> Params:
-    names = {"bias", "scale"}
+    names = {"bias", "scale", "head"}
     return jax.tree_util.tree_map_with_path(lambda path, x: not names & {getattr(k, "key", None) for k in path}, params)
 
 

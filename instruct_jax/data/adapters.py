@@ -5,18 +5,23 @@ hh_rlhf_harmless_test/test.jsonl.gz                         Anthropic's helpful 
 self_instruct_seed/seed_tasks.jsonl.gz                      demonstrations
 self_instruct_seed/user_oriented_instructions.jsonl.gz      prompts, by user
 gutenberg/*.txt.gz, wikitext2/*.txt.gz                      texts
+
+A path of a config names an adapter by a prefix: "oasst:../data" is what ADAPTERS["oasst"] makes of the folder ../data.
 """
 
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from instruct_jax.data import schemas
 from instruct_jax.data.errors import DataError, FieldError
-from instruct_jax.data.readers import Records, read, read_rankings, read_texts
+from instruct_jax.data.readers import OnBad, Records, read, read_rankings, read_texts
 from instruct_jax.data.schemas import Record
 
+SCHEMAS = {"texts": schemas.text, "demonstrations": schemas.demonstration, "rankings": schemas.ranking, "prompts": schemas.prompt}
 ROLES = {"prompter": "user", "assistant": "assistant"}
+TURN = re.compile(r"\n\n(Human|Assistant):")  # begins a turn of an HH transcript
 TITLE = re.compile(r"^(?= = [^=\n]+ = $)", re.MULTILINE)  # of a wikitext article
 
 
@@ -49,8 +54,11 @@ def oasst_prompts(root: str | Path) -> Records:
 
 
 def hh_rankings(root: str | Path) -> Records:
-    """Pairs, K = 2.  The few with an empty reply are dropped, see `dropped`."""
-    return read_rankings(_file(root, "hh_rlhf_harmless_test", "test.jsonl*"), on_bad_record="skip")
+    """Pairs, K = 2; the transcript before them as messages.  The few with an empty reply are dropped, see `dropped`."""
+    records = read_rankings(_file(root, "hh_rlhf_harmless_test", "test.jsonl*"), on_bad_record="skip")
+    found = Records({**record, "prompt": _turns(record["prompt"]), "source": "hh"} for record in records)
+    found.dropped = records.dropped
+    return found
 
 
 def seed_demonstrations(root: str | Path) -> Records:
@@ -89,6 +97,44 @@ def wikitext(root: str | Path, part: str = "valid") -> Records:
     [whole] = read_texts(_file(root, "wikitext2", f"{part}.txt*"))
     articles = [article.strip() for article in TITLE.split(whole["text"]) if article.strip()]
     return Records([{"text": article, "source": f"wikitext2/{part}"} for article in articles])
+
+
+ADAPTERS: dict[str, dict[str, Callable[[str], Records]]] = {  # prefix -> kind of records -> function of the folder
+    "oasst": {"demonstrations": oasst_demonstrations, "rankings": oasst_rankings, "prompts": oasst_prompts},
+    "hh": {"rankings": hh_rankings},
+    "self_instruct": {"demonstrations": seed_demonstrations, "prompts": user_prompts},
+    "novels": {"texts": novels},
+    "wikitext": {"texts": wikitext},
+}
+
+
+def load(kind: str, path: str, on_bad_record: OnBad = "error") -> Records:
+    """The records of one path of a config; `kind` is a key of SCHEMAS.  An adapter knows which records of its data set are bad."""
+    name, folder = split_path(path)
+    if name is None:
+        return read(SCHEMAS[kind], path, on_bad_record=on_bad_record)
+    if kind not in ADAPTERS[name]:
+        raise DataError(f"{path}: {name} has no {kind}, only {', '.join(ADAPTERS[name])}; name it there, or another data set here")
+    return ADAPTERS[name][kind](folder)
+
+
+def split_path(path: str) -> tuple[str | None, str]:
+    """(adapter, folder) of "adapter:folder"; (None, path) of any other path."""
+    name, colon, folder = path.partition(":")
+    if not colon or name == "hub" or Path(path).exists():
+        return None, path
+    if name not in ADAPTERS:
+        near = difflib.get_close_matches(name, ADAPTERS, n=1)
+        repair = f"did you mean {near[0]}?" if near else f"use one of {', '.join(ADAPTERS)}, hub, or the path of a file"
+        raise DataError(f"{path}: {name} is no known data set; {repair}")
+    return name, folder
+
+
+def _turns(transcript: str) -> list[dict[str, str]]:
+    """Messages of "\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nAssistant:"; turns without text, as the last one, are none."""
+    speakers = {"Human": "user", "Assistant": "assistant"}
+    _, *parts = TURN.split(transcript)
+    return [{"role": speakers[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True) if said.strip()]
 
 
 def _oasst(root: str | Path) -> Iterator[tuple[Record, list[dict[str, str]]]]:

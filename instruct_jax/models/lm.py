@@ -63,7 +63,7 @@ class LanguageModel(NamedTuple):
         return hidden[:, -1], KVCache(k, v, jnp.pad(prompts.mask, ((0, 0), (0, length - prompt))), jnp.asarray(prompt, jnp.int32))
 
     def unstacked(self, params: Params) -> Params:
-        """The same parameters for `decode` and `logits`: layers apart, weights in config.dtype.  Made once, it saves that at every token."""
+        """The same parameters for `decode` and `logits`, layers apart, weights in config.dtype: made once, it saves that at each token."""
 
         def cast(path, x: jax.Array) -> jax.Array:
             return x if any("norm" in entry.key for entry in path) else x.astype(self.config.dtype)

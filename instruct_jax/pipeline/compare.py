@@ -8,7 +8,6 @@ from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.schemas import Record
 from instruct_jax.pipeline import measure
 from instruct_jax.pipeline.workspace import Workspace
-from instruct_jax.records import Params
 from instruct_jax.stages.rollout import SamplerConfig
 
 
@@ -16,9 +15,8 @@ def compare(ws: Workspace) -> dict[str, Any]:
     """K completions per prompt, ranked; K is drawn per prompt.  Where the rankings are given, nothing is sampled."""
     samples, held_out = [], []
     if "compare" in ws.task.prompts:
-        sft = ws.policy_of("sft")
-        samples = _samples(ws, sft, ws.task.prompts["compare"], "compare")
-        held_out = _samples(ws, sft, ws.task.prompts["compare_held_out"], "compare held out")
+        samples = _samples(ws, ws.task.prompts["compare"], "compare")
+        held_out = _samples(ws, ws.task.prompts["compare_held_out"], "compare held out")
         write_jsonl(ws.folder / "compare" / "samples.jsonl", samples)
     rankings = ws.task.rank(samples, held_out)
     counts = {}
@@ -29,21 +27,32 @@ def compare(ws: Workspace) -> dict[str, Any]:
     return {"rankings": counts, "labeler_agreement": rankings.agreement}
 
 
-def _samples(ws: Workspace, params: Params, prompts: list[Record], purpose: str) -> list[Record]:
-    cfg = ws.config.compare
+def _samples(ws: Workspace, prompts: list[Record], purpose: str) -> list[Record]:
+    """K completions of each prompt, those of the last and of the first SFT epoch shuffled together."""
+    cfg, per_epoch = ws.config.compare, ws.output("sft")["steps_per_epoch"]
     sampler = SamplerConfig(max_tokens=ws.config.ppo.sampler.max_tokens, temperature=cfg.temperature)
-    drawn = ws.generate(params, ws.encode(prompts), sampler, ws.key(purpose), samples=cfg.max_completions)
-    sizes = np.random.default_rng((ws.config.seed, len(prompts))).integers(cfg.min_completions, cfg.max_completions + 1, len(prompts))
-    return [
-        {**record, "completions": [c.text for c in found[:k]], "ended": [c.ended for c in found[:k]]}
-        for record, found, k in zip(prompts, drawn, sizes, strict=True)
+    prompts, ids = ws.encode(prompts)
+    early = round(cfg.max_completions * cfg.early)
+    shares = [("last", cfg.max_completions - early, ws.config.sft.epochs * per_epoch), ("first", early, per_epoch)]
+    drawn = [
+        ws.generate(ws.load("sft", ws.boxed_policy, step=step), ids, sampler, ws.key(f"{purpose} {epoch}"), samples=samples)
+        for epoch, samples, step in shares
+        if samples
     ]
+    rng = np.random.default_rng((ws.config.seed, len(prompts)))
+    rows = []
+    for record, *parts in zip(prompts, *drawn, strict=True):
+        found = [completion for part in parts for completion in part]
+        size = rng.integers(cfg.min_completions, cfg.max_completions + 1)
+        chosen = [found[i] for i in rng.permutation(len(found))[:size]]
+        rows.append({**record, "completions": [c.text for c in chosen], "ended": [c.ended for c in chosen]})
+    return rows
 
 
 def select(ws: Workspace) -> dict[str, Any]:
     """The SFT epoch whose samples score best with the reward model on the tuning prompts (paper C.1)."""
-    per_epoch, epochs = ws.stage("sft", ("pretrain",), dict)["steps_per_epoch"], ws.config.sft.epochs
-    prompts, judge = ws.encode(ws.task.prompts["tuning"]), ws.reward_params()
+    per_epoch, epochs = ws.output("sft")["steps_per_epoch"], ws.config.sft.epochs
+    (_, prompts), judge = ws.encode(ws.task.prompts["tuning"]), ws.reward_params()
     sampler = SamplerConfig(max_tokens=ws.config.ppo.sampler.max_tokens)
     scores = {}
     for epoch in range(1, epochs + 1) if ws.config.sft.select else (epochs,):

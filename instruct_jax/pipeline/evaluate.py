@@ -38,8 +38,8 @@ class Examiner:
     """The report prompts and the judge."""
 
     def __init__(self, ws: Workspace):
-        self.ws, self.records = ws, ws.task.prompts["report"]
-        self.prompts, self.reward = ws.encode(self.records), ws.reward_params()
+        self.ws, self.reward = ws, ws.reward_params()
+        self.records, self.prompts = ws.encode(ws.task.prompts["report"])
 
     def ask(self, params: Params, temperature: float, purpose: str, *, prefix: Ids = ()) -> Judged:
         prompts = self.prompts if not prefix else [_prefixed(self.ws, prefix, p) for p in self.prompts]
@@ -95,15 +95,23 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
         "best_of_n": curve,
         "kl_to_sft": _kl(ws, examiner, sft, asked[head]),
         "pretrain_nll": nll,
-        "copy_probes": _output(ws, "pretrain").get("copy_probes", {}),
-        "reward_model": {k: v for k, v in _output(ws, "reward").items() if k not in ("normalisation", "rankings")}
-        | {"labeler_agreement": _output(ws, "compare")["labeler_agreement"]},
+        "copy_probes": ws.output("pretrain").get("copy_probes", {}),
+        "reward_model": {k: v for k, v in ws.output("reward").items() if k not in ("normalisation", "rankings")}
+        | {"labeler_agreement": ws.output("compare")["labeler_agreement"]},
         "samples": _samples(examiner.records, asked[head], cfg.samples_shown),
     }
     write_jsonl(
         ws.folder / "evaluate" / "completions.jsonl",
         (
-            {"model": model, "temperature": t, "prompt": r["prompt"], "completion": c.text, "ended": c.ended, "gold": float(g), "reward": float(s)}
+            {
+                "model": model,
+                "temperature": t,
+                "prompt": r["prompt"],
+                "completion": c.text,
+                "ended": c.ended,
+                "gold": float(g),
+                "reward": float(s),
+            }
             for t, models in asked.items()
             for model, j in models.items()
             for r, c, g, s in zip(examiner.records, j.completions, j.gold, j.reward, strict=True)
@@ -119,10 +127,6 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
 def _contestants(models: dict[str, Judged]) -> dict[str, Judged]:
     """The models; the fresh SFT draw against other SFT draws is the control, which must come out at 0.5."""
     return {"sft_control" if model == "sft" else model: judged for model, judged in models.items()}
-
-
-def _output(ws: Workspace, stage: str) -> dict[str, Any]:
-    return json.loads((ws.folder / stage / "done.json").read_text(encoding="utf-8"))["output"]
 
 
 def _by_use_case(records: Sequence[Record], models: dict[str, Judged]) -> dict[str, dict[str, dict[str, float]]]:

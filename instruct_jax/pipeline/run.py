@@ -15,7 +15,7 @@ from instruct_jax.pipeline.settings import STAGES, RunConfig
 from instruct_jax.pipeline.tasks import open_task
 from instruct_jax.pipeline.validate import check_mesh, validate
 from instruct_jax.pipeline.workspace import Workspace
-from instruct_jax.runtime.folders import open_run, write_atomic
+from instruct_jax.runtime.folders import RunError, open_run, write_atomic
 from instruct_jax.runtime.metrics import peak_memory
 
 NEEDS = {
@@ -32,6 +32,7 @@ NEEDS = {
 def run(config: RunConfig, stages: Sequence[str] = STAGES) -> Path:
     """Runs the stages that are asked for and not done; returns the run folder, which ends with summary.json and report.html."""
     validate(config, tuple(stages))
+    _check_needs(Path(config.out), config, stages)
     check_mesh(config, jax.device_count())
     folder = Path(config.out)
     open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
@@ -46,10 +47,9 @@ def run(config: RunConfig, stages: Sequence[str] = STAGES) -> Path:
         **{name: functools.partial(train.ppo, ws, name) for name in rl},
         "evaluate": lambda: evaluate.evaluate(ws),
     }
-    needs = NEEDS | {"evaluate": ("pretrain", "select", "reward", *rl)}
     for name in work:
         if name in stages:
-            ws.stage(name, needs[name], work[name])
+            ws.stage(name, needs_of(name, config), work[name])
     if "report" in stages:
         from instruct_jax.report.build import build
 
@@ -58,15 +58,25 @@ def run(config: RunConfig, stages: Sequence[str] = STAGES) -> Path:
     return folder
 
 
+def needs_of(stage: str, config: RunConfig) -> tuple[str, ...]:
+    """The stages whose results a stage reads."""
+    return ("pretrain", "select", "reward", *config.rl) if stage == "evaluate" else NEEDS.get(stage, ())
+
+
+def _check_needs(folder: Path, config: RunConfig, stages: Sequence[str]) -> None:
+    """Every stage finds what it reads: made in this run, or done before."""
+    for stage in stages:
+        missing = [n for n in needs_of(stage, config) if n not in stages and not (folder / n / "done.json").exists()]
+        if missing:
+            raise RunError(f"--stages {stage} needs {', '.join(missing)}, which {folder} does not have; add {missing[0]} to --stages")
+
+
 def summary(folder: Path) -> dict[str, Any]:
     """The numbers of a run, from what its stages left behind."""
     done = {name: json.loads(path.read_text()) for name in STAGES if (path := folder / name / "done.json").exists()}
     found = done.get("evaluate", {}).get("output", {})
     sessions = [
-        json.loads(line)
-        for name in STAGES
-        if (path := folder / name / "sessions.jsonl").exists()
-        for line in path.read_text().splitlines()
+        json.loads(line) for name in STAGES if (path := folder / name / "sessions.jsonl").exists() for line in path.read_text().splitlines()
     ]
     peaks = [s["host_peak_gib"] for s in sessions] + [peak_memory()["host_peak_gib"]]
     reward = found.get("reward_model", {})

@@ -54,8 +54,11 @@ class CompareConfig:
     min_completions: int = 4
     max_completions: int = 9
     temperature: float = 1.0
+    early: float = 0.0  # share of each prompt's completions by the SFT model after its first epoch, which still makes other mistakes
 
     def __post_init__(self):
+        check(0 <= self.early < 1, f"compare.early={self.early} must lie in [0, 1)")
+        check(self.prompts >= 1 and self.held_out_prompts >= 1, "compare.prompts and compare.held_out_prompts must be at least 1")
         check(
             2 <= self.min_completions <= self.max_completions <= 9,
             f"compare: 2 <= min_completions={self.min_completions} <= max_completions={self.max_completions} <= 9 must hold",
@@ -71,8 +74,11 @@ class EvaluationConfig:
     chosen_best_of: int = 4  # the n of the `best_of_n` bar
     shots: int = 4  # examples in the prompt of `base_prompted`
     samples_shown: int = 24  # rows of the side-by-side table
+    averaged: bool = True  # the moving average of the PPO policies (paper C.4) is what is measured and shipped; false: the last weights
 
     def __post_init__(self):
+        check(self.prompts >= 1, f"evaluation.prompts={self.prompts} must be at least 1")
+        check(len(self.temperatures) >= 1, "evaluation.temperatures=[] must name at least one")
         check(self.chosen_best_of in self.best_of, f"evaluation.chosen_best_of={self.chosen_best_of} must be one of {self.best_of}")
 
 
@@ -96,6 +102,7 @@ class RunConfig:
     sample_batch: int = 256  # prompts per call of the sampler outside PPO
 
     def __post_init__(self):
+        check(self.sample_batch >= 1, f"sample_batch={self.sample_batch} must be at least 1")
         check((self.world is None) != (self.files is None), "give exactly one of world (the embedded task) and files (your own records)")
         context, prompt = self.model.context, self.text.max_prompt
         for name, ppo in self.rl.items():
@@ -105,7 +112,10 @@ class RunConfig:
                 f"text.max_prompt={prompt} + {name}.sampler.max_tokens={response} exceeds model.context={context}; "
                 "lower one of them or raise model.context",
             )
-        check(prompt + self.text.max_completion <= context, f"text.max_prompt={prompt} + text.max_completion={self.text.max_completion} exceeds model.context={context}")
+        check(
+            prompt + self.text.max_completion <= context,
+            f"text.max_prompt={prompt} + text.max_completion={self.text.max_completion} exceeds model.context={context}",
+        )
         for stage in ("pretrain", "sft"):
             length = getattr(self, stage).length
             check(length <= context, f"{stage}.length={length} exceeds model.context={context}; lower it or raise model.context")

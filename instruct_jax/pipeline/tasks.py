@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from instruct_jax.config import check
 from instruct_jax.data import readers, schemas
 from instruct_jax.data.schemas import Record, Schema
 from instruct_jax.data.tokenize import load_tokenizer
@@ -109,6 +110,9 @@ def _files(config: RunConfig, files: FilesConfig) -> Task:
     texts, held_out_texts = split(load(files.texts, schemas.text))
     rankings, held_out_rankings = split(load(files.rankings, schemas.ranking))
     ppo, report = split(load(files.prompts, schemas.prompt))
+    check(
+        not files.prompts or len(report) > 0, f"files.prompts={list(files.prompts)} hold one prompt, too few to set some apart; add prompts"
+    )
     return Task(
         tokenizer=load_tokenizer(files.tokenizer),
         texts=texts,

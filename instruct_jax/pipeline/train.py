@@ -41,7 +41,7 @@ def supervise(
     *,
     micro_batches: int,
     save_every: int,
-    keep: int = 1,
+    keep_every: int | None = None,
     show: tuple[str, ...] = (),
     several_shapes: bool = False,
 ) -> Params:
@@ -49,12 +49,10 @@ def supervise(
     tx = optim.make_optimizer(optimizer, steps)
     state = sharding.create_state(ws.mesh, boxed, params, tx.init, ws.key(name))
     step = sharding.compile_step(make_step(loss_fn, tx, micro_batches=micro_batches), ws.mesh, state)
-    step = sharding.ahead_of_time(step, state, [batch_at(i) for i in range(steps)] if several_shapes else [batch_at(0)])
+    step = sharding.ahead_of_time(step, state, (batch_at(i) for i in range(steps if several_shapes else 1)))
     folder = ws.folder / name
-    with Checkpoints(folder / "checkpoints", fingerprints=ws.fingerprints(boxed), keep=keep) as checkpoints:
-        state = train(
-            step, state, batch_at, total_steps=steps, folder=folder, checkpoints=checkpoints, save_every=save_every, show=show
-        )
+    with Checkpoints(folder / "checkpoints", fingerprints=ws.fingerprints(boxed), keep=1, keep_every=keep_every) as checkpoints:
+        state = train(step, state, batch_at, total_steps=steps, folder=folder, checkpoints=checkpoints, save_every=save_every, show=show)
     return state.params
 
 
@@ -84,8 +82,9 @@ def pretrain(ws: Workspace) -> dict[str, Any]:
         save_every=cfg.save_every,
         show=("pretrain/nll",),
     )
-    held_out = text_rows(ws, ws.task.held_out_texts, cfg.length)
-    output: dict[str, Any] = {"nll": ws.nll(params, held_out), "tokens": cfg.steps * cfg.batch * cfg.length}
+    output: dict[str, Any] = {"tokens": cfg.steps * cfg.batch * cfg.length}
+    if ws.task.held_out_texts:
+        output["nll"] = ws.nll(params, text_rows(ws, ws.task.held_out_texts, cfg.length))
     if ws.task.probes:
         output["copy_probes"] = measure.copy_probes(ws, params)
         worst, least = min(output["copy_probes"].values()), ws.config.world.copy_probe if ws.config.world else 0.0
@@ -121,7 +120,7 @@ def sft(ws: Workspace) -> dict[str, Any]:
         cfg.epochs * source.steps_per_epoch,
         micro_batches=cfg.micro_batches,
         save_every=source.steps_per_epoch,
-        keep=cfg.epochs,
+        keep_every=source.steps_per_epoch,
         show=("sft/nll",),
     )
     return {"steps_per_epoch": source.steps_per_epoch, "demonstrations": len(samples), "rows": len(rows.tokens)}
@@ -129,9 +128,7 @@ def sft(ws: Workspace) -> dict[str, Any]:
 
 def _joined(*parts: TokenBatch) -> TokenBatch:
     """Batches below each other; every token weighs the same."""
-    tokens, segments, counted = (
-        np.concatenate([np.asarray(getattr(p, name)) for p in parts]) for name in ("tokens", "segments", "weight")
-    )
+    tokens, segments, counted = (np.concatenate([np.asarray(getattr(p, name)) for p in parts]) for name in ("tokens", "segments", "weight"))
     counted = (counted > 0).astype(np.float32)
     return TokenBatch(tokens, segments, counted / counted.sum())  # type: ignore[arg-type]
 
@@ -188,7 +185,7 @@ def normalisation(ws: Workspace, params: Params) -> dict[str, float]:
     mean = float(ws.rewards(params, [ids for ids, _ in demonstrations]).mean())
     if ws.config.reward.normalize == "mean":
         return {"mean": mean, "scale": 1.0}
-    prompts = ws.encode(ws.task.prompts["normalisation"])
+    _, prompts = ws.encode(ws.task.prompts["normalisation"])
     sampler = SamplerConfig(max_tokens=ws.config.ppo.sampler.max_tokens)
     drawn = ws.generate(ws.policy_of("sft"), prompts, sampler, ws.key("normalisation"))
     return {"mean": mean, "scale": float(ws.rewards(params, [[*p, *c[0].ids] for p, c in zip(prompts, drawn, strict=True)]).std())}
@@ -214,7 +211,7 @@ def ppo(ws: Workspace, name: str) -> dict[str, Any]:
         averaged=lambda p: p["policy"],
         kl_coef=cfg.kl_coef,
     )
-    prompts = batches.prompt_batches(ws.encode(ws.task.prompts["ppo"]), batch=cfg.batch, seed=ws.config.seed, pad=ws.pad)
+    prompts = batches.prompt_batches(ws.encode(ws.task.prompts["ppo"])[1], batch=cfg.batch, seed=ws.config.seed, pad=ws.pad)
     texts = text_rows(ws, ws.task.texts, cfg.ptx_length) if cfg.ptx_batch else None
     ptx = batches.token_batches(texts, batch=cfg.ptx_batch, seed=ws.config.seed) if texts else None
 
@@ -225,7 +222,7 @@ def ppo(ws: Workspace, name: str) -> dict[str, Any]:
         return prompts.batch_at(step), jax.tree.map(lambda *x: np.stack(x), *rows)
 
     with Checkpoints(folder / "checkpoints", fingerprints=ws.fingerprints(ws.boxed_policy), keep=1) as checkpoints:
-        train(
+        state = train(
             _iteration(ws, cfg, state, {"reference": reference, "reward": judge}, optimizers, folder),
             state,
             batch_at,
@@ -236,7 +233,7 @@ def ppo(ws: Workspace, name: str) -> dict[str, Any]:
             stop_when=None if cfg.kl_budget is None else _budget(cfg.kl_budget),
             show=("ppo/score", "ppo/kl", "rollout/length"),
         )
-    return {"iterations": cfg.iterations, "episodes": cfg.iterations * cfg.batch}
+    return {"iterations": int(state.step), "episodes": int(state.step) * cfg.batch}
 
 
 def _budget(nats: float) -> Callable[[dict[str, float]], str | None]:

@@ -9,13 +9,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from instruct_jax.config import ConfigError, ModelConfig, check
-from instruct_jax.data import encode, packing, readers
+from instruct_jax.data import adapters, encode, packing, readers
 from instruct_jax.data.errors import DataError
 from instruct_jax.data.tokenize import check_vocabulary, load_tokenizer
 from instruct_jax.pipeline.settings import STAGES, FilesConfig, RunConfig
 from instruct_jax.runtime.folders import check_run
 
-KINDS = ("texts", "demonstrations", "rankings", "prompts")
+KINDS = tuple(adapters.SCHEMAS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ def check_mesh(config: RunConfig, devices: int) -> None:
 def missing_files(files: FilesConfig) -> list[str]:
     """The paths that do not exist."""
     paths = [files.tokenizer, *(path for kind in KINDS for path in getattr(files, kind))]
-    return [path for path in paths if not path.startswith("hub:") and not Path(path).exists()]
+    return [path for path in paths if not path.startswith("hub:") and not Path(adapters.split_path(path)[1]).exists()]
 
 
 def read_files(config: RunConfig, files: FilesConfig) -> FileFacts:
@@ -143,18 +143,18 @@ def read_files(config: RunConfig, files: FilesConfig) -> FileFacts:
     check_vocabulary(tok, config.model.vocab_size)
     skip: Any = files.on_bad_record
     for path in files.texts:
-        counts["texts"] += len(_noting(dropped, readers.read_texts(path, on_bad_record=skip)))
+        counts["texts"] += len(_noting(dropped, adapters.load("texts", path, skip)))
 
-    def encoded(kind: str, read: Callable[..., readers.Records], to_ids: Callable[..., encode.Encoded]) -> list[Any]:
+    def encoded(kind: str, to_ids: Callable[..., encode.Encoded]) -> list[Any]:
         items = [
-            item for path in getattr(files, kind) for item in _encode(tok, path, read(path, on_bad_record=skip), to_ids, form, dropped)
+            item for path in getattr(files, kind) for item in _encode(tok, path, adapters.load(kind, path, skip), to_ids, form, dropped)
         ]
         counts[kind] = len(items)
         return items
 
-    samples = encoded("demonstrations", readers.read_demonstrations, encode.encode_demonstrations)
-    rankings = encoded("rankings", readers.read_rankings, encode.encode_rankings)
-    encoded("prompts", readers.read_prompts, encode.encode_prompts)
+    samples = encoded("demonstrations", encode.encode_demonstrations)
+    rankings = encoded("rankings", encode.encode_rankings)
+    encoded("prompts", encode.encode_prompts)
     try:
         rows = len(packing.pack(samples, config.sft.length, pad=0).tokens)
     except DataError as error:

@@ -77,16 +77,16 @@ class Workspace:
     def policy_of(self, stage: str) -> Params:
         """The policy after a stage.  The SFT model is the epoch that `select` chose, once it has."""
         if stage in ("ppo", "ppo_ptx"):
-            return self.load(stage, self.boxed_policy, part="params/policy")
+            return self.load(stage, self.boxed_policy, part="ema" if self.config.evaluation.averaged else "params/policy")
         chosen = self.folder / "select" / "done.json"
-        step = json.loads(chosen.read_text())["output"]["step"] if stage == "sft" and chosen.exists() else None
+        step = self.output("select")["step"] if stage == "sft" and chosen.exists() else None
         return self.load(stage, self.boxed_policy, step=step)
 
     def reward_params(self) -> Params:
         """The reward model, recentred."""
         from instruct_jax.models.heads import recentred
 
-        shift = json.loads((self.folder / "reward" / "done.json").read_text())["output"]["normalisation"]
+        shift = self.output("reward")["normalisation"]
         return recentred(self.load("reward", self.boxed_scalar), shift["mean"], shift["scale"])
 
     def fingerprints(self, boxed: Params) -> dict[str, str]:
@@ -95,6 +95,10 @@ class Workspace:
         return {"tokenizer": fingerprint(self.task.tokenizer), "model": model_fingerprint(config)}
 
     # --- stages ---
+
+    def output(self, stage: str) -> dict[str, Any]:
+        """What a finished stage found."""
+        return json.loads((self.folder / stage / "done.json").read_text(encoding="utf-8"))["output"]
 
     def stage(self, name: str, needs: Sequence[str], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Runs `work` unless folder/name/done.json says that it was done from the same inputs; returns its output."""
@@ -141,8 +145,10 @@ class Workspace:
         """A host batch on the mesh, split along its first axis."""
         return jax.device_put(batch, sharding.batch_sharding(self.mesh))
 
-    def encode(self, records: Sequence[Record]) -> list[Ids]:
-        return list(encode_prompts(self.task.tokenizer, records, self.config.text).items)
+    def encode(self, records: Sequence[Record]) -> tuple[list[Record], list[list[int]]]:
+        """The prompts that are short enough (text.on_long), and their ids."""
+        encoded = encode_prompts(self.task.tokenizer, records, self.config.text)
+        return [records[i] for i in encoded.kept], encoded.items
 
     def generate(
         self, params: Params, prompts: Sequence[Ids], sampler: SamplerConfig, key: jax.Array, *, samples: int = 1
@@ -204,5 +210,7 @@ class Workspace:
 
 def model_fingerprint(config: ModelConfig) -> str:
     """Changes with every key that changes what the parameters mean."""
-    meaning = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("dtype", "remat", "logprob_chunk", "init_std", "qk_bias_std")}
+    meaning = {
+        k: v for k, v in dataclasses.asdict(config).items() if k not in ("dtype", "remat", "logprob_chunk", "init_std", "qk_bias_std")
+    }
     return hashlib.sha256(repr(sorted(meaning.items())).encode()).hexdigest()[:16]

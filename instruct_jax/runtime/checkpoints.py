@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN, PreservationPolicy
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN, PreservationPolicy
 
 from instruct_jax.records import Params, TrainState
 
@@ -19,7 +19,7 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one stage: the last `keep` ones, and the best one by the metric `best`.
+    """The checkpoints of one stage: the last `keep` ones, those of every `keep_every` steps, and the best one by the metric `best`.
 
     `fingerprints` (say {"model": ..., "tokenizer": ..., "data": ...}) travel with each checkpoint and must be the same when it is read.
     Saves go on in the background; a failed one is raised by the next save, wait or close, and leaves the earlier checkpoints as they were.
@@ -31,6 +31,7 @@ class Checkpoints:
         *,
         fingerprints: Mapping[str, str],
         keep: int = 2,
+        keep_every: int | None = None,
         best: str | None = None,
         best_mode: Literal["max", "min"] = "max",
     ):
@@ -41,6 +42,8 @@ class Checkpoints:
             return metrics.get(best or "", worst)
 
         rules: list[PreservationPolicy] = [LatestN(keep)]
+        if keep_every:
+            rules.append(EveryNSteps(keep_every))
         if best:
             rules.append(BestN(get_metric_fn=score, reverse=best_mode == "min", n=1))
         self._manager = _manager(

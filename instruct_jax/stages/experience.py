@@ -13,6 +13,7 @@ from instruct_jax.ops import masking
 from instruct_jax.ops.advantages import gae
 from instruct_jax.ops.rewards import missing_eos, shaped_reward
 from instruct_jax.records import Experience, Metrics, Params, Rollout
+from instruct_jax.stages.gradient import map_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,30 +48,34 @@ def join(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
 
 
 def make_experience(
-    policy: LanguageModel, value: ScalarModel, reward: ScalarModel, config: ExperienceConfig, *, temperature: float
+    policy: LanguageModel, value: ScalarModel, reward: ScalarModel, config: ExperienceConfig, *, temperature: float, parts: int = 1
 ) -> Callable[[Params, Params, Rollout, jax.Array], tuple[Experience, Metrics]]:
     """experience(params, frozen, rollout, kl_coef), params = {"policy", "value"}, frozen = {"reference", "reward"}.
 
     Log-probs of policy and reference come from one and the same function at the sampling temperature, so that KL is exactly 0 while the
-    two are equal; `rollout/logp_gap` watches that the sampler agrees.
+    two are equal; `rollout/logp_gap` watches that the sampler agrees.  The models read the batch in `parts`, one after the other, which
+    saves memory, and on a CPU time.
     """
 
     def experience(params: Params, frozen: Params, rollout: Rollout, kl_coef: jax.Array) -> tuple[Experience, Metrics]:
         mask = rollout.mask
         keep = lambda x: jnp.where(mask, x, 0.0)  # noqa: E731
-        logp, entropy = map(keep, response_logprobs(policy, params["policy"], rollout, temperature))
-        ref_logp = keep(response_logprobs(policy, frozen["reference"], rollout, temperature)[0])
-        values = keep(response_values(value, params["value"], rollout))
-        tokens, segments = join(rollout)
-        raw_score = reward.score(frozen["reward"], tokens, segments > 0)
+
+        def read(rows: Rollout):
+            logp, entropy = response_logprobs(policy, params["policy"], rows, temperature)
+            ref_logp, _ = response_logprobs(policy, frozen["reference"], rows, temperature)
+            tokens, segments = join(rows)
+            score = reward.score(frozen["reward"], tokens, segments > 0)
+            return (logp, entropy, ref_logp, response_values(value, params["value"], rows)), score
+
+        by_token, raw_score = map_rows(read, rollout, parts)
+        logp, entropy, ref_logp, values = map(keep, by_token)
         score = raw_score if config.missing_eos_score is None else missing_eos(raw_score, rollout.ended, config.missing_eos_score)
 
         shaped, kl = shaped_reward(score, logp, ref_logp, mask, kl_coef)
         advantage = jax.vmap(lambda r, v, m: gae(r, v, m, gamma=config.gamma, lam=config.gae_lambda))(shaped, values, mask)
         target = keep(advantage + values)
-        made = Experience(
-            rollout=rollout.replace(logp=logp), value=values, advantage=masking.whiten(advantage, mask), target=target
-        )
+        made = Experience(rollout=rollout.replace(logp=logp), value=values, advantage=masking.whiten(advantage, mask), target=target)
         lengths = mask.sum(axis=1)
         error = jnp.where(mask, target - values, 0.0)
         metrics = {

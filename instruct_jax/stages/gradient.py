@@ -13,6 +13,19 @@ from instruct_jax.records import Metrics, Params, TrainState
 LossFn = Callable[[Params, Any, jax.Array], tuple[jax.Array, Metrics]]
 
 
+def split_rows(batch: Any, parts: int) -> Any:
+    """Arrays [B, ...] as [parts, B / parts, ...]; part i has rows i, i + parts, i + 2 parts, ...: every device keeps its own rows."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def map_rows(fn: Callable[[Any], Any], batch: Any, parts: int) -> Any:
+    """fn(batch) for an fn that treats every row by itself, computed in parts one after the other."""
+    if parts == 1:
+        return fn(batch)
+    done = jax.lax.map(fn, split_rows(batch, parts))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), done)
+
+
 def accumulate(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array, micro_batches: int) -> tuple[Params, Metrics]:
     """Gradients and metrics of one batch, computed in `micro_batches` parts one after the other and summed.
 
@@ -22,14 +35,11 @@ def accumulate(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array, micr
     if micro_batches == 1:
         return gradient(params, batch, key)
 
-    def split(x: jax.Array) -> jax.Array:  # rows i, i + m, i + 2m, ... so that every device keeps its own rows
-        return x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
-
     def add_part(total, part):
         micro_batch, index = part
         return jax.tree.map(jnp.add, total, gradient(params, micro_batch, jax.random.fold_in(key, index))), None
 
-    parts = jax.tree.map(split, batch), jnp.arange(micro_batches)
+    parts = split_rows(batch, micro_batches), jnp.arange(micro_batches)
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts[0]), key)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add_part, zero, parts)[0]

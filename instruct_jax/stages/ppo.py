@@ -51,7 +51,13 @@ class PpoConfig:
     save_every: int = 50  # iterations between checkpoints
 
     def __post_init__(self):
-        check(self.iterations >= 1, f"ppo.iterations={self.iterations} must be at least 1")
+        for key in ("iterations", "batch", "epochs", "ptx_length", "save_every"):
+            check(getattr(self, key) >= 1, f"ppo.{key}={getattr(self, key)} must be at least 1")
+        for key in ("warmup_iterations", "critic_warmup", "kl_coef"):
+            check(getattr(self, key) >= 0, f"ppo.{key}={getattr(self, key)} must not be negative")
+        for key in ("clip", "value_clip", "kl_target", "kl_horizon", "kl_budget"):
+            value = getattr(self, key)
+            check(value is None or value > 0, f"ppo.{key}={value} must be positive")
         check(
             self.minibatch >= 1 and self.batch % self.minibatch == 0,
             f"ppo.batch={self.batch} must be a multiple of ppo.minibatch={self.minibatch}",
@@ -143,7 +149,8 @@ def make_update(
         value_grads, value_metrics = accumulate(value_fn, params["value"], (made, weight), key_step, config.micro_batches)
         updates, policy_state = policy_optimizer.update(grads, opt_state["policy"], params["policy"])
         value_updates, value_state = value_optimizer.update(value_grads, opt_state["value"], params["value"])
-        updates = jax.tree.map(lambda u: u * active, updates)
+        updates = jax.tree.map(lambda u: jnp.where(active, u, 0.0), updates)
+        policy_state = jax.tree.map(lambda new, old: jnp.where(active, new, old), policy_state, opt_state["policy"])
         params = {
             "policy": optax.apply_updates(params["policy"], updates),
             "value": optax.apply_updates(params["value"], value_updates),
@@ -155,7 +162,7 @@ def make_update(
         keys = iteration_keys(state)
         orders = jax.vmap(lambda k: jax.random.permutation(k, config.batch))(jax.random.split(keys["shuffle"], config.epochs))
         minibatches = jax.tree.map(lambda x: x[orders].reshape(config.epochs * rows, config.minibatch, *x.shape[1:]), made)
-        active = (state.step >= config.critic_warmup).astype(jnp.float32)
+        active = state.step >= config.critic_warmup
         parts = jnp.arange(config.updates), minibatches, ptx
         (params, opt_state, _, _), metrics = jax.lax.scan(learn, (state.params, state.opt_state, active, keys["learn"]), parts)
         state = state.replace(

@@ -25,6 +25,8 @@ class PretrainConfig:
 
     def __post_init__(self):
         check(self.steps >= 1, f"pretrain.steps={self.steps} must be at least 1")
+        check(self.length >= 2, f"pretrain.length={self.length} must be at least 2")
+        check(self.save_every >= 1, f"pretrain.save_every={self.save_every} must be at least 1")
         check_batch("pretrain", self.batch, self.micro_batches)
         check(0 <= self.dropout < 1, f"pretrain.dropout={self.dropout} must lie in [0, 1)")
 

@@ -25,6 +25,7 @@ class RewardConfig:
 
     def __post_init__(self):
         check(self.epochs >= 1, f"reward.epochs={self.epochs} must be at least 1")
+        check(self.save_every >= 1, f"reward.save_every={self.save_every} must be at least 1")
         check_batch("reward", self.batch, self.micro_batches)
 
 

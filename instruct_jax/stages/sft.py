@@ -23,6 +23,7 @@ class SftConfig:
 
     def __post_init__(self):
         check(self.epochs >= 1, f"sft.epochs={self.epochs} must be at least 1")
+        check(self.length >= 2, f"sft.length={self.length} must be at least 2")
         check_batch("sft", self.batch, self.micro_batches)
         check(0 <= self.dropout < 1, f"sft.dropout={self.dropout} must lie in [0, 1)")
         check(0 <= self.pretrain_mix < 1, f"sft.pretrain_mix={self.pretrain_mix} must lie in [0, 1)")

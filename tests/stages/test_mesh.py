@@ -114,7 +114,9 @@ def test_a_mesh_that_does_not_divide_the_model_is_refused_with_the_reason():
         sharding.create_sharded(lm.init, mesh, jax.random.key(0))
 
 
-@pytest.mark.parametrize("sizes, message", [((16, 1, 1), "needs 16 devices"), ((3, -1, 1), "not a multiple of 3"), ((-1, -1, 1), "only one")])
+@pytest.mark.parametrize(
+    "sizes, message", [((16, 1, 1), "needs 16 devices"), ((3, -1, 1), "not a multiple of 3"), ((-1, -1, 1), "only one")]
+)
 def test_impossible_meshes_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         sharding.make_mesh(MeshConfig(*sizes))

@@ -101,6 +101,12 @@ def test_score_lands_on_the_last_token_and_value_stands_before_each(rollout):
     np.testing.assert_allclose(metrics["ppo/score"], np.mean(weights), atol=1e-5)
 
 
+def test_experience_in_parts_is_the_same(rollout):
+    run = jax.jit(make_experience(LM, SCALAR, SCALAR, CONFIG.experience, temperature=CONFIG.sampler.temperature, parts=4))
+    found = run({"policy": tiny.params(seed=7), "value": FROZEN["reward"]}, FROZEN, rollout, jnp.asarray(CONFIG.kl_coef))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, experience_of(rollout, policy=tiny.params(seed=7)))
+
+
 def test_nothing_beyond_eos_changes_any_loss(rollout):
     made, _ = experience_of(rollout)
     garbage = jnp.where(rollout.mask, made.rollout.tokens, 17)
@@ -224,5 +230,3 @@ def test_repetition_counts_bigrams_seen_before():
 def test_impossible_settings_are_refused(change, word):
     with pytest.raises(ValueError, match=word):
         dataclasses.replace(CONFIG, **change)
-
-
