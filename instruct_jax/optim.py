@@ -9,7 +9,7 @@ from instruct_jax.records import Params
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by optimizer step: a linear warm-up from warmup_from * peak, then constant, or cosine/linear to final_fraction * peak."""
+    """Learning rate by optimizer step: linear from warmup_from * peak, then constant, or cosine/linear to final_fraction * peak."""
     peak, rest = config.learning_rate, max(steps - config.warmup_steps, 1)
     after = {
         "constant": lambda: optax.constant_schedule(peak),

@@ -17,6 +17,7 @@ from instruct_jax.data.packing import Ids, Rows, pad_prompts, pad_rows
 from instruct_jax.records import PromptBatch, RankingBatch, TokenBatch
 
 Batch = TypeVar("Batch")
+Shape = TypeVar("Shape", int, tuple[int, int])
 Ranking = tuple[Sequence[Ids], Sequence[int]]  # prompt + completion, K times; ranks, 1 = best
 
 
@@ -39,6 +40,14 @@ def buckets(lengths: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
     return np.array([bisect.bisect_left(sizes, n) for n in lengths])
 
 
+def _fitted(lengths: Sequence[int], sizes: Sequence[int] | None) -> list[int]:
+    """For each length the smallest size that holds it; without sizes the largest length."""
+    if not lengths:
+        return []
+    sizes = [max(lengths)] if sizes is None else sizes
+    return [sizes[b] for b in buckets(lengths, sizes)]
+
+
 def stream(records: np.ndarray, batch: int, seed: int) -> Callable[[int], np.ndarray]:
     """number of a batch -> its records, [batch]."""
 
@@ -55,19 +64,21 @@ def stream(records: np.ndarray, batch: int, seed: int) -> Callable[[int], np.nda
 
 
 def _source(
-    make: Callable[[np.ndarray, int], Batch], lengths: Sequence[int], sizes: Sequence[int], batch: int, seed: int, what: str
+    make: Callable[[np.ndarray, Shape], Batch], shapes: Sequence[Shape], batch: int, seed: int, what: str
 ) -> Batches[Batch]:
-    """`make(records, size)` for every step.  With several sizes, each step's records come from one length bucket, and each bucket is a
-    stream of its own: an epoch visits the buckets in a shuffled order, each as often as it has batches (rounded up)."""
-    if not len(lengths):
+    """`make(records, shape)` for every step, where shapes[record] is what a record needs.  With several shapes, each step's records have
+    one shape, and each shape is a stream of its own: an epoch visits them in a shuffled order, each as often as it has batches (rounded
+    up)."""
+    if not len(shapes):
         raise DataError(f"no {what} to make batches of; check the data file and what was dropped")
     if batch < 1:
         raise DataError(f"batch={batch} must be at least 1")
-    bucket = buckets(lengths, sizes)
-    streams = {b: stream(np.flatnonzero(bucket == b), batch, seed) for b in range(len(sizes)) if (bucket == b).any()}
-    counts = {b: -(-int((bucket == b).sum()) // batch) for b in streams}
-    per_epoch = sum(counts.values())
-    visits = np.repeat(list(counts), list(counts.values()))
+    distinct = sorted(set(shapes))
+    members = [np.flatnonzero([shape == one for shape in shapes]) for one in distinct]
+    streams = [stream(records, batch, seed) for records in members]
+    counts = [-(-len(records) // batch) for records in members]
+    per_epoch = sum(counts)
+    visits = np.repeat(range(len(distinct)), counts)
 
     def locate(step: int) -> tuple[int, np.ndarray]:
         if step < 0:
@@ -79,7 +90,7 @@ def _source(
 
     def batch_at(step: int) -> Batch:
         b, records = locate(step)
-        return make(records, sizes[b])
+        return make(records, distinct[b])
 
     return Batches(batch_at, lambda step: locate(step)[1], per_epoch)
 
@@ -96,27 +107,36 @@ def token_batches(rows: Rows, *, batch: int, seed: int) -> Batches[TokenBatch]:
         return TokenBatch(rows.tokens[records], rows.segments[records], weight)  # pyright: ignore[reportArgumentType]
 
     length = rows.tokens.shape[1]
-    return _source(make, [length] * len(rows.tokens), [length], batch, seed, "rows")
+    return _source(make, [length] * len(rows.tokens), batch, seed, "rows")
 
 
 def ranking_batches(
-    rankings: Sequence[Ranking], *, batch: int, seed: int, pad: int, sizes: Sequence[int] | None = None
+    rankings: Sequence[Ranking],
+    *,
+    batch: int,
+    seed: int,
+    pad: int,
+    sizes: Sequence[int] | None = None,
+    counts: Sequence[int] | None = None,
 ) -> Batches[RankingBatch]:
-    """All completions of a prompt in one batch element; K is the largest of the data set.  `sizes` are the lengths L that may occur."""
-    most = max((len(ranks) for _, ranks in rankings), default=0)
+    """All completions of a prompt in one batch element.  `sizes` are the lengths L that may occur, `counts` the numbers of completions K;
+    without them there is one of each, the largest of the data set."""
+    completions_of = [len(ranks) for _, ranks in rankings]
     lengths = [max(len(ids) for ids in completions) for completions, _ in rankings]
 
-    def make(records: np.ndarray, size: int) -> RankingBatch:
+    def make(records: np.ndarray, shape: tuple[int, int]) -> RankingBatch:
+        most, size = shape
         absent = [[()] * (most - len(rankings[r][1])) for r in records]
         sequences = [ids for r, none in zip(records, absent, strict=True) for ids in (*rankings[r][0], *none)]
         tokens, mask = pad_rows(sequences, size, pad=pad)
         ranks = np.array([[*rankings[r][1], *[0] * len(none)] for r, none in zip(records, absent, strict=True)], np.int32)
         informative = np.array([len(set(rankings[r][1])) > 1 for r in records])  # a pair is left
         weight = informative.astype(np.float32) / np.float32(max(informative.sum(), 1))
-        shape = (len(records), most, size)
-        return RankingBatch(tokens.reshape(shape), mask.reshape(shape), ranks, weight)  # pyright: ignore[reportArgumentType]
+        full = (len(records), most, size)
+        return RankingBatch(tokens.reshape(full), mask.reshape(full), ranks, weight)  # pyright: ignore[reportArgumentType]
 
-    return _source(make, lengths, [max(lengths, default=1)] if sizes is None else list(sizes), batch, seed, "rankings")
+    shapes = list(zip(_fitted(completions_of, counts), _fitted(lengths, sizes), strict=True))
+    return _source(make, shapes, batch, seed, "rankings")
 
 
 def prompt_batches(prompts: Sequence[Ids], *, batch: int, seed: int, pad: int, sizes: Sequence[int] | None = None) -> Batches[PromptBatch]:
@@ -126,4 +146,4 @@ def prompt_batches(prompts: Sequence[Ids], *, batch: int, seed: int, pad: int, s
         return PromptBatch(*pad_prompts([prompts[r] for r in records], size, pad=pad))  # pyright: ignore[reportArgumentType]
 
     lengths = [len(ids) for ids in prompts]
-    return _source(make, lengths, [max(lengths, default=1)] if sizes is None else list(sizes), batch, seed, "prompts")
+    return _source(make, _fitted(lengths, sizes), batch, seed, "prompts")

@@ -110,13 +110,20 @@ def _encode(
 
 
 def _cut(tok: PreTrainedTokenizerBase, prompt: Prompt, form: TextFormat) -> list[int]:
-    """Ids of the prompt without the end of its text (of its longest message) that is too much."""
+    """Ids of the prompt without the end of its text (of its longest message) that is too much.
+
+    A conversation whose longest message is shorter than what is too much loses its oldest exchange first.
+    """
     while len(ids := encode_prompt(tok, prompt, template=form.template)) > form.max_prompt:
         excess = len(ids) - form.max_prompt
         if isinstance(prompt, str):
             prompt = _shorter(tok, prompt, excess, form)
         else:
             longest = max(prompt, key=lambda message: len(message["content"]))
+            later = [i for i, message in enumerate(prompt) if i and message["role"] == "user"]
+            if later and excess >= len(_ends(tok, longest["content"])):
+                prompt = prompt[later[0] :]
+                continue
             cut = {**longest, "content": _shorter(tok, longest["content"], excess, form)}
             prompt = [cut if message is longest else message for message in prompt]
     return ids
@@ -124,9 +131,14 @@ def _cut(tok: PreTrainedTokenizerBase, prompt: Prompt, form: TextFormat) -> list
 
 def _shorter(tok: PreTrainedTokenizerBase, text: str, excess: int, form: TextFormat) -> str:
     """The text without `excess` tokens (at least one character less) at the end that form.on_long names."""
-    ends = [end for _, end in tok(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
+    ends = _ends(tok, text)
     if excess >= len(ends):
         raise DataError(f"prompt={shorten(text)}: max_prompt={form.max_prompt} leaves no room beside the template; raise max_prompt")
     if form.on_long == "left":
         return text[max(ends[excess - 1], 1) :]
     return text[: min(ends[-excess - 1], len(text) - 1)]
+
+
+def _ends(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Where each token of the text ends, in characters."""
+    return [end for _, end in tok(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]

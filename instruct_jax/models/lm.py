@@ -44,7 +44,7 @@ class LanguageModel(NamedTuple):
         return params["embedding" if self.config.tied else "unembedding"]
 
     def logprobs(self, params: Params, hidden: jax.Array, targets: jax.Array, *, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
-        """log p(target) and entropy in nats, f32, of hidden states [..., D] and targets [...] under softmax(logits / temperature)."""
+        """log p(target) and entropy in nats, f32, of hidden states [..., D], targets [...] under softmax(logits / temperature)."""
         return token_logprobs(hidden, self.unembedding(params), targets, temperature=temperature, chunk=self.config.logprob_chunk)
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
@@ -63,7 +63,7 @@ class LanguageModel(NamedTuple):
         return hidden[:, -1], KVCache(k, v, jnp.pad(prompts.mask, ((0, 0), (0, length - prompt))), jnp.asarray(prompt, jnp.int32))
 
     def unstacked(self, params: Params) -> Params:
-        """The same parameters for `decode` and `logits`, layers apart, weights in config.dtype: made once, it saves that at each token."""
+        """The same parameters for `decode` and `logits`, layers apart, weights in config.dtype: made once for all tokens."""
 
         def cast(path, x: jax.Array) -> jax.Array:
             return x if any("norm" in entry.key for entry in path) else x.astype(self.config.dtype)

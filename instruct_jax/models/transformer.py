@@ -28,7 +28,7 @@ class KVCache:
 
 
 def rotary(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
-    """Rotates the two halves of each head by position * base^(-2i/C) (Su et al. 2021, arXiv:2104.09864); x [B, L, H, C]."""
+    """Rotates the halves of each head by position * base^(-2i/C) (Su et al. 2021, arXiv:2104.09864); x [B, L, H, C]."""
     half = x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]

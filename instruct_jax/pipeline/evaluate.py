@@ -15,7 +15,7 @@ from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import bos_ids
 from instruct_jax.evaluation.preference import best_of_n, best_of_n_kl, win_rate
-from instruct_jax.pipeline.train import text_rows
+from instruct_jax.pipeline.train import held_out_rows
 from instruct_jax.pipeline.workspace import Completion, Workspace
 from instruct_jax.records import Params
 from instruct_jax.runtime.folders import write_atomic
@@ -64,7 +64,7 @@ def _prefixed(ws: Workspace, prefix: Ids, prompt: Ids) -> list[int]:
 def evaluate(ws: Workspace) -> dict[str, Any]:
     """Writes folder/evaluate/evaluation.json and returns it."""
     cfg, examiner = ws.config.evaluation, Examiner(ws)
-    held_out = text_rows(ws, ws.task.held_out_texts, ws.config.pretrain.length) if ws.task.held_out_texts else None
+    held_out = held_out_rows(ws)
     shots = ws.task.tokenizer.encode(ws.task.shots, add_special_tokens=False) if ws.task.shots else []
     stages = {"base": "pretrain", "sft": "sft", **{name: name for name in ws.config.rl}}
     sft = ws.policy_of("sft")
@@ -95,6 +95,7 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
         "best_of_n": curve,
         "kl_to_sft": _kl(ws, examiner, sft, asked[head]),
         "pretrain_nll": nll,
+        "nll_unigram": ws.output("pretrain").get("nll_unigram"),
         "copy_probes": ws.output("pretrain").get("copy_probes", {}),
         "reward_model": {k: v for k, v in ws.output("reward").items() if k not in ("normalisation", "rankings")}
         | {"labeler_agreement": ws.output("compare")["labeler_agreement"]},

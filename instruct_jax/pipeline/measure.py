@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from instruct_jax.data import encode
+from instruct_jax.data.packing import Rows
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import bos_ids
 from instruct_jax.pipeline.workspace import Workspace
@@ -28,12 +29,20 @@ def copy_probes(ws: Workspace, params: Params) -> dict[str, float]:
     return {kind: float(np.mean(hits)) for kind, hits in right.items()}
 
 
+def nll_unigram(train: Rows, held_out: Rows, vocabulary: int) -> float:
+    """The trivial baseline of a language model: NLL per token, in nats, of held-out rows under the frequencies (plus one) of tokens in
+    the training rows."""
+    counts = np.bincount(train.tokens[train.mask], minlength=vocabulary) + 1
+    return float(-np.log(counts / counts.sum())[held_out.tokens[held_out.mask]].mean())
+
+
 def reward_model(ws: Workspace, params: Params, groups: dict[str, list[Record]]) -> dict[str, Any]:
-    """Pairwise accuracy by group and labeler, calibration, and mean score by length."""
+    """Pairwise accuracy by group and labeler and of "the longer reply is better", calibration, and mean score by length."""
     scored = {name: _scored(ws, params, records[:MEASURED]) for name, records in groups.items() if records}
     pairs = {name: _pairs(rows) for name, rows in scored.items()}
     found: dict[str, Any] = {"accuracy_" + name.replace("held_out", "heldout"): _accuracy(p) for name, p in pairs.items()}
     unseen = pairs.get("held_out_prompts") or pairs["train"]
+    found["accuracy_longer"] = _accuracy(_pairs([_by_its_length(row) for row in scored.get("held_out_prompts") or scored["train"]]))
     by_labeler: dict[str, list[tuple[float, str]]] = {}
     for name in GROUPS[1:]:
         for pair in pairs.get(name, []):
@@ -61,14 +70,20 @@ def _scored(ws: Workspace, params: Params, records: list[Record]) -> list[Scored
 
 
 def _pairs(rows: list[Scored]) -> list[tuple[float, str]]:
-    """(score of the better minus score of the worse, labeler) of every pair that is no tie."""
+    """(score of the better minus score of the worse, labeler or data set) of every pair that is no tie."""
     return [
-        (float(scores[i] - scores[j]), record.get("labeler_id", "unknown"))
+        (float(scores[i] - scores[j]), record.get("labeler_id", record.get("source", "unknown")))
         for record, scores, _ in rows
         for i, better in enumerate(record["ranks"])
         for j, worse in enumerate(record["ranks"])
         if better < worse
     ]
+
+
+def _by_its_length(row: Scored) -> Scored:
+    """The same ranking, where the score of a completion is its length in characters, uncut."""
+    record, _, sizes = row
+    return record, np.array([len(text) for text in record["completions"]]), sizes
 
 
 def _accuracy(pairs: list[tuple[float, str]]) -> float:

@@ -80,7 +80,7 @@ def summary(folder: Path) -> dict[str, Any]:
     ]
     peaks = [s["host_peak_gib"] for s in sessions] + [peak_memory()["host_peak_gib"]]
     reward = found.get("reward_model", {})
-    keys = ("accuracy_heldout_prompts", "accuracy_heldout_labelers", "labeler_agreement")
+    keys = ("accuracy_heldout_prompts", "accuracy_heldout_labelers", "accuracy_longer", "labeler_agreement")
     return {
         "seconds": {name: record["seconds"] for name, record in done.items()},
         "win_rate_vs_sft": {"sft" if m == "sft_control" else m: rate for m, rate in found.get("win_rate_vs_sft", {}).items()},
@@ -88,6 +88,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "reward_model": {key: reward.get(key) for key in keys},
         "kl_to_sft": found.get("kl_to_sft", {}),
         "pretrain_nll": found.get("pretrain_nll", {}),
+        "nll_unigram": done.get("pretrain", {}).get("output", {}).get("nll_unigram"),
         "recompiles_after_warmup": sum(s["recompiles_after_warmup"] for s in sessions),
         "peak_memory_gib": max(peaks),
         "seed": yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["seed"],

@@ -37,11 +37,13 @@ class FilesConfig:
     demonstrations: tuple[str, ...] = ()
     rankings: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()  # for PPO
-    held_out: float = 0.05  # share of texts, rankings and prompts set apart for measuring
+    held_out: float = 0.05  # share of texts, rankings and prompts set apart for measuring; demonstrations of such prompts are left out
+    held_out_tokens: int = 50_000  # of held-out text that are measured, at most
     on_bad_record: str = "error"  # or skip: count and list what was dropped
 
     def __post_init__(self):
         check(0 < self.held_out < 1, f"files.held_out={self.held_out} must lie in (0, 1)")
+        check(self.held_out_tokens >= 1, f"files.held_out_tokens={self.held_out_tokens} must be at least 1")
         check(self.on_bad_record in ("error", "skip"), f"files.on_bad_record={self.on_bad_record!r} must be error or skip")
 
 

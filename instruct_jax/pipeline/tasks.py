@@ -1,19 +1,20 @@
 """Where a run's records come from: the embedded world, or files.  The stages see a Task and do not know which."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from instruct_jax.config import check
-from instruct_jax.data import readers, schemas
-from instruct_jax.data.schemas import Record, Schema
+from instruct_jax.data import adapters
+from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import load_tokenizer
 from instruct_jax.pipeline.settings import FilesConfig, RunConfig, WorldConfig
 
+LONG = 100_000  # characters: a longer text is not held out whole, but its end is
 Judge = Callable[[Record, str, bool], dict[str, Any]]  # (prompt record, completion, ended) -> {"score": in [0, 1], ...}
 
 
@@ -96,20 +97,22 @@ def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
 
 
 def _files(config: RunConfig, files: FilesConfig) -> Task:
-    def load(paths: tuple[str, ...], schema: Schema) -> list[Record]:
-        return [record for path in paths for record in readers.read(schema, path, on_bad_record=files.on_bad_record)]
-
-    rng = np.random.default_rng(config.seed)
+    def load(kind: str) -> list[Record]:
+        return [record for path in getattr(files, kind) for record in adapters.load(kind, path, on_bad)]
 
     def split(records: list[Record]) -> tuple[list[Record], list[Record]]:
-        """(training, held out), at random but the same for a seed."""
-        order = rng.permutation(len(records))
-        cut = max(int(len(records) * files.held_out), 1) if len(records) > 1 else 0
-        return [records[i] for i in order[cut:]], [records[i] for i in order[:cut]]
+        return hold_out(records, files.held_out, config.seed)
 
-    texts, held_out_texts = split(load(files.texts, schemas.text))
-    rankings, held_out_rankings = split(load(files.rankings, schemas.ranking))
-    ppo, report = split(load(files.prompts, schemas.prompt))
+    on_bad: Any = files.on_bad_record
+    texts, held_out_texts = hold_out_texts(load("texts"), files.held_out, config.seed)
+    rankings, held_out_rankings = split(load("rankings"))
+    ppo, report = split(load("prompts"))
+    measured = {_beginning(record) for record in held_out_rankings + report}
+    demonstrations = [record for record in load("demonstrations") if _beginning(record) not in measured]
+    check(
+        not files.demonstrations or len(demonstrations) > 0,
+        f"files.demonstrations={list(files.demonstrations)} all answer held-out prompts; add demonstrations of other prompts",
+    )
     check(
         not files.prompts or len(report) > 0, f"files.prompts={list(files.prompts)} hold one prompt, too few to set some apart; add prompts"
     )
@@ -117,10 +120,38 @@ def _files(config: RunConfig, files: FilesConfig) -> Task:
         tokenizer=load_tokenizer(files.tokenizer),
         texts=texts,
         held_out_texts=held_out_texts,
-        demonstrations=load(files.demonstrations, schemas.demonstration),
+        demonstrations=demonstrations,
         prompts={"normalisation": ppo[:256], "tuning": ppo[:256], "ppo": ppo, "report": report[: config.evaluation.prompts]},
         rank=lambda samples, held_out: Rankings(rankings, held_out_rankings, [], None),
     )
+
+
+def hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """(training, held out): one order of conversations for all kinds of records, so that what is held out of one is (but for the last
+    conversation of the share) held out of the others, and the turns of a conversation stay together."""
+    lots = [hashlib.sha256(f"{seed} {_beginning(record)}".encode()).digest() for record in records]
+    order = sorted(range(len(records)), key=lambda i: (lots[i], i))
+    cut = max(int(len(records) * share), 1) if len(records) > 1 else 0
+    return [records[i] for i in order[cut:]], [records[i] for i in order[:cut]]
+
+
+def hold_out_texts(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """(training, held out): the end of every long text, and some short texts whole."""
+    train, held_out = hold_out([record for record in records if len(record["text"]) <= LONG], share, seed)
+    for record in records:
+        text = record["text"]
+        if len(text) > LONG:
+            at = int(len(text) * (1 - share))
+            at = text.find("\n", at) + 1 or at  # between two lines where there are some
+            train.append({**record, "text": text[:at]})
+            held_out += [{**record, "text": text[at:]}] if text[at:].strip() else []
+    return train, held_out
+
+
+def _beginning(record: Record) -> str:
+    """What a conversation began with; a text is its own beginning."""
+    prompt = record.get("prompt", record.get("text"))
+    return prompt[0]["content"] if isinstance(prompt, list) else str(prompt)
 
 
 def _texts(texts: list[str]) -> list[Record]:

@@ -60,10 +60,22 @@ def text_rows(ws: Workspace, records: list, length: int) -> packing.Rows:
     return packing.pack(encode.encode_texts(ws.task.tokenizer, records, length), length, pad=ws.pad)
 
 
+def held_out_rows(ws: Workspace) -> packing.Rows | None:
+    """Rows of held-out text; of more than files.held_out_tokens, rows evenly spaced over all.  None where no text is held out."""
+    if not ws.task.held_out_texts:
+        return None
+    length, files = ws.config.pretrain.length, ws.config.files
+    rows = text_rows(ws, ws.task.held_out_texts, length)
+    count = len(rows.tokens)
+    chosen = np.linspace(0, count - 1, count if files is None else min(count, -(-files.held_out_tokens // length))).astype(int)
+    return packing.Rows(*(x[chosen] for x in rows))
+
+
 def pretrain(ws: Workspace) -> dict[str, Any]:
     """The base model, from random weights; where the task has probes, copying must have emerged."""
     cfg = ws.config.pretrain
-    rows = batches.token_batches(text_rows(ws, ws.task.texts, cfg.length), batch=cfg.batch, seed=ws.config.seed)
+    texts = text_rows(ws, ws.task.texts, cfg.length)
+    rows = batches.token_batches(texts, batch=cfg.batch, seed=ws.config.seed)
     batch_at, warmup = rows.batch_at, 0
     if ws.task.warmup_texts and ws.config.world is not None:
         warmup = ws.config.world.echo_steps
@@ -83,8 +95,8 @@ def pretrain(ws: Workspace) -> dict[str, Any]:
         show=("pretrain/nll",),
     )
     output: dict[str, Any] = {"tokens": cfg.steps * cfg.batch * cfg.length}
-    if ws.task.held_out_texts:
-        output["nll"] = ws.nll(params, text_rows(ws, ws.task.held_out_texts, cfg.length))
+    if held_out := held_out_rows(ws):
+        output |= {"nll": ws.nll(params, held_out), "nll_unigram": measure.nll_unigram(texts, held_out, ws.config.model.vocab_size)}
     if ws.task.probes:
         output["copy_probes"] = measure.copy_probes(ws, params)
         worst, least = min(output["copy_probes"].values()), ws.config.world.copy_probe if ws.config.world else 0.0
@@ -143,7 +155,8 @@ def reward(ws: Workspace) -> dict[str, Any]:
         examples = [pair for example in examples for pair in _pairs(*example)]
     longest = max(len(ids) for completions, _ in examples for ids in completions)
     sizes = sorted({min(-(-longest * part // 32) * 8, longest) for part in (2, 3, 4)})
-    source = batches.ranking_batches(examples, batch=cfg.batch, seed=ws.config.seed, pad=ws.pad, sizes=sizes)
+    counts = sorted({2, max(len(ranks) for _, ranks in examples)})  # pairs are not padded to K = 9
+    source = batches.ranking_batches(examples, batch=cfg.batch, seed=ws.config.seed, pad=ws.pad, sizes=sizes, counts=counts)
     same = ws.config.reward_model in (None, ws.config.model)
     backbone = ws.policy_of("sft") if same else sharding.create_sharded(ws.scalar.lm.init, ws.mesh, ws.key("reward weights"))
     head = sharding.create_sharded(ws.scalar.init_head, ws.mesh, ws.key("reward head"))
@@ -180,7 +193,7 @@ def _pairs(completions, ranks) -> Iterator[batches.Ranking]:
 
 
 def normalisation(ws: Workspace, params: Params) -> dict[str, float]:
-    """What to subtract so that demonstrations score 0 on average (paper C.2), and the spread of SFT samples where the config asks for it."""
+    """What to subtract so that demonstrations score 0 on average (paper C.2), and the spread of SFT samples where asked for."""
     demonstrations = encode.encode_demonstrations(ws.task.tokenizer, ws.task.demonstrations, ws.config.text).items
     mean = float(ws.rewards(params, [ids for ids, _ in demonstrations]).mean())
     if ws.config.reward.normalize == "mean":

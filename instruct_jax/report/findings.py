@@ -36,6 +36,7 @@ def findings(summary: Numbers, evaluation: Numbers) -> list[Finding]:
         _order(wins),
         _other_temperatures(evaluation),
         _use_cases(evaluation),
+        _pretraining(nll.get("base"), summary.get("nll_unigram", evaluation.get("nll_unigram"))),
         _tax(nll),
         _reward_model(scores),
         _best_of_n(evaluation),
@@ -149,6 +150,13 @@ def _use_cases(evaluation: Numbers) -> Iterator[Finding]:
             yield Finding(True, f"{model_name(model)} fell by more than {USE_CASE_DROP} in none of {count}.")
 
 
+def _pretraining(base: float | None, unigram: float | None) -> Iterator[Finding]:
+    if base is not None and unigram is not None:
+        values = f"{number(base, 3)} against {number(unigram, 3)} nats per token for the frequencies of tokens alone"
+        held = base < unigram
+        yield Finding(held, f"Pretraining {'beats' if held else 'does not beat'} its trivial baseline on held-out text: {values}.")
+
+
 def _tax(nll: Numbers) -> Iterator[Finding]:
     if "sft" in nll and "ppo" in nll:
         values = f"{number(nll['sft'], 3)} to {number(nll['ppo'], 3)} nats per token"
@@ -167,6 +175,10 @@ def _tax(nll: Numbers) -> Iterator[Finding]:
 def _reward_model(scores: Numbers) -> Iterator[Finding]:
     prompts, people = scores.get("accuracy_heldout_prompts"), scores.get("accuracy_heldout_labelers")
     agreement = scores.get("labeler_agreement")
+    if prompts is not None and (longer := scores.get("accuracy_longer")) is not None:
+        held = prompts > max(longer, 0.5)
+        values = f"{percent(prompts, 1)} of held-out pairs against {percent(longer, 1)} for preferring the longer reply and 50\u00a0% for chance"
+        yield Finding(held, f"The reward model {'beats' if held else 'does not beat'} its trivial baselines: {values}.")
     if prompts is not None and agreement is not None:
         values = f"{percent(prompts, 1)} of pairs from held-out prompts against {percent(agreement, 1)}"
         if prompts > agreement - 0.05:

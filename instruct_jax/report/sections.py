@@ -76,6 +76,7 @@ def key_numbers(run: Run) -> Part:
     facts = {
         "reward model, held-out prompts": percent(reward.get("accuracy_heldout_prompts"), 1),
         "reward model, held-out labelers": percent(reward.get("accuracy_heldout_labelers"), 1),
+        "preferring the longer reply": percent(reward.get("accuracy_longer"), 1),
         "labelers with each other": percent(reward.get("labeler_agreement"), 1),
         **{f"copy probes, {kind}": percent(share) for kind, share in found.get("copy_probes", {}).items()},
         "compiled after warm-up": number(summary.get("recompiles_after_warmup"), 0),

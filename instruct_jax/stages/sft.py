@@ -1,6 +1,6 @@
 """Supervised fine-tuning on demonstrations (paper 3.5, C.1).  The loss is `pretrain.make_loss`; what differs is which tokens weigh.
 
-Dropout, cosine to 10 % and 16 epochs are the paper's SFT baselines; C.3 makes the PPO starting model with 2 epochs and 10 % pretraining data.
+Dropout, cosine to 10 % and 16 epochs are the paper's SFT baselines; C.3 makes the PPO start with 2 epochs and 10 % pretraining data.
 """
 
 import dataclasses

@@ -73,7 +73,7 @@ def test_score_lands_on_the_last_token_and_value_stands_before_each(rollout):
         ids, length = np.concatenate([prompt, answer])[None], len(answer)
         ones = np.ones_like(ids)
 
-        def logp(params, ids=ids, ones=ones, first=len(prompt)):
+        def logp(params, ids=ids, ones=ones, first=prompt.size):
             logits = (LM.hidden(params, ids, ones) @ LM.unembedding(params).T)[0] / CONFIG.sampler.temperature
             table = np.asarray(jax.nn.log_softmax(logits))
             return np.array([table[t - 1, ids[0, t]] for t in range(first, ids.shape[1])])

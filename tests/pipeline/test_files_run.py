@@ -1,0 +1,150 @@
+"""The whole chain on files: no gold judge, rankings as given, several sources of records."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import userfiles
+
+from instruct_jax.cli import main
+from instruct_jax.data.adapters import ADAPTERS
+from instruct_jax.pipeline.load import load_config
+from instruct_jax.pipeline.run import run
+from instruct_jax.pipeline.settings import STAGES, RunConfig
+from instruct_jax.pipeline.tasks import hold_out, hold_out_texts
+
+REAL = Path(__file__).parents[2] / "configs" / "real_small.yaml"
+ROOT = os.environ.get("INSTRUCT_JAX_DATA", "")
+OVERRIDES = """
+--files.held_out 0.25 --files.held_out_tokens 32 --text.on_long left --reward.normalize mean_and_std --sft.epochs 2
+--ppo.ptx_coef 1 --ppo.ptx_batch 4 --ppo.ptx_length 16 --evaluation.temperatures [1.0] --evaluation.best_of [1,2]
+--evaluation.chosen_best_of 2
+""".split()
+
+
+def words(rng, least: int, most: int) -> str:
+    return " ".join(rng.choice(list("abcdefghij"), rng.integers(least, most + 1)))
+
+
+def ranking(rng, k: int) -> dict:
+    return {"prompt": words(rng, 1, 4), "completions": [words(rng, 1, 4) for _ in range(k)], "ranks": list(range(1, k + 1))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run folder after all stages: pairs and K = 3, prompts as text and as messages, one of them too long."""
+    place, rng = userfiles.make(tmp_path_factory.mktemp("files")), np.random.default_rng(0)
+    turns = [{"role": "user", "content": "a " * 9}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    files = {
+        "texts.jsonl": [{"text": words(rng, 3, 30)} for _ in range(20)],
+        "demos.jsonl": [{"prompt": words(rng, 2, 4), "completion": words(rng, 1, 4)} for _ in range(12)],
+        "ranks.jsonl": [{**ranking(rng, k), "source": f"of {k}"} for k in (2, 3) * 8],
+        "prompts.jsonl": [{"prompt": turns}, *({"prompt": words(rng, 1, 12)} for _ in range(15))],
+    }
+    for name, records in files.items():
+        userfiles.write(place / name, records)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        return place / run(load_config(RunConfig, "run.yaml", OVERRIDES))
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+def test_every_stage_is_done(finished):
+    stages = [name for name in STAGES if name not in ("ppo_ptx", "report")]
+    assert [name for name in stages if (finished / name / "done.json").exists()] == stages
+    for stage in ("pretrain", "sft", "reward", "ppo"):
+        sessions = [json.loads(line) for line in (finished / stage / "sessions.jsonl").read_text().splitlines()]
+        assert [s["recompiles_after_warmup"] for s in sessions] == [0], stage
+
+
+def test_trivial_baselines_stand_beside_what_they_are_for(finished):
+    evaluation, summary = read(finished / "evaluate" / "evaluation.json"), read(finished / "summary.json")
+    assert evaluation["nll_unigram"] == summary["nll_unigram"] and 1 < summary["nll_unigram"] < 3  # 10 words: log 10 is 2.3
+    held_out = [json.loads(line) for line in (finished / "compare" / "held_out_prompts.jsonl").read_text().splitlines()]
+    pairs = [
+        np.sign(len(better) - len(worse))
+        for record in held_out
+        for i, better in enumerate(record["completions"])
+        for worse in record["completions"][i + 1 :]
+    ]
+    assert len(held_out) == 4
+    assert summary["reward_model"]["accuracy_longer"] == pytest.approx((np.mean(pairs) + 1) / 2)
+    assert set(evaluation["reward_model"]["per_labeler"]) <= {"of 2", "of 3"}
+
+
+def test_the_report_says_who_judges(finished):
+    page = (finished / "report.html").read_text()
+    assert read(finished / "evaluate" / "evaluation.json")["judge"] == "reward model"
+    assert "The judge is the reward model that PPO was trained on" in page
+    assert "trivial baseline" in page and "preferring the longer reply" in page
+
+
+def test_conversations_are_held_out_whole_and_of_every_kind():
+    def records(kind: str) -> list[dict]:
+        return [{"prompt": [{"role": "user", "content": f"question {i}"}], "kind": kind} for i in range(100) for _ in range(3)]
+
+    def questions(part: list[dict]) -> set[str]:
+        return {record["prompt"][0]["content"] for record in part}
+
+    train, held_out = hold_out(records("rankings"), 0.2, seed=0)
+    assert (len(train), len(held_out)) == (240, 60)
+    assert not questions(train) & questions(held_out)
+    assert questions(hold_out(records("prompts"), 0.1, seed=0)[1]) < questions(held_out)
+    assert questions(hold_out(records("prompts"), 0.2, seed=1)[1]) != questions(held_out)
+    assert hold_out(records("prompts")[:1], 0.2, seed=0)[1] == []
+
+
+def test_the_end_of_a_long_text_is_held_out():
+    text = "".join(f"line {i}\n" for i in range(20_000))
+    [train], [held_out] = hold_out_texts([{"text": text, "id": "one"}], 0.1, seed=0)
+    assert train["text"] + held_out["text"] == text and train["text"].endswith("\n")
+    assert len(held_out["text"]) == pytest.approx(0.1 * len(text), abs=20)
+    assert held_out["id"] == "one"
+
+
+CONFIG = ["check", "--config", "run.yaml"]
+BAD = {
+    "unknown adapter": (["--files.prompts", "[oast:data]"], ("oast:data: oast is no known data set", "did you mean oasst?")),
+    "like no other": (["--files.prompts", "[zebra:data]"], ("zebra is no known data set", "use one of oasst, hh")),
+    "of another kind": (["--files.prompts", "[hh:tok]"], ("hh:tok: hh has no prompts, only rankings", "another data set")),
+    "folder without the data set": (["--files.prompts", "[oasst:tok]"], ("tok/oasst_en100: no such folder", "download the data set there")),
+}
+
+
+@pytest.mark.parametrize("args, message", BAD.values(), ids=BAD)
+def test_bad_adapter(args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(userfiles.make(tmp_path))
+    assert main([*CONFIG, *args]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("error: ") == 1 and not shown.out
+    for part in message:
+        assert part in shown.err
+
+
+def test_missing_folder_is_only_reported_by_check(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(userfiles.make(tmp_path))
+    nowhere = ["--files.prompts", "[oasst:nowhere]"]
+    assert main([*CONFIG, *nowhere]) == 0
+    assert "data           not found" in (shown := capsys.readouterr().out) and "  oasst:nowhere" in shown
+    assert main(["run", *CONFIG[1:], *nowhere]) == 2
+    assert "nowhere/oasst_en100: no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not ROOT, reason="real data: set INSTRUCT_JAX_DATA to the folder that holds it")
+def test_the_config_of_the_real_data(tmp_path, monkeypatch, capsys):
+    """The novels take long to read as text; wikitext alone tells as much."""
+    monkeypatch.chdir(tmp_path)
+    paths = {kind: [f"{name}:{ROOT}" for name in ADAPTERS if kind in ADAPTERS[name]] for kind in ("demonstrations", "rankings", "prompts")}
+    places = {"tokenizer": f"{ROOT}/gpt2_bpe", "texts": [f"wikitext:{ROOT}"], **paths}
+    given = [part for key, value in places.items() for part in (f"--files.{key}", json.dumps(value).strip('"'))]
+    assert main(["check", "--config", str(REAL), *given]) == 0
+    shown = capsys.readouterr().out
+    assert "50,258 ids of 50,258 in the model" in shown and "2,520 rankings of 5,257 completions" in shown
+    assert "427 demonstrations" in shown and "732 prompts" in shown
+    assert not list(tmp_path.iterdir())
