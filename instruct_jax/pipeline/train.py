@@ -263,8 +263,9 @@ def _iteration(
 ) -> Callable[[TrainState, tuple[PromptBatch, TokenBatch | None]], tuple[TrainState, Metrics]]:
     """(state, (prompts, ptx rows)) -> (state, metrics): three jitted functions, timed one by one in folder/phases.jsonl."""
     rollout = ws.rollout(cfg.sampler)
+    parts = cfg.batch // cfg.minibatch * cfg.micro_batches  # as many rows at a time as the update reads
     experience = jax.jit(
-        make_experience(ws.policy, ws.scalar, ws.scalar, cfg.experience, temperature=cfg.sampler.temperature),
+        make_experience(ws.policy, ws.scalar, ws.scalar, cfg.experience, temperature=cfg.sampler.temperature, parts=parts),
         out_shardings=(sharding.batch_sharding(ws.mesh), sharding.replicated(ws.mesh)),
     )
     update = sharding.compile_step(

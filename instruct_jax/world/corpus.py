@@ -12,7 +12,7 @@ from .dice import Dice
 from .instructions import people, possession, review, sentence, sentence_words
 
 MAX_DOCUMENT_TOKENS = 90  # words of the longest document, without <bos> and <eos>
-ECHOES = 0.10  # share of all documents
+ECHOES = 0.20  # share of all documents
 RUDE = 0.03  # share of documents with a rude word
 WRONG = 0.08  # share of facts that are false
 UNANSWERED = 0.20  # share of questions after which comes another question
