@@ -63,9 +63,7 @@ def stream(records: np.ndarray, batch: int, seed: int) -> Callable[[int], np.nda
     return records_of
 
 
-def _source(
-    make: Callable[[np.ndarray, Shape], Batch], shapes: Sequence[Shape], batch: int, seed: int, what: str
-) -> Batches[Batch]:
+def _source(make: Callable[[np.ndarray, Shape], Batch], shapes: Sequence[Shape], batch: int, seed: int, what: str) -> Batches[Batch]:
     """`make(records, shape)` for every step, where shapes[record] is what a record needs.  With several shapes, each step's records have
     one shape, and each shape is a stream of its own: an epoch visits them in a shuffled order, each as often as it has batches (rounded
     up)."""

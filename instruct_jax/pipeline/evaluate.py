@@ -131,7 +131,7 @@ def _contestants(models: dict[str, Judged]) -> dict[str, Judged]:
 
 
 def _by_use_case(records: Sequence[Record], models: dict[str, Judged]) -> dict[str, dict[str, dict[str, float]]]:
-    cases = [r.get("use_case", "all") for r in records]
+    cases = [_case(r) for r in records]
     return {
         case: {
             model: {"mean": float(j.gold[rows].mean()), "n": len(rows)}
@@ -140,6 +140,11 @@ def _by_use_case(records: Sequence[Record], models: dict[str, Judged]) -> dict[s
         }
         for case in sorted(set(cases))
     }
+
+
+def _case(record: Record) -> str:
+    """What the scores are reported by: the use case, or the data set that the prompt is from."""
+    return str(record.get("use_case", record.get("source", "all")))
 
 
 def _style(judged: Judged) -> dict[str, float]:
@@ -198,12 +203,12 @@ def _samples(records: Sequence[Record], models: dict[str, Judged], count: int) -
     """The first prompts of each use case in turn: chosen by position, not by how well any model did."""
     by_case: dict[str, list[int]] = {}
     for i, record in enumerate(records):
-        by_case.setdefault(record.get("use_case", "all"), []).append(i)
+        by_case.setdefault(_case(record), []).append(i)
     turns = [case[k] for k in range(len(records)) for case in by_case.values() if k < len(case)]
     return [
         {
             "prompt": records[i]["prompt"],
-            "use_case": records[i].get("use_case", "all"),
+            "use_case": _case(records[i]),
             "completions": {
                 model: {"text": j.completions[i].text, "gold": float(j.gold[i]), "reward": float(j.reward[i])}
                 for model, j in models.items()

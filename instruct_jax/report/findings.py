@@ -177,7 +177,9 @@ def _reward_model(scores: Numbers) -> Iterator[Finding]:
     agreement = scores.get("labeler_agreement")
     if prompts is not None and (longer := scores.get("accuracy_longer")) is not None:
         held = prompts > max(longer, 0.5)
-        values = f"{percent(prompts, 1)} of held-out pairs against {percent(longer, 1)} for preferring the longer reply and 50\u00a0% for chance"
+        values = (
+            f"{percent(prompts, 1)} of held-out pairs against {percent(longer, 1)} for preferring the longer reply and 50\u00a0% for chance"
+        )
         yield Finding(held, f"The reward model {'beats' if held else 'does not beat'} its trivial baselines: {values}.")
     if prompts is not None and agreement is not None:
         values = f"{percent(prompts, 1)} of pairs from held-out prompts against {percent(agreement, 1)}"

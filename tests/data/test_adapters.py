@@ -71,7 +71,8 @@ def test_oasst(gpt2):
 def test_hh(gpt2):
     pairs = adapters.hh_rankings(ROOT)
     assert len(pairs) + len(pairs.dropped) == 2312 and len(pairs.dropped) == 4  # empty replies
-    assert all(p["prompt"].endswith("\n\nAssistant:") and p["ranks"] == [1, 2] for p in pairs)
+    assert all(p["prompt"][0]["role"] == p["prompt"][-1]["role"] == "user" and p["ranks"] == [1, 2] for p in pairs)
+    assert sum(len(p["prompt"]) > 1 for p in pairs) > 1000 and not any("Assistant:" in p["prompt"][0]["content"] for p in pairs)
     assert all(len(set(p["completions"])) == 2 for p in pairs)
     assert len(encode_rankings(gpt2, pairs[:50], TextFormat()).items) == 50
 

@@ -74,6 +74,17 @@ def test_rankings_weigh_the_same_whatever_their_k():
                 assert batch.tokens[row, k][batch.mask[row, k]].tolist() == ids
 
 
+def test_pairs_are_not_padded_to_the_largest_k():
+    data = [([[1]] * k, list(range(1, k + 1))) for k in (2, 2, 3, 4, 2, 4, 2)]
+    source = ranking_batches(data, batch=2, seed=0, pad=0, counts=[2, 4])
+    seen = []
+    for step in range(source.steps_per_epoch):
+        k, records = source.batch_at(step).tokens.shape[1], source.records_at(step)
+        assert all(len(data[r][1]) <= k and (k == 2) == (len(data[r][1]) == 2) for r in records)
+        seen += records.tolist()
+    assert set(seen) == set(range(7)) and source.steps_per_epoch == 4
+
+
 def test_all_tied_batch_weighs_nothing():
     batch = ranking_batches([([[1], [2]], [1, 1])], batch=2, seed=0, pad=0).batch_at(0)
     np.testing.assert_array_equal(batch.weight, [0, 0])

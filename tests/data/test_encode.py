@@ -70,6 +70,13 @@ def test_long_prompt(on_long, expected, kept, caplog):
         assert len(cut) == 6
 
 
+@pytest.mark.parametrize("on_long", ["left", "right"])
+def test_long_conversation_loses_its_oldest_exchange_first(on_long):
+    turns = [{"role": role, "content": text} for role, text in (("user", "a b c"), ("assistant", "d"), ("user", "e f"))]
+    form = TextFormat(max_prompt=6, on_long=on_long)  # bos, Human:, e, f, Assistant: are 5 ids
+    assert encode_prompts(words(), [{"prompt": turns}], form).items == encode_prompts(words(), [{"prompt": turns[2:]}], form).items
+
+
 @pytest.mark.parametrize(("on_long", "expected"), [("left", "> fgh:"), ("right", "> xab:")])
 def test_long_prompt_loses_no_more_than_it_must(tmp_path, on_long, expected):
     tok = load_tokenizer(gpt2_folder(tmp_path))
