@@ -56,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     config, stages = _load(args, overrides)
+    from instruct_jax.pipeline.validate import check_mesh, validate
+
+    validate(config, stages)
+    import jax
+
+    check_mesh(config, jax.device_count())
     from instruct_jax.pipeline.run import run
 
     folder = run(config, stages)

@@ -1,6 +1,6 @@
 """Mesh, logical axis rules, states born sharded, and the one place where a step is jitted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -119,7 +119,7 @@ def compile_step(step: Callable, mesh: Mesh, state: TrainState, *batches: NamedS
     )
 
 
-def ahead_of_time(step: Callable, state: TrainState, examples: Sequence[Any]) -> Callable:
+def ahead_of_time(step: Callable, state: TrainState, examples: Iterable[Any]) -> Callable:
     """A jitted step compiled for the shapes of all example batches before the first step, so that nothing compiles later on."""
     shape_of = lambda batch: tuple(x.shape for x in jax.tree.leaves(batch))  # noqa: E731
     compiled = {shape: step.lower(state, batch).compile() for shape, batch in {shape_of(b): b for b in examples}.items()}

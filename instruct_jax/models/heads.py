@@ -39,7 +39,7 @@ class ScalarModel(NamedTuple):
         return jnp.take_along_axis(values, masking.last_index(mask)[:, None], axis=1)[:, 0]
 
 
-def recentred(params: Params, mean: jax.Array, scale: jax.Array) -> Params:
+def recentred(params: Params, mean: float | jax.Array, scale: float | jax.Array) -> Params:
     """The same scalar model with its output mapped to (output - mean) / scale; stored in the head, nothing to remember."""
     head = params["head"]
     return {**params, "head": {"kernel": head["kernel"] / scale, "bias": (head["bias"] - mean) / scale}}

@@ -13,7 +13,6 @@ import yaml
 from instruct_jax.pipeline import compare, evaluate, train
 from instruct_jax.pipeline.settings import STAGES, RunConfig
 from instruct_jax.pipeline.tasks import open_task
-from instruct_jax.pipeline.validate import check_mesh, validate
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.runtime.folders import RunError, open_run, write_atomic
 from instruct_jax.runtime.metrics import peak_memory
@@ -30,10 +29,11 @@ NEEDS = {
 
 
 def run(config: RunConfig, stages: Sequence[str] = STAGES) -> Path:
-    """Runs the stages that are asked for and not done; returns the run folder, which ends with summary.json and report.html."""
-    validate(config, tuple(stages))
+    """Runs the stages that are asked for and not done; returns the run folder, which ends with summary.json and report.html.
+
+    The config has passed validate.validate and validate.check_mesh.
+    """
     _check_needs(Path(config.out), config, stages)
-    check_mesh(config, jax.device_count())
     folder = Path(config.out)
     open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
     ws = Workspace(config, folder, open_task(config, folder))
