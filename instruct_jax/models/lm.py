@@ -1,6 +1,6 @@
 """The seam between models and stages: pure functions over a plain dict of parameters.  Nothing above this floor imports flax.linen."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,12 @@ class LanguageModel(NamedTuple):
         self, params: Params, tokens: jax.Array, segments: jax.Array, *, dropout: float = 0.0, key: jax.Array | None = None
     ) -> jax.Array:
         """Hidden states [B, L, D] of rows [B, L]; segment 0 is padding, wherever it stands.  `key` turns dropout on."""
-        model = Transformer(self.config, self.constrain, dropout)
         rngs = None if key is None else {"dropout": key}
         mask, positions = masking.attention_mask(segments), masking.positions(segments)
-        return model.apply({"params": params}, tokens, mask, positions, deterministic=key is None, rngs=rngs)[0]
+        return self._run(params, tokens, mask, positions, dropout=dropout, deterministic=key is None, rngs=rngs)[0]
+
+    def _run(self, params: Params, *inputs: Any, dropout: float = 0.0, **options: Any) -> Any:
+        return Transformer(self.config, self.constrain, dropout).apply({"params": params}, *inputs, **options)
 
     def unembedding(self, params: Params) -> jax.Array:
         """The [V, D] matrix that turns hidden states into logits."""
@@ -56,7 +58,7 @@ class LanguageModel(NamedTuple):
         """Reads left-padded prompts [B, P].  Returns the last hidden state [B, D] and a cache with `length` slots."""
         segments = prompts.mask.astype(jnp.int32)
         mask, positions = masking.attention_mask(segments), masking.positions(segments)
-        hidden, seen = Transformer(self.config, self.constrain).apply({"params": params}, prompts.tokens, mask, positions)
+        hidden, seen = self._run(params, prompts.tokens, mask, positions)
         prompt = prompts.tokens.shape[1]
         free = ((0, 0), (0, 0), (0, length - prompt), (0, 0))
         k, v = (tuple(jnp.pad(layer, free) for layer in x) for x in seen)
@@ -75,8 +77,7 @@ class LanguageModel(NamedTuple):
         """Appends one token [B] to every row.  Returns its hidden state [B, D] and the cache.  params: plain or unstacked."""
         positions = cache.mask.sum(-1, dtype=jnp.int32)[:, None]
         seen = jax.lax.dynamic_update_slice(cache.mask, jnp.ones((tokens.shape[0], 1), bool), (0, cache.slot))
-        model = Transformer(self.config, self.constrain)
-        hidden, (k, v) = model.apply({"params": params}, tokens[:, None], seen[:, None, None, :], positions, cache)
+        hidden, (k, v) = self._run(params, tokens[:, None], seen[:, None, None, :], positions, cache)
         return hidden[:, 0], KVCache(k, v, seen, cache.slot + 1)
 
 

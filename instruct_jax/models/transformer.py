@@ -5,6 +5,7 @@ are computed in float32.  The logical axis names beside each initialiser are map
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,13 +139,14 @@ class Transformer(nn.Module):
         """
         cfg = self.config
         table = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), ("vocab", "embed"))
-        embedding = self.param("embedding", table, (cfg.vocab_size, cfg.width), jnp.float32)
+        embedding: Any = self.param("embedding", table, (cfg.vocab_size, cfg.width), jnp.float32)
         if not cfg.tied:
             self.param("unembedding", table, (cfg.vocab_size, cfg.width), jnp.float32)
         x = embedding.astype(cfg.dtype)[tokens]
         if cfg.positions == "learned":
             table = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std / 2), ("position", "embed"))
-            x = x + self.param("position", table, (cfg.context, cfg.width), jnp.float32).astype(cfg.dtype)[positions]
+            position: Any = self.param("position", table, (cfg.context, cfg.width), jnp.float32)
+            x = x + position.astype(cfg.dtype)[positions]
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
         x = self.constrain(x, ("batch", None, None))
 
@@ -154,7 +156,7 @@ class Transformer(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
+                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
                 length=cfg.layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(cfg, self.constrain, dropout=self.dropout, name="layers")

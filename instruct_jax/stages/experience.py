@@ -75,7 +75,9 @@ def make_experience(
         shaped, kl = shaped_reward(score, logp, ref_logp, mask, kl_coef)
         advantage = jax.vmap(lambda r, v, m: gae(r, v, m, gamma=config.gamma, lam=config.gae_lambda))(shaped, values, mask)
         target = keep(advantage + values)
-        made = Experience(rollout=rollout.replace(logp=logp), value=values, advantage=masking.whiten(advantage, mask), target=target)
+        made = Experience(
+            rollout=dataclasses.replace(rollout, logp=logp), value=values, advantage=masking.whiten(advantage, mask), target=target
+        )
         lengths = mask.sum(axis=1)
         error = jnp.where(mask, target - values, 0.0)
         metrics = {

@@ -1,5 +1,6 @@
 """The gradient step that every supervised stage shares."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,6 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {"optim/grad_norm": optax.tree.norm(grads)}
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step

@@ -165,8 +165,8 @@ def make_update(
         active = state.step >= config.critic_warmup
         parts = jnp.arange(config.updates), minibatches, ptx
         (params, opt_state, _, _), metrics = jax.lax.scan(learn, (state.params, state.opt_state, active, keys["learn"]), parts)
-        state = state.replace(
-            step=state.step + 1, params=params, opt_state=opt_state, ema=update_ema(state.ema, params["policy"], config.ema_decay)
+        state = dataclasses.replace(
+            state, step=state.step + 1, params=params, opt_state=opt_state, ema=update_ema(state.ema, params["policy"], config.ema_decay)
         )
         return state, jax.tree.map(lambda x: x.mean(), metrics)
 
@@ -177,4 +177,6 @@ def adapt(state: TrainState, kl: jax.Array, config: PpoConfig) -> TrainState:
     """Moves beta towards the KL target; the identity where there is none.  kl: nats per sequence of the last rollout."""
     if config.kl_target is None:
         return state
-    return state.replace(kl_coef=adaptive_kl(state.kl_coef, kl, config.batch, target=config.kl_target, horizon=config.kl_horizon))
+    return dataclasses.replace(
+        state, kl_coef=adaptive_kl(state.kl_coef, kl, config.batch, target=config.kl_target, horizon=config.kl_horizon)
+    )

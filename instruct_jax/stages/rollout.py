@@ -51,7 +51,7 @@ def make_rollout(
         hidden, cache = lm.prefill(params, prompts, prompts.tokens.shape[1] + limit)
         by_row = prompts, hidden, cache.k, cache.v, cache.mask
         prompts, hidden, k, v, mask = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), by_row)
-        cache = cache.replace(k=k, v=v, mask=mask)
+        cache = dataclasses.replace(cache, k=k, v=v, mask=mask)
         weights = lm.unstacked(params)
         rows = hidden.shape[0]
 
