@@ -21,6 +21,7 @@ from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.records import Metrics, Params, PromptBatch, TokenBatch, TrainState
 from instruct_jax.runtime.checkpoints import Checkpoints
 from instruct_jax.runtime.loop import train
+from instruct_jax.runtime.metrics import cut_after
 from instruct_jax.stages import ppo as ppo_stage
 from instruct_jax.stages import pretrain as pretrain_stage
 from instruct_jax.stages import reward_model as reward_stage
@@ -287,6 +288,7 @@ def _iteration(
         state = ppo_stage.adapt(state, metrics["ppo/kl"], cfg)
         with _phase(seconds, "update"):
             state, more = jax.block_until_ready(update(state, made, ptx))
+        cut_after(folder / "phases.jsonl", int(state.step) - 1)  # rows of a session that was killed before it saved
         with (folder / "phases.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": int(state.step), **{k: round(v, 4) for k, v in seconds.items()}}) + "\n")
         return state, metrics | more

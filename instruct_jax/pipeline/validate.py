@@ -120,7 +120,7 @@ def check_mesh(config: RunConfig, devices: int) -> None:
     data, fsdp, _ = config.mesh.shape(devices)
     batches = {"pretrain.batch": config.pretrain.batch, "sft.batch": config.sft.batch, "reward.batch": config.reward.batch}
     for name, ppo in config.rl.items():
-        batches |= {f"{name}.batch": ppo.batch, f"{name}.ptx_batch": ppo.ptx_batch}
+        batches |= {f"{name}.batch": ppo.batch, f"{name}.minibatch": ppo.minibatch, f"{name}.ptx_batch": ppo.ptx_batch}
     for key, size in (batches | {"sample_batch": config.sample_batch}).items():
         check(
             size % (data * fsdp) == 0,

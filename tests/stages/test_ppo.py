@@ -167,6 +167,20 @@ def test_ptx_adds_its_gradient_to_the_same_step(rollout):
     np.testing.assert_allclose(metrics["ptx/nll"], ptx_metrics["ptx/nll"], rtol=1e-4)
 
 
+def test_with_rate_zero_kl_gap_and_parameters_stay_flat_for_a_whole_run():
+    state, update = start(dataclasses.replace(CONFIG, optimizer=dataclasses.replace(RATE, learning_rate=0.0)))
+    sample = jax.jit(make_rollout(LM, CONFIG.sampler, eos=tiny.EOS, pad=tiny.PAD))
+    seen = set()
+    for _ in range(CONFIG.iterations):
+        drawn = sample(state.params["policy"], tiny.prompt_batch(), ppo.iteration_keys(state)["rollout"])
+        seen.add(np.asarray(drawn.tokens).tobytes())
+        made, metrics = experience_of(drawn, policy=state.params["policy"])
+        assert metrics["ppo/kl"] == 0.0 and metrics["rollout/logp_gap"] < 1e-6
+        state, _ = update(state, made, None)
+        jax.tree.map(np.testing.assert_array_equal, state.params["policy"], tiny.params())
+    assert len(seen) == CONFIG.iterations, "every iteration draws anew"
+
+
 def test_ema_and_step_and_critic_warmup(rollout):
     made, _ = experience_of(rollout)
     state, update = start(dataclasses.replace(CONFIG, critic_warmup=1, ema_decay=0.9))
