@@ -70,6 +70,15 @@ def test_sharded_states_come_back_sharded_and_donation_does_not_reach_a_save(tmp
             np.testing.assert_array_equal(found.params["w"], step)
 
 
+def test_epochs_survive_the_saves_between_them(tmp_path):
+    """A checkpoint of every epoch stays, whatever else was saved in between by the clock or a signal."""
+    with opened(tmp_path, keep=1, keep_every=10) as checkpoints:
+        for step in (10, 13, 17, 20, 25):
+            checkpoints.save(at(step))
+        checkpoints.wait()
+        assert set(checkpoints._manager.all_steps()) == {10, 20, 25}
+
+
 def test_params_alone(saved):
     params = restore_params(saved, abstract(toy.create().params))
     assert params.keys() == {"w", "b"}
