@@ -47,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
             "--stages", metavar="a,b", help="only these, of pretrain, sft, compare, reward, select, ppo, ppo_ptx, evaluate, report"
         )
         verb.set_defaults(work=work)
+    text = "runs the arms of a study, one after the other, and compares them; the same command again goes on"
+    verb = verbs.add_parser("study", help=text, description=text, usage="instruct-jax study --config FILE [--out FOLDER] [--seeds [0,1]]")
+    verb.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/over_optimisation.yaml")
+    verb.set_defaults(work=_study)
     text = "builds report.html of a run folder again"
     verb = verbs.add_parser("report", help=text, description=text, allow_abbrev=False)
     verb.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, such as runs/quickstart")
@@ -66,6 +70,16 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     folder = run(config, stages)
     print(f"done: {folder}" + (f", see {folder / 'report.html'}" if "report" in stages else ""))
+
+
+def _study(args: argparse.Namespace, overrides: list[str]) -> None:
+    from instruct_jax.pipeline.study import load_study, run_study
+
+    study, runs = load_study(Path(args.config), overrides)
+    run_study(study, runs)
+    from instruct_jax.report.study import build_study
+
+    print(f"done: {study.out}, see {build_study(Path(study.out), runs)}")
 
 
 def _check(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -6,6 +6,7 @@ The judge is the task's own where it has one (the embedded world's gold score); 
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import bos_ids
 from instruct_jax.evaluation.preference import best_of_n, best_of_n_kl, win_rate
+from instruct_jax.pipeline.load import load_config
+from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.train import held_out_rows
 from instruct_jax.pipeline.workspace import Completion, Workspace
 from instruct_jax.records import Params
+from instruct_jax.runtime.checkpoints import kept_steps
 from instruct_jax.runtime.folders import write_atomic
 from instruct_jax.stages.rollout import SamplerConfig
 
@@ -41,10 +45,11 @@ class Examiner:
         self.ws, self.reward = ws, ws.reward_params()
         self.records, self.prompts = ws.encode(ws.task.prompts["report"])
 
-    def ask(self, params: Params, temperature: float, purpose: str, *, prefix: Ids = ()) -> Judged:
+    def ask(self, params: Params, temperature: float, purpose: str, *, prefix: Ids = (), by: Workspace | None = None) -> Judged:
+        """One completion of every prompt; `by` is the workspace of a model from another run."""
         prompts = self.prompts if not prefix else [_prefixed(self.ws, prefix, p) for p in self.prompts]
         sampler = SamplerConfig(max_tokens=self.ws.config.ppo.sampler.max_tokens, temperature=temperature)
-        drawn = self.ws.generate(params, prompts, sampler, self.ws.key(f"evaluate {purpose} {temperature}"))
+        drawn = (by or self.ws).generate(params, prompts, sampler, self.ws.key(f"evaluate {purpose} {temperature}"))
         return self.judge([c[0] for c in drawn], self.records, self.prompts)
 
     def judge(self, completions: Sequence[Completion], records: Sequence[Record], prompts: Sequence[Ids]) -> Judged:
@@ -66,18 +71,17 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
     cfg, examiner = ws.config.evaluation, Examiner(ws)
     held_out = held_out_rows(ws)
     shots = ws.task.tokenizer.encode(ws.task.shots, add_special_tokens=False) if ws.task.shots else []
-    stages = {"base": "pretrain", "sft": "sft", **{name: name for name in ws.config.rl}}
     sft = ws.policy_of("sft")
     asked: dict[float, dict[str, Judged]] = {t: {} for t in cfg.temperatures}
     nll: dict[str, float] = {}
-    for model, stage in stages.items():
-        params = ws.policy_of(stage)
+    for model, (owner, stage) in _models(ws).items():
+        params = owner.policy_of(stage)
         for temperature in cfg.temperatures:
-            asked[temperature][model] = examiner.ask(params, temperature, model)
-            if model == "base" and shots:
-                asked[temperature]["base_prompted"] = examiner.ask(params, temperature, "base prompted", prefix=shots)
+            asked[temperature][model] = examiner.ask(params, temperature, model, by=owner)
+            if stage == "pretrain" and shots:
+                asked[temperature][f"{model}_prompted"] = examiner.ask(params, temperature, f"{model} prompted", prefix=shots, by=owner)
         if held_out:
-            nll[model] = ws.nll(params, held_out)
+            nll[model] = owner.nll(params, held_out)
     head = cfg.temperatures[0]
     rivals = {t: np.stack([examiner.ask(sft, t, f"rival {i}").gold for i in range(RIVALS if t else 1)], axis=1) for t in cfg.temperatures}
     bar, curve = _best_of_n(ws, examiner, sft)
@@ -93,6 +97,7 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
         "by_use_case": _by_use_case(examiner.records, asked[head]),
         "style": {model: _style(j) for model, j in asked[head].items()},
         "best_of_n": curve,
+        "over_optimisation": {name: _path(ws, examiner, sft, name) for name, ppo in ws.config.rl.items() if ppo.keep_every},
         "kl_to_sft": _kl(ws, examiner, sft, asked[head]),
         "pretrain_nll": nll,
         "nll_unigram": ws.output("pretrain").get("nll_unigram"),
@@ -123,6 +128,16 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
         "win_rate_vs_sft": found["win_rate_vs_sft"][str(head)],
         "gold_score": found["gold_score"][str(head)],
     }
+
+
+def _models(ws: Workspace) -> dict[str, tuple[Workspace, str]]:
+    """Name -> (the run that it is from, its stage): this run's models, then evaluation.others, which must share the tokenizer."""
+    own = {"base": "pretrain", "sft": "sft", **{name: name for name in ws.config.rl}}
+    models = {name: (ws, stage) for name, stage in own.items()}
+    for name, place in ws.config.evaluation.others.items():
+        folder, _, stage = place.rpartition(":")
+        models[name] = (Workspace(load_config(RunConfig, Path(folder) / "config.yaml"), Path(folder), ws.task), stage)
+    return models
 
 
 def _contestants(models: dict[str, Judged]) -> dict[str, Judged]:
@@ -187,16 +202,31 @@ def _best_of_n(ws: Workspace, examiner: Examiner, sft: Params) -> tuple[Judged, 
     return bar, curve
 
 
+def _path(ws: Workspace, examiner: Examiner, sft: Params, stage: str) -> list[dict[str, float]]:
+    """The way of a PPO run through its kept checkpoints, from SFT (step 0): KL, reward and the judge's score at temperature 1, each with
+    its standard error over prompts.  Where the reward goes on rising and the score falls, the run over-optimises (Gao et al. 2022)."""
+    rows = []
+    for step in (0, *kept_steps(ws.folder / stage / "checkpoints")):
+        judged = examiner.ask(ws.policy_of(stage, step) if step else sft, 1.0, f"{stage} at {step}")
+        row: dict[str, float] = {"step": step, "kl": _kl_to(ws, examiner, sft, judged) if step else 0.0}
+        for name, score in (("reward", judged.reward), ("gold", judged.gold)):
+            row |= {name: float(score.mean()), f"{name}_se": float(score.std() / len(score) ** 0.5)}
+        rows.append(row)
+    return rows
+
+
 def _kl(ws: Workspace, examiner: Examiner, sft: Params, models: dict[str, Judged]) -> dict[str, float]:
-    """Mean log p(response) - log p_sft(response) in nats over a model's own samples at temperature 1; best-of-n by its bound."""
+    """KL to SFT of every model at temperature 1; of best-of-n by its bound."""
     found = {"best_of_n": best_of_n_kl(ws.config.evaluation.chosen_best_of)}
     if ws.config.evaluation.temperatures[0] != 1.0:
         return found
-    for model, judged in models.items():
-        if model != "best_of_n":
-            theirs = ws.response_logp(sft, examiner.prompts, [c.ids for c in judged.completions])
-            found[model] = float(np.mean([c.logp for c in judged.completions]) - theirs.mean())
-    return found
+    return found | {model: _kl_to(ws, examiner, sft, judged) for model, judged in models.items() if model != "best_of_n"}
+
+
+def _kl_to(ws: Workspace, examiner: Examiner, sft: Params, judged: Judged) -> float:
+    """Mean log p(response) - log p_sft(response) in nats over a model's own samples."""
+    theirs = ws.response_logp(sft, examiner.prompts, [c.ids for c in judged.completions])
+    return float(np.mean([c.logp for c in judged.completions]) - theirs.mean())
 
 
 def _samples(records: Sequence[Record], models: dict[str, Judged], count: int) -> list[dict[str, Any]]:

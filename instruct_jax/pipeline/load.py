@@ -148,6 +148,8 @@ def _says(hint: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if origin is tuple:
         return f"a list, each entry {_says(arguments[0])}"
+    if origin is dict:
+        return "a section of names, each with a value of its own"
     if arguments:
         return " or ".join(map(_says, arguments))
     return WORDS.get(hint, "a section")

@@ -14,7 +14,7 @@ from instruct_jax.pipeline import compare, evaluate, train
 from instruct_jax.pipeline.settings import STAGES, RunConfig
 from instruct_jax.pipeline.tasks import open_task
 from instruct_jax.pipeline.workspace import Workspace
-from instruct_jax.runtime.folders import RunError, open_run, write_atomic
+from instruct_jax.runtime.folders import RunError, link_stages, open_run, write_atomic
 from instruct_jax.runtime.metrics import peak_memory
 
 NEEDS = {
@@ -33,9 +33,11 @@ def run(config: RunConfig, stages: Sequence[str] = STAGES) -> Path:
 
     The config has passed validate.validate and validate.check_mesh.
     """
-    _check_needs(Path(config.out), config, stages)
     folder = Path(config.out)
+    _check_needs(folder, config, stages)
     open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
+    if config.start is not None:
+        link_stages(folder, Path(config.start.folder), config.start.stages)
     ws = Workspace(config, folder, open_task(config, folder))
     rl = [name for name in ("ppo", "ppo_ptx") if name in config.rl]
     work: dict[str, Callable[[], dict[str, Any]]] = {
@@ -65,8 +67,9 @@ def needs_of(stage: str, config: RunConfig) -> tuple[str, ...]:
 
 def _check_needs(folder: Path, config: RunConfig, stages: Sequence[str]) -> None:
     """Every stage finds what it reads: made in this run, or done before."""
+    given = (*stages, *(config.start.stages if config.start else ()))
     for stage in stages:
-        missing = [n for n in needs_of(stage, config) if n not in stages and not (folder / n / "done.json").exists()]
+        missing = [n for n in needs_of(stage, config) if n not in given and not (folder / n / "done.json").exists()]
         if missing:
             raise RunError(f"--stages {stage} needs {', '.join(missing)}, which {folder} does not have; add {missing[0]} to --stages")
 

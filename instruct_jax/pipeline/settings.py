@@ -68,6 +68,17 @@ class CompareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """Finished stages of another run that this run begins with; they are linked into its folder and not run again."""
+
+    folder: str
+    stages: tuple[str, ...] = ("pretrain",)
+
+    def __post_init__(self):
+        check(len(self.stages) >= 1, "start.stages=[] must name at least one stage; remove `start` to begin with none")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     prompts: int = 512
     temperatures: tuple[float, ...] = (1.0, 0.7, 0.0)  # the first one is the headline
@@ -77,17 +88,22 @@ class EvaluationConfig:
     shots: int = 4  # examples in the prompt of `base_prompted`
     samples_shown: int = 24  # rows of the side-by-side table
     averaged: bool = True  # the moving average of the PPO policies (paper C.4) is what is measured and shipped; false: the last weights
+    others: dict[str, str] = dataclasses.field(default_factory=dict)  # NAME: FOLDER:STAGE, models of other runs, measured beside ours
 
     def __post_init__(self):
         check(self.prompts >= 1, f"evaluation.prompts={self.prompts} must be at least 1")
         check(len(self.temperatures) >= 1, "evaluation.temperatures=[] must name at least one")
         check(self.chosen_best_of in self.best_of, f"evaluation.chosen_best_of={self.chosen_best_of} must be one of {self.best_of}")
+        for name, place in self.others.items():
+            folder, _, stage = place.rpartition(":")
+            check(bool(folder and stage), f"evaluation.others.{name}={place!r} must be FOLDER:STAGE, such as runs/large:sft")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     out: str  # the run folder
     seed: int = 0
+    start: StartConfig | None = None
     world: WorldConfig | None = None
     files: FilesConfig | None = None
     text: TextFormat = TextFormat()

@@ -235,7 +235,9 @@ def ppo(ws: Workspace, name: str) -> dict[str, Any]:
         rows = [ptx.batch_at(step * cfg.updates + i) for i in range(cfg.updates)]
         return prompts.batch_at(step), jax.tree.map(lambda *x: np.stack(x), *rows)
 
-    with Checkpoints(folder / "checkpoints", fingerprints=ws.fingerprints(ws.boxed_policy), keep=1) as checkpoints:
+    with Checkpoints(
+        folder / "checkpoints", fingerprints=ws.fingerprints(ws.boxed_policy), keep=1, keep_every=cfg.keep_every
+    ) as checkpoints:
         state = train(
             _iteration(ws, cfg, state, {"reference": reference, "reward": judge}, optimizers, folder),
             state,

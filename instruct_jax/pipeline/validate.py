@@ -13,7 +13,7 @@ from instruct_jax.data import adapters, encode, packing, readers
 from instruct_jax.data.errors import DataError
 from instruct_jax.data.tokenize import check_vocabulary, load_tokenizer
 from instruct_jax.pipeline.settings import STAGES, FilesConfig, RunConfig
-from instruct_jax.runtime.folders import check_run
+from instruct_jax.runtime.folders import check_run, check_start
 
 KINDS = tuple(adapters.SCHEMAS)
 
@@ -34,7 +34,22 @@ def validate(config: RunConfig, stages: Sequence[str] = STAGES) -> FileFacts | N
     """Raises ConfigError, DataError or RunError for what cannot run.  Reads and tokenizes the files, touches no device, writes nothing."""
     check_config(config, stages)
     check_run(Path(config.out), dataclasses.asdict(config))
+    _check_other_runs(config)
     return None if config.files is None else read_files(config, config.files)
+
+
+def _check_other_runs(config: RunConfig) -> None:
+    """The runs that this one begins with, or is measured beside, hold what is asked of them."""
+    tree, start = dataclasses.asdict(config), config.start
+    if start is not None:
+        sections = ["model", "text", "world", "files", *(stage for stage in start.stages if stage in tree)]
+        check_start(Path(start.folder), start.stages, tree, sections)
+    for name, place in config.evaluation.others.items():
+        folder, _, stage = place.rpartition(":")
+        check(
+            (Path(folder) / stage / "checkpoints").is_dir(),
+            f"evaluation.others.{name}={place}: {folder} has no checkpoints of a stage {stage}; run that first",
+        )
 
 
 def check_config(config: RunConfig, stages: Sequence[str] = STAGES) -> None:

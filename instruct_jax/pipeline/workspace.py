@@ -74,10 +74,11 @@ class Workspace:
         shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), sharding.unboxed(boxed), layout)
         return restore_params(self.folder / stage / "checkpoints", shapes, part=part, step=step, fingerprints=self.fingerprints(boxed))
 
-    def policy_of(self, stage: str) -> Params:
-        """The policy after a stage.  The SFT model is the epoch that `select` chose, once it has."""
+    def policy_of(self, stage: str, step: int | None = None) -> Params:
+        """The policy after a stage (of PPO, also at a step that was kept).  The SFT model is the epoch that `select` chose, once it has."""
         if stage in ("ppo", "ppo_ptx"):
-            return self.load(stage, self.boxed_policy, part="ema" if self.config.evaluation.averaged else "params/policy")
+            part = "ema" if self.config.evaluation.averaged else "params/policy"
+            return self.load(stage, self.boxed_policy, part=part, step=step)
         chosen = self.folder / "select" / "done.json"
         step = self.output("select")["step"] if stage == "sft" and chosen.exists() else None
         return self.load(stage, self.boxed_policy, step=step)

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from instruct_jax.report.words import escape, plain
 
 INK = "#1c2128"
+TICKS = (0, 0.2, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # nats, of axes that show KL by its square root
 WIDTH, HEIGHT = 4.7, 3.1  # inches; fits a phone without shrinking the text much
 BLUE, ORANGE, GREEN, PURPLE = "#3f86e0", "#e5772e", "#21a179", "#a069d6"
 COLOURS = {

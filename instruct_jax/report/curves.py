@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from instruct_jax.report import canvas
-from instruct_jax.report.canvas import Picture
+from instruct_jax.report.canvas import TICKS, Picture
 from instruct_jax.report.reading import Run
 from instruct_jax.report.words import model_name, number
 
@@ -119,7 +119,7 @@ def frontier(run: Run) -> Picture | None:
     axes.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
     top = axes.get_xlim()[1]
     axes.set_xlim(0, top)
-    axes.set_xticks([tick for tick in (0, 0.2, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640) if tick <= top])
+    axes.set_xticks([tick for tick in TICKS if tick <= top])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("KL from the SFT model, nats per reply (square-root scale)")
     axes.set_ylabel("reward-model score")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from instruct_jax.report import canvas, comparisons, curves
+from instruct_jax.report import canvas, comparisons, curves, optimisation
 from instruct_jax.report.canvas import Picture
 from instruct_jax.report.reading import Run, read_run
 
@@ -16,6 +16,7 @@ EVALUATION: tuple[Callable[[Run], Picture | None], ...] = (
     comparisons.calibration,
     comparisons.score_by_length,
     comparisons.best_of_n,
+    optimisation.over_optimisation,
     comparisons.seconds,
 )
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from instruct_jax.report import comparisons, curves, markup
+from instruct_jax.report import optimisation as optimisation_pictures
 from instruct_jax.report.findings import findings, headline, rate
 from instruct_jax.report.reading import TRAINED, Run
 from instruct_jax.report.words import duration, escape, in_sentence, listed, model_name, number, ordered, percent, prompt_text
@@ -125,7 +126,8 @@ def preference(run: Run) -> Part:
 
 
 def optimisation(run: Run) -> Part:
-    yield from markup.figures([curves.frontier(run), comparisons.best_of_n(run)]) or [markup.absent("PPO iterations and best-of-n")]
+    drawn = [curves.frontier(run), comparisons.best_of_n(run), optimisation_pictures.over_optimisation(run)]
+    yield from markup.figures(drawn) or [markup.absent("PPO iterations and best-of-n")]
 
 
 def tax(run: Run) -> Part:

@@ -131,6 +131,12 @@ def restore_params(
     return found
 
 
+def kept_steps(folder: Path) -> list[int]:
+    """The steps of a finished stage whose checkpoints are there, ascending."""
+    with _manager(folder, create=False) as manager:
+        return sorted(manager.all_steps())
+
+
 def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     registry.add("state", ocp.args.PyTreeSave)

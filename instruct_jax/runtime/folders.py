@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,24 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> bool:
     text = yaml.safe_dump(dict(config), sort_keys=False)
     write_atomic(folder / "config.yaml", text)  # last: a folder with a config is a complete run folder
     return False
+
+
+def link_stages(folder: Path, start: Path, stages: Sequence[str]) -> None:
+    """Links finished stages of another run (check_start) into a run folder; what is there already stays."""
+    for stage in stages:
+        if not (folder / stage).exists():
+            (folder / stage).symlink_to((start / stage).resolve(), target_is_directory=True)
+
+
+def check_start(start: Path, stages: Sequence[str], config: Mapping[str, Any], same: Sequence[str]) -> None:
+    """RunError unless the run folder `start` has finished the stages, with the same values as `config` in the sections `same`."""
+    for stage in stages:
+        if not (start / stage / "done.json").exists():
+            raise RunError(f"start.folder={start} has not finished the stage {stage}; run it there, or take {stage} out of start.stages")
+    there, here = yaml.safe_load((start / "config.yaml").read_text(encoding="utf-8")), yaml.safe_load(yaml.safe_dump(dict(config)))
+    if changed := _differences({key: there.get(key) for key in same}, {key: here.get(key) for key in same}):
+        key, old, new = changed[0]
+        raise RunError(f"start.folder={start} was run with {key}: {old}, and here it is {new}; make them equal, or start from another run")
 
 
 def stage_done(folder: Path, inputs: Mapping[str, str]) -> dict[str, Any] | None:

@@ -49,6 +49,7 @@ class PpoConfig:
     sampler: SamplerConfig = SamplerConfig()
     experience: ExperienceConfig = ExperienceConfig()
     save_every: int = 50  # iterations between checkpoints
+    keep_every: int | None = None  # iterations: these checkpoints stay, and `evaluate` draws score over KL through them
 
     def __post_init__(self):
         for key in ("iterations", "batch", "epochs", "ptx_length", "save_every"):
@@ -78,6 +79,10 @@ class PpoConfig:
         check(
             self.ptx_batch % self.micro_batches == 0,
             f"ppo.micro_batches={self.micro_batches} must divide ppo.ptx_batch={self.ptx_batch}",
+        )
+        check(
+            self.keep_every is None or (self.keep_every >= 1 and self.keep_every % self.save_every == 0),
+            f"ppo.keep_every={self.keep_every} must be a multiple of ppo.save_every={self.save_every}: only what is saved can be kept",
         )
         check(0 <= self.ema_decay < 1, f"ppo.ema_decay={self.ema_decay} must lie in [0, 1)")
 

@@ -10,44 +10,11 @@ import userfiles
 
 from instruct_jax.cli import main
 from instruct_jax.data.adapters import ADAPTERS
-from instruct_jax.pipeline.load import load_config
-from instruct_jax.pipeline.run import run
-from instruct_jax.pipeline.settings import STAGES, RunConfig
+from instruct_jax.pipeline.settings import STAGES
 from instruct_jax.pipeline.tasks import hold_out, hold_out_texts
 
 REAL = Path(__file__).parents[2] / "configs" / "real_small.yaml"
 ROOT = os.environ.get("INSTRUCT_JAX_DATA", "")
-OVERRIDES = """
---files.held_out 0.25 --files.held_out_tokens 32 --text.on_long left --reward.normalize mean_and_std --sft.epochs 2
---ppo.ptx_coef 1 --ppo.ptx_batch 4 --ppo.ptx_length 16 --evaluation.temperatures [1.0] --evaluation.best_of [1,2]
---evaluation.chosen_best_of 2
-""".split()
-
-
-def words(rng, least: int, most: int) -> str:
-    return " ".join(rng.choice(list("abcdefghij"), rng.integers(least, most + 1)))
-
-
-def ranking(rng, k: int) -> dict:
-    return {"prompt": words(rng, 1, 4), "completions": [words(rng, 1, 4) for _ in range(k)], "ranks": list(range(1, k + 1))}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A run folder after all stages: pairs and K = 3, prompts as text and as messages, one of them too long."""
-    place, rng = userfiles.make(tmp_path_factory.mktemp("files")), np.random.default_rng(0)
-    turns = [{"role": "user", "content": "a " * 9}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    files = {
-        "texts.jsonl": [{"text": words(rng, 3, 30)} for _ in range(20)],
-        "demos.jsonl": [{"prompt": words(rng, 2, 4), "completion": words(rng, 1, 4)} for _ in range(12)],
-        "ranks.jsonl": [{**ranking(rng, k), "source": f"of {k}"} for k in (2, 3) * 8],
-        "prompts.jsonl": [{"prompt": turns}, *({"prompt": words(rng, 1, 12)} for _ in range(15))],
-    }
-    for name, records in files.items():
-        userfiles.write(place / name, records)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        return place / run(load_config(RunConfig, "run.yaml", OVERRIDES))
 
 
 def read(path: Path):
