@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text, description=text, usage=usage, epilog=KEYS, allow_abbrev=False)
         verb.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/quickstart.yaml")
         verb.add_argument(
-            "--stages", metavar="a,b", help="only these, of pretrain, sft, compare, reward, select, ppo, ppo_ptx, evaluate, report"
+            "--stages",
+            metavar="a,b",
+            help="only these: pretrain, sft, compare, reward, select, ppo_start, ppo, ppo_ptx, evaluate, report",
         )
         verb.set_defaults(work=work)
     text = "runs the arms of a study, one after the other, and compares them; the same command again goes on"
@@ -83,6 +86,11 @@ def _study(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _check(args: argparse.Namespace, overrides: list[str]) -> None:
+    if _is_study(args):
+        from instruct_jax.pipeline.study import load_study
+
+        print(*(f"instruct-jax {shlex.join(run.command)}" for run in load_study(Path(args.config), overrides)[1]), sep="\n")
+        return
     config, stages = _load(args, overrides)
     from instruct_jax.pipeline.check import check
 
@@ -102,12 +110,21 @@ def _report(args: argparse.Namespace, rest: list[str]) -> None:
     print(build(args.folder))
 
 
-def _load(args: argparse.Namespace, overrides: list[str]):
-    from instruct_jax.pipeline.load import load_config
-    from instruct_jax.pipeline.settings import STAGES, RunConfig
+def _is_study(args: argparse.Namespace) -> bool:
+    from instruct_jax.pipeline.load import read_yaml
 
-    stages = STAGES if args.stages is None else tuple(name.strip() for name in args.stages.split(","))
-    return load_config(RunConfig, args.config, overrides), stages
+    return "arms" in read_yaml(Path(args.config))
+
+
+def _load(args: argparse.Namespace, overrides: list[str]):
+    from instruct_jax.config import ConfigError
+    from instruct_jax.pipeline.load import load_config
+    from instruct_jax.pipeline.settings import RunConfig
+
+    if _is_study(args):
+        raise ConfigError(f"{args.config}: `arms` make it a study, not a run; use instruct-jax study --config {args.config}")
+    config = load_config(RunConfig, args.config, overrides)
+    return config, config.stages if args.stages is None else tuple(name.strip() for name in args.stages.split(","))
 
 
 def _explain(error: Exception) -> int:

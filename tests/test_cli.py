@@ -127,10 +127,20 @@ def test_every_config_can_be_checked(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["check", "--config", str(path)]) == 0
     shown = capsys.readouterr().out
-    assert "policy " in shown and "parameters" in shown and "per device" in shown
+    if "\narms:" in path.read_text():  # a study: the commands of its runs
+        assert all(line.startswith("instruct-jax run --config ") for line in shown.splitlines())
+    else:
+        assert "policy " in shown and "parameters" in shown and "per device" in shown
     comment = path.read_text().split("\nout:")[0]
     assert f"configs/{path.name}" in comment and "# Hardware: " in comment
     assert not list(tmp_path.iterdir())
+
+
+def test_a_study_is_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    study = str(ROOT / "configs" / "over_optimisation.yaml")
+    assert main(["run", "--config", study]) == 2
+    assert f"use instruct-jax study --config {study}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name, parameters", {"1.3b": "1,517,219,840", "6b": "6,658,596,864", "175b": "174,604,836,864"}.items())

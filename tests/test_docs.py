@@ -65,8 +65,10 @@ def tables() -> dict[str, dict[str, list[str]]]:
 
 
 def default_of(field: dataclasses.Field) -> str:
-    if field.default is dataclasses.MISSING:
+    if field.default is field.default_factory is dataclasses.MISSING:
         return "required"
+    if field.default_factory is not dataclasses.MISSING:
+        return f"`{json.dumps(field.default_factory())}`"
     return "section" if dataclasses.is_dataclass(field.default) else f"`{json.dumps(field.default)}`"
 
 

@@ -9,7 +9,7 @@ import jax
 from instruct_jax.config import ModelConfig
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel, parameter_count
-from instruct_jax.pipeline.settings import STAGES, RunConfig
+from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.validate import FileFacts, check_config, missing_files, read_files
 from instruct_jax.runtime.folders import check_run
 
@@ -25,8 +25,9 @@ class Sizes:
     scalar: int  # reward model, and value function
 
 
-def check(config: RunConfig, stages: Sequence[str] = STAGES) -> str:
+def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
     """The text; ConfigError, DataError or RunError where `run` could not begin.  Files that do not exist are only reported."""
+    stages = config.stages if stages is None else stages
     check_config(config, stages)
     goes_on = check_run(Path(config.out), dataclasses.asdict(config))
     missing = [] if config.files is None else missing_files(config.files)
@@ -74,13 +75,9 @@ def _mesh(config: RunConfig) -> str:
 
 def _stages(config: RunConfig, facts: FileFacts | None) -> Iterator[tuple[str, str, str, str]]:
     """(stage, steps, batch, tokens) in the order in which they run."""
-    pre, sft, reward, form = config.pretrain, config.sft, config.reward, config.text
+    pre, reward, form = config.pretrain, config.reward, config.text
     yield "pretrain", f"{pre.steps:,}", f"{pre.batch} x {pre.length}", f"{pre.steps * pre.batch * pre.length:,}"
-    demonstrations = facts.counts["demonstrations"] if facts else config.world.demonstrations if config.world else None
-    rows = facts.sft_rows if facts else demonstrations
-    own = sft.batch - round(sft.batch * sft.pretrain_mix)
-    steps, most = None if rows is None else sft.epochs * -(-rows // own), "" if facts else "at most "
-    yield "sft", _epochs(sft.epochs, steps, most), f"{sft.batch} x {sft.length}", _count(steps, sft.batch * sft.length, most)
+    yield _fine_tuning(config, facts, "sft")
     compare, response = config.compare, config.ppo.sampler.max_tokens
     if config.world is not None:
         asked = compare.prompts + compare.held_out_prompts
@@ -95,7 +92,9 @@ def _stages(config: RunConfig, facts: FileFacts | None) -> Iterator[tuple[str, s
     k = facts.most_completions if facts else compare.max_completions
     batch = f"{reward.batch} prompts x {k} x {form.max_prompt + form.max_completion}"
     yield "reward", _epochs(reward.epochs, steps, "about "), batch, "-"
-    yield "select", "-", f"{_plural(sft.epochs if sft.select else 1, 'epoch')} x 256 prompts", "-"
+    yield "select", "-", f"{_plural(config.sft.epochs if config.sft.select else 1, 'epoch')} x 256 prompts", "-"
+    if config.ppo_start is not None:
+        yield _fine_tuning(config, facts, "ppo_start")
     for name, ppo in config.rl.items():
         episodes = ppo.iterations * ppo.batch
         ptx = f" + {ppo.updates} x {ppo.ptx_batch} x {ppo.ptx_length} of text" if ppo.ptx_batch else ""
@@ -103,6 +102,15 @@ def _stages(config: RunConfig, facts: FileFacts | None) -> Iterator[tuple[str, s
         yield name, f"{ppo.iterations:,}", batch, f"{episodes:,} episodes, at most {episodes * ppo.sampler.max_tokens:,} sampled"
     yield "evaluate", "-", f"{config.evaluation.prompts} prompts", "-"
     yield "report", "-", "-", "-"
+
+
+def _fine_tuning(config: RunConfig, facts: FileFacts | None, name: str) -> tuple[str, str, str, str]:
+    sft = config.sfts[name]
+    demonstrations = config.world.demonstrations if config.world else None
+    rows = facts.sft_rows[name] if facts else demonstrations
+    own, most = sft.batch - round(sft.batch * sft.pretrain_mix), "" if facts else "at most "
+    steps = None if rows is None else sft.epochs * -(-rows // own)
+    return name, _epochs(sft.epochs, steps, most), f"{sft.batch} x {sft.length}", _count(steps, sft.batch * sft.length, most)
 
 
 def _epochs(epochs: int, steps: int | None, hedge: str) -> str:
@@ -172,7 +180,7 @@ def _files(config: RunConfig, facts: FileFacts | None, missing: list[str]) -> li
     return [
         f"tokenizer      {facts.vocabulary:,} ids of {config.model.vocab_size:,} in the model",
         f"data           {c['texts']:,} texts, {c['prompts']:,} prompts; {out:.0%} of texts, rankings and prompts are held out",
-        f"               {c['demonstrations']:,} demonstrations in {facts.sft_rows:,} rows",
+        f"               {c['demonstrations']:,} demonstrations in {facts.sft_rows['sft']:,} rows",
         f"               {c['rankings']:,} rankings of {facts.completions:,} completions",
         f"dropped or cut {len(facts.dropped)}",
         *(f"  {line}" for line in facts.dropped[:10]),

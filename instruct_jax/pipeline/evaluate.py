@@ -132,7 +132,7 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
 
 def _models(ws: Workspace) -> dict[str, tuple[Workspace, str]]:
     """Name -> (the run that it is from, its stage): this run's models, then evaluation.others, which must share the tokenizer."""
-    own = {"base": "pretrain", "sft": "sft", **{name: name for name in ws.config.rl}}
+    own = {"base": "pretrain", **{name: name for name in (*ws.config.sfts, *ws.config.rl)}}
     models = {name: (ws, stage) for name, stage in own.items()}
     for name, place in ws.config.evaluation.others.items():
         folder, _, stage = place.rpartition(":")

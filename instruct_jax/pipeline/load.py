@@ -22,13 +22,14 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     """The dataclass tree `cls` as the file says, with overrides ["--ppo.batch", "64", "--seed=1", ...] on top."""
-    tree, given = _read(Path(path)), dict(_pairs(overrides))
+    tree, given = read_yaml(Path(path)), dict(_pairs(overrides))
     for key, text in given.items():
         _set(tree, cls, key, text)
     return _build(cls, tree, "", None, lambda key: "command line" if key in given else str(path))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a file; ConfigError where it holds none, or one twice."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file (looked in {Path.cwd()}); correct --config")
     try:

@@ -23,30 +23,32 @@ NEEDS = {
     "compare": ("sft",),
     "reward": ("sft", "compare"),
     "select": ("sft", "reward"),
+    "ppo_start": ("pretrain",),
     "ppo": ("select", "reward"),
     "ppo_ptx": ("select", "reward"),
 }
 
 
-def run(config: RunConfig, stages: Sequence[str] = STAGES) -> Path:
-    """Runs the stages that are asked for and not done; returns the run folder, which ends with summary.json and report.html.
+def run(config: RunConfig, stages: Sequence[str] | None = None) -> Path:
+    """Runs the stages that are asked for (None: all that the config has) and not done; returns the run folder, which ends with
+    summary.json and report.html.
 
     The config has passed validate.validate and validate.check_mesh.
     """
-    folder = Path(config.out)
+    folder, stages = Path(config.out), config.stages if stages is None else stages
     _check_needs(folder, config, stages)
     open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
     if config.start is not None:
         link_stages(folder, Path(config.start.folder), config.start.stages)
     ws = Workspace(config, folder, open_task(config, folder))
-    rl = [name for name in ("ppo", "ppo_ptx") if name in config.rl]
     work: dict[str, Callable[[], dict[str, Any]]] = {
         "pretrain": lambda: train.pretrain(ws),
         "sft": lambda: train.sft(ws),
         "compare": lambda: compare.compare(ws),
         "reward": lambda: train.reward(ws),
         "select": lambda: compare.select(ws),
-        **{name: functools.partial(train.ppo, ws, name) for name in rl},
+        "ppo_start": lambda: train.sft(ws, "ppo_start"),
+        **{name: functools.partial(train.ppo, ws, name) for name in config.rl},
         "evaluate": lambda: evaluate.evaluate(ws),
     }
     for name in work:
@@ -62,7 +64,10 @@ def run(config: RunConfig, stages: Sequence[str] = STAGES) -> Path:
 
 def needs_of(stage: str, config: RunConfig) -> tuple[str, ...]:
     """The stages whose results a stage reads."""
-    return ("pretrain", "select", "reward", *config.rl) if stage == "evaluate" else NEEDS.get(stage, ())
+    if stage == "evaluate":
+        return ("pretrain", "select", "reward", *config.rl)
+    start = ("ppo_start",) if stage in config.rl and config.ppo_start else ()
+    return (*NEEDS.get(stage, ()), *start)
 
 
 def _check_needs(folder: Path, config: RunConfig, stages: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from instruct_jax.stages.pretrain import PretrainConfig
 from instruct_jax.stages.reward_model import RewardConfig
 from instruct_jax.stages.sft import SftConfig
 
-STAGES = ("pretrain", "sft", "compare", "reward", "select", "ppo", "ppo_ptx", "evaluate", "report")
+STAGES = ("pretrain", "sft", "compare", "reward", "select", "ppo_start", "ppo", "ppo_ptx", "evaluate", "report")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +114,7 @@ class RunConfig:
     sft: SftConfig = SftConfig()
     compare: CompareConfig = CompareConfig()
     reward: RewardConfig = RewardConfig()
+    ppo_start: SftConfig | None = None  # where PPO starts and what its KL is taken to (paper C.3); None = the SFT model
     ppo: PpoConfig = PpoConfig()
     ppo_ptx: PpoConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -134,9 +135,18 @@ class RunConfig:
             prompt + self.text.max_completion <= context,
             f"text.max_prompt={prompt} + text.max_completion={self.text.max_completion} exceeds model.context={context}",
         )
-        for stage in ("pretrain", "sft"):
-            length = getattr(self, stage).length
+        for stage, length in {"pretrain": self.pretrain.length, **{name: sft.length for name, sft in self.sfts.items()}}.items():
             check(length <= context, f"{stage}.length={length} exceeds model.context={context}; lower it or raise model.context")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What this config runs, in order: all stages but those whose section it lacks."""
+        return tuple(name for name in STAGES if name not in ("ppo_start", "ppo_ptx") or getattr(self, name) is not None)
+
+    @property
+    def sfts(self) -> dict[str, SftConfig]:
+        """The supervised fine-tunings by the name of their stage."""
+        return {"sft": self.sft} | ({} if self.ppo_start is None else {"ppo_start": self.ppo_start})
 
     @property
     def rl(self) -> dict[str, PpoConfig]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from instruct_jax.config import ConfigError, check
 from instruct_jax.pipeline.load import load_config
-from instruct_jax.pipeline.settings import STAGES, RunConfig
+from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.validate import check_config
 from instruct_jax.runtime.folders import RunError
 from instruct_jax.runtime.signals import Interrupted
@@ -43,16 +43,9 @@ class StudyConfig:
 class ArmRun:
     arm: str
     seed: int
-    base: Path
-    overrides: list[str]  # as on the command line
+    command: list[str]  # what stands behind `instruct-jax`
     stages: tuple[str, ...]
     folder: Path
-
-    @property
-    def command(self) -> list[str]:
-        """`instruct-jax run` with its arguments."""
-        only = [] if self.stages == STAGES else ["--stages", ",".join(self.stages)]
-        return ["run", "--config", str(self.base), *only, *self.overrides]
 
     @property
     def done(self) -> bool:
@@ -73,12 +66,15 @@ def _runs(study: StudyConfig, path: Path, seed: int) -> Iterator[ArmRun]:
         values = {key: _filled(value, study.out, seed) for key, value in arm.items() if key != "stages"}
         values |= {"out": str(folder), "seed": seed}
         overrides = [text for key, value in values.items() for text in (f"--{key}", value if isinstance(value, str) else json.dumps(value))]
-        stages = tuple(arm.get("stages", STAGES))
         try:
-            check_config(load_config(RunConfig, base, overrides), stages)
+            config = load_config(RunConfig, base, overrides)
+            stages = tuple(arm.get("stages", config.stages))
+            check_config(config, stages)
         except ConfigError as error:
             raise ConfigError(f"{path}: arms.{name}: {str(error).removeprefix('command line: ')}") from error
-        yield ArmRun(name, seed, base, overrides, stages, folder)
+        if "stages" in arm:
+            overrides = ["--stages", ",".join(stages), *overrides]
+        yield ArmRun(name, seed, ["run", "--config", str(base), *overrides], stages, folder)
 
 
 def _filled(value: Any, out: str, seed: int) -> Any:

@@ -109,9 +109,9 @@ def pretrain(ws: Workspace) -> dict[str, Any]:
     return output
 
 
-def sft(ws: Workspace) -> dict[str, Any]:
-    """Demonstrations, with a share of pretraining rows where sft.pretrain_mix asks for it; one checkpoint per epoch."""
-    cfg, task = ws.config.sft, ws.task
+def sft(ws: Workspace, name: str = "sft") -> dict[str, Any]:
+    """Demonstrations, with a share of pretraining rows where pretrain_mix asks for it; one checkpoint per epoch."""
+    cfg, task = ws.config.sfts[name], ws.task
     samples = encode.encode_demonstrations(task.tokenizer, task.demonstrations, ws.config.text).items
     if cfg.loss_on_prompt:
         samples = [(ids, [True] * len(ids)) for ids, _ in samples]
@@ -124,7 +124,7 @@ def sft(ws: Workspace) -> dict[str, Any]:
         batch_at = lambda step: _joined(source.batch_at(step), texts.batch_at(step))  # noqa: E731
     supervise(
         ws,
-        "sft",
+        name,
         ws.boxed_policy,
         ws.policy_of("pretrain"),
         pretrain_stage.make_loss(ws.policy, "sft", dropout=cfg.dropout),
@@ -208,7 +208,7 @@ def normalisation(ws: Workspace, params: Params) -> dict[str, float]:
 def ppo(ws: Workspace, name: str) -> dict[str, Any]:
     """PPO, or PPO-ptx where the config has a ptx_coef: rollout, experience, update."""
     cfg, folder = ws.config.rl[name], ws.folder / name
-    reference, judge = ws.policy_of("sft"), ws.reward_params()
+    reference, judge = ws.policy_of([*ws.config.sfts][-1]), ws.reward_params()
     critic = {
         "reward": lambda: judge,
         "policy": lambda: {"backbone": reference, "head": sharding.create_sharded(ws.scalar.init_head, ws.mesh, ws.key("value head"))},

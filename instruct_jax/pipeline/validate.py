@@ -24,15 +24,15 @@ class FileFacts:
 
     vocabulary: int  # ids of the tokenizer
     counts: dict[str, int]  # kind -> records that are used
-    sft_rows: int  # packed rows of demonstrations
+    sft_rows: dict[str, int]  # stage -> packed rows of demonstrations
     completions: int  # in all rankings
     most_completions: int  # K of the largest ranking
     dropped: list[str]  # what was left out or cut, and why
 
 
-def validate(config: RunConfig, stages: Sequence[str] = STAGES) -> FileFacts | None:
+def validate(config: RunConfig, stages: Sequence[str] | None = None) -> FileFacts | None:
     """Raises ConfigError, DataError or RunError for what cannot run.  Reads and tokenizes the files, touches no device, writes nothing."""
-    check_config(config, stages)
+    check_config(config, config.stages if stages is None else stages)
     check_run(Path(config.out), dataclasses.asdict(config))
     _check_other_runs(config)
     return None if config.files is None else read_files(config, config.files)
@@ -52,20 +52,19 @@ def _check_other_runs(config: RunConfig) -> None:
         )
 
 
-def check_config(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
+def check_config(config: RunConfig, stages: Sequence[str]) -> None:
     """What needs neither data nor devices."""
     for stage in stages:
         near = difflib.get_close_matches(stage, STAGES, n=1)
         check(stage in STAGES, f"--stages {stage} is unknown; " + (f"did you mean {near[0]}?" if near else f"use {', '.join(STAGES)}"))
-    check(
-        "ppo_ptx" not in stages or tuple(stages) == STAGES or config.ppo_ptx is not None, "--stages ppo_ptx needs a section ppo_ptx; add it"
-    )
+        check(stage in config.stages, f"--stages {stage} needs a section {stage}; add it")
     _check_models(config)
-    sft, mixed = config.sft, round(config.sft.batch * config.sft.pretrain_mix)
-    check(
-        mixed < sft.batch and (mixed > 0) == (sft.pretrain_mix > 0),
-        f"sft.pretrain_mix={sft.pretrain_mix} makes {mixed} of the {sft.batch} rows of a batch pretraining rows; raise sft.batch",
-    )
+    for name, sft in config.sfts.items():
+        mixed = round(sft.batch * sft.pretrain_mix)
+        check(
+            mixed < sft.batch and (mixed > 0) == (sft.pretrain_mix > 0),
+            f"{name}.pretrain_mix={sft.pretrain_mix} makes {mixed} of the {sft.batch} rows of a batch pretraining rows; raise {name}.batch",
+        )
     for name, ppo in config.rl.items():
         check(
             ppo.ptx_batch == 0 or ppo.ptx_length <= config.model.context,
@@ -113,7 +112,7 @@ def _check_kinds(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -
     """Each stage finds the files that it learns from."""
     needs = {
         "pretrain": ("texts",),
-        "sft": ("demonstrations", "texts") if config.sft.pretrain_mix else ("demonstrations",),
+        **{name: ("demonstrations", "texts") if sft.pretrain_mix else ("demonstrations",) for name, sft in config.sfts.items()},
         "compare": ("rankings",),
         "reward": ("rankings", "demonstrations"),
         "select": ("prompts",),
@@ -122,8 +121,8 @@ def _check_kinds(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -
     }
     for stage in stages:
         for kind in needs.get(stage, ()):
-            why = {"sft": f" (sft.pretrain_mix={config.sft.pretrain_mix})"}.get(stage, " (ptx_coef > 0)") if kind == "texts" else ""
-            why = "" if stage == "pretrain" else why
+            mixes = {"pretrain": "", **{name: f" ({name}.pretrain_mix={sft.pretrain_mix})" for name, sft in config.sfts.items()}}
+            why = mixes.get(stage, " (ptx_coef > 0)") if kind == "texts" else ""
             check(
                 bool(getattr(files, kind)),
                 f"files.{kind}=[] but stage {stage}{why} needs some; name files, or leave {stage} out of --stages",
@@ -133,7 +132,8 @@ def _check_kinds(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -
 def check_mesh(config: RunConfig, devices: int) -> None:
     """The mesh fits the devices, and each batch divides among them."""
     data, fsdp, _ = config.mesh.shape(devices)
-    batches = {"pretrain.batch": config.pretrain.batch, "sft.batch": config.sft.batch, "reward.batch": config.reward.batch}
+    batches = {"pretrain.batch": config.pretrain.batch, "reward.batch": config.reward.batch}
+    batches |= {f"{name}.batch": sft.batch for name, sft in config.sfts.items()}
     for name, ppo in config.rl.items():
         batches |= {f"{name}.batch": ppo.batch, f"{name}.minibatch": ppo.minibatch, f"{name}.ptx_batch": ppo.ptx_batch}
     for key, size in (batches | {"sample_batch": config.sample_batch}).items():
@@ -170,10 +170,12 @@ def read_files(config: RunConfig, files: FilesConfig) -> FileFacts:
     samples = encoded("demonstrations", encode.encode_demonstrations)
     rankings = encoded("rankings", encode.encode_rankings)
     encoded("prompts", encode.encode_prompts)
-    try:
-        rows = len(packing.pack(samples, config.sft.length, pad=0).tokens)
-    except DataError as error:
-        raise ConfigError(f"sft.length={config.sft.length} is too short for the demonstrations: {error}") from error
+    rows = {}
+    for name, sft in config.sfts.items():
+        try:
+            rows[name] = len(packing.pack(samples, sft.length, pad=0).tokens)
+        except DataError as error:
+            raise ConfigError(f"{name}.length={sft.length} is too short for the demonstrations: {error}") from error
     sizes = [len(ranks) for _, ranks in rankings]
     return FileFacts(len(tok), counts, rows, sum(sizes), max(sizes, default=0), dropped)
 

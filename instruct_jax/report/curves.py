@@ -11,11 +11,11 @@ from instruct_jax.report.canvas import TICKS, Picture
 from instruct_jax.report.reading import Run
 from instruct_jax.report.words import model_name, number
 
-NAMES = {"pretrain": "pretraining", "sft": "SFT", "reward": "reward model", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
+NAMES = {"pretrain": "pretraining", "sft": "SFT", "reward": "reward model", "ppo_start": "PPO's start", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
 RL = ("ppo", "ppo_ptx")
 SUPERVISED = (  # title, stages, metric ("*" is the stage), label
     ("Pretraining loss", ("pretrain",), "*/nll", "nats per token"),
-    ("SFT loss", ("sft",), "*/nll", "nats per token"),
+    ("SFT loss", ("sft", "ppo_start"), "sft/nll", "nats per token"),
     ("Reward-model loss", ("reward",), "*/loss", "nats per prompt"),
     ("Reward-model accuracy on its training batches", ("reward",), "*/accuracy", "share of pairs"),
 )

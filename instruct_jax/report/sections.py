@@ -187,7 +187,7 @@ def training(run: Run) -> Part:
     if not run.metrics:
         yield markup.absent("metrics of any training stage")
         return
-    if missing := [curves.NAMES[stage] for stage in TRAINED if stage not in run.metrics]:
+    if missing := [curves.NAMES[stage] for stage in TRAINED if stage not in run.metrics and stage != "ppo_start"]:
         yield markup.absent(f"training curves of {listed(missing)}")
     yield from markup.figures(curves.training(run, curves.SUPERVISED + curves.MAIN))
     if more := markup.figures(curves.training(run, curves.MORE)):

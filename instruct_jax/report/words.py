@@ -12,6 +12,7 @@ MODELS = {  # in the order of the paper's figure 1, weakest first
     "sft": "SFT",
     "sft_control": "SFT again (control)",
     "best_of_n": "best of n",
+    "ppo_start": "PPO's start",
     "ppo": "PPO",
     "ppo_ptx": "PPO-ptx",
 }

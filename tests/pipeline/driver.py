@@ -7,7 +7,7 @@ from pathlib import Path
 
 from instruct_jax.pipeline.load import load_config
 from instruct_jax.pipeline.run import run
-from instruct_jax.pipeline.settings import STAGES, RunConfig
+from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.runtime.metrics import MetricsFile
 
 
@@ -21,8 +21,8 @@ def main(out: str, moment: str = "") -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     MetricsFile.write = write_or_die  # type: ignore[method-assign]
-    stages = tuple(name for name in STAGES if name not in ("ppo_ptx", "report"))
-    run(load_config(RunConfig, Path(__file__).with_name("tiny.yaml"), ["--out", out]), stages)
+    config = load_config(RunConfig, Path(__file__).with_name("tiny.yaml"), ["--out", out])
+    run(config, [name for name in config.stages if name != "report"])
 
 
 if __name__ == "__main__":

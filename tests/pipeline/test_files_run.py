@@ -29,6 +29,16 @@ def test_every_stage_is_done(finished):
         assert [s["recompiles_after_warmup"] for s in sessions] == [0], stage
 
 
+def test_ppo_starts_from_a_model_of_its_own(finished):
+    """Its KL is taken to that start, so the first iteration has none; win rates are still against SFT."""
+    first = json.loads((finished / "ppo" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["ppo/kl"] == 0
+    assert set(read(finished / "ppo" / "done.json")["inputs"]) == {"select", "reward", "ppo_start"}
+    evaluation = read(finished / "evaluate" / "evaluation.json")
+    assert {"sft_control", "ppo_start", "ppo"} <= set(evaluation["win_rate_vs_sft"]["1.0"])
+    assert evaluation["pretrain_nll"]["ppo_start"] != evaluation["pretrain_nll"]["sft"]
+
+
 def test_trivial_baselines_stand_beside_what_they_are_for(finished):
     evaluation, summary = read(finished / "evaluate" / "evaluation.json"), read(finished / "summary.json")
     assert evaluation["nll_unigram"] == summary["nll_unigram"] and 1 < summary["nll_unigram"] < 3  # 10 words: log 10 is 2.3
