@@ -24,7 +24,7 @@ from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.tasks import Task
 from instruct_jax.records import Params, PromptBatch, Rollout, TokenBatch
 from instruct_jax.runtime.checkpoints import restore_params
-from instruct_jax.runtime.folders import file_hash, finish_stage, stage_done
+from instruct_jax.runtime.folders import begin_stage, file_hash, finish_stage, stage_done
 from instruct_jax.stages import pretrain
 from instruct_jax.stages.experience import response_logprobs
 from instruct_jax.stages.rollout import SamplerConfig, make_rollout
@@ -107,7 +107,7 @@ class Workspace:
         inputs = {need: file_hash(self.folder / need / "done.json") for need in needs}
         if done := stage_done(folder, inputs):
             return done["output"]
-        folder.mkdir(parents=True, exist_ok=True)
+        begin_stage(folder, inputs)
         started = time.monotonic()
         output = work()
         finish_stage(folder, inputs, output=output, seconds=time.monotonic() - started)

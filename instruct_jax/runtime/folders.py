@@ -73,10 +73,26 @@ def stage_done(folder: Path, inputs: Mapping[str, str]) -> dict[str, Any] | None
     if not path.exists():
         return None
     done = json.loads(path.read_text(encoding="utf-8"))
-    if changed := _differences(done["inputs"], dict(inputs)):
-        key, there, here = changed[0]
-        raise RunError(f"{path}: the input {key} changed, {there} then, {here} now.  Remove {folder} to make it again, or start a new run.")
+    _check_inputs(path, done["inputs"], inputs)
     return done
+
+
+def begin_stage(folder: Path, inputs: Mapping[str, str]) -> None:
+    """Makes the folder of a stage and notes what it is made from; RunError where it was begun from other inputs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "inputs.json"
+    if path.exists():
+        _check_inputs(path, json.loads(path.read_text(encoding="utf-8")), inputs)
+    else:
+        write_atomic(path, json.dumps(dict(inputs), indent=2) + "\n")
+
+
+def _check_inputs(path: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    if changed := _differences(dict(there), dict(here)):
+        key, old, new = changed[0]
+        raise RunError(
+            f"{path}: the input {key} changed, {old} then, {new} now.  Remove {path.parent} to make it again, or start a new run."
+        )
 
 
 def finish_stage(folder: Path, inputs: Mapping[str, str], *, output: Any, seconds: float) -> None:

@@ -62,6 +62,12 @@ def test_metrics_lose_and_repeat_nothing(runs, stage):
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 4
 
 
+def test_phases_of_a_killed_session_are_not_counted_twice(runs):
+    for run in runs:
+        steps = [json.loads(line)["step"] for line in (run / "ppo" / "phases.jsonl").read_text().splitlines()]
+        assert steps == [1, 2, 3, 4]
+
+
 def test_samples_and_evaluation_are_the_same(runs):
     for name in ("compare/samples.jsonl", "compare/train.jsonl", "evaluate/completions.jsonl", "evaluate/evaluation.json"):
         whole, killed = ((run / name).read_bytes() for run in runs)

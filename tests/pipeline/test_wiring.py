@@ -1,0 +1,73 @@
+"""Which weights, samples and inputs the stages take."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from instruct_jax.pipeline import compare
+from instruct_jax.pipeline.load import load_config
+from instruct_jax.pipeline.settings import CompareConfig, RunConfig, SftConfig
+from instruct_jax.pipeline.tasks import open_task
+from instruct_jax.pipeline.workspace import Completion, Workspace
+from instruct_jax.runtime.folders import RunError
+from instruct_jax.stages.ppo import PpoConfig
+
+
+@pytest.mark.parametrize("averaged, part", [("true", "ema"), ("false", "params/policy")])
+def test_the_moving_average_is_what_is_measured_and_shipped(finished, monkeypatch, averaged, part):
+    """Paper C.4; the average lags behind the last weights, so they differ."""
+    monkeypatch.chdir(finished.parents[1])
+    config = load_config(RunConfig, finished / "config.yaml", ["--evaluation.averaged", averaged])
+    ws = Workspace(config, finished, open_task(config, finished))
+    policy = jax.tree.leaves(ws.policy_of("ppo"))
+    for name in ("ema", "params/policy"):
+        saved = jax.tree.leaves(ws.load("ppo", ws.boxed_policy, part=name))
+        same = all(np.array_equal(a, b) for a, b in zip(policy, saved, strict=True))
+        assert same == (name == part)
+
+
+def test_a_share_of_the_samples_is_of_the_first_epoch():
+    """compare.early=0.45 of at most 9 is 4; a prompt with fewer completions has fewer of both."""
+    cfg = CompareConfig(prompts=400, min_completions=5, max_completions=9, early=0.45)
+    config = types.SimpleNamespace(compare=cfg, sft=SftConfig(epochs=3), seed=0, ppo=PpoConfig())
+
+    def generate(step, ids, sampler, key, *, samples):
+        return [[Completion(f"{step}", [1], True, 0.0)] * samples for _ in ids]
+
+    ws = types.SimpleNamespace(
+        config=config,
+        boxed_policy=None,
+        output=lambda stage: {"steps_per_epoch": 10},
+        encode=lambda prompts: (prompts, prompts),
+        key=lambda purpose: purpose,
+        load=lambda stage, boxed, *, step: step,
+        generate=generate,
+    )
+    rows = compare._samples(ws, [{"prompt": str(i)} for i in range(400)], "compare")  # type: ignore[arg-type]
+    sizes = {len(row["completions"]) for row in rows}
+    assert sizes == {5, 6, 7, 8, 9}
+    for row in rows:
+        if len(row["completions"]) == 9:
+            assert sorted(row["completions"]) == ["10"] * 4 + ["30"] * 5
+    texts = [text for row in rows for text in row["completions"]]
+    assert texts.count("10") / len(texts) == pytest.approx(4 / 9, abs=0.02)
+
+
+def test_a_half_made_stage_is_not_finished_from_other_inputs(tmp_path):
+    """What it needs was made again while it was stopped."""
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "done.json").write_text('{"inputs": {}}')
+    ws = types.SimpleNamespace(folder=tmp_path)
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Workspace.stage(ws, "reward", ("sft",), stopped)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):  # the same inputs: it goes on
+        Workspace.stage(ws, "reward", ("sft",), stopped)  # type: ignore[arg-type]
+    (tmp_path / "sft" / "done.json").write_text('{"inputs": {"pretrain": "new"}}')
+    with pytest.raises(RunError, match=r"inputs\.json: the input sft changed.*Remove .*reward to make it again"):
+        Workspace.stage(ws, "reward", ("sft",), lambda: {})  # type: ignore[arg-type]
