@@ -291,8 +291,10 @@ def _iteration(
         with _phase(seconds, "update"):
             state, more = jax.block_until_ready(update(state, made, ptx))
         cut_after(folder / "phases.jsonl", int(state.step) - 1)  # rows of a session that was killed before it saved
+        tokens = int(drawn.mask.sum())  # sampled
+        row = {**seconds, "tokens": tokens, "tokens_per_second": tokens / sum(seconds.values())}
         with (folder / "phases.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": int(state.step), **{k: round(v, 4) for k, v in seconds.items()}}) + "\n")
+            file.write(json.dumps({"step": int(state.step), **{k: round(v, 4) for k, v in row.items()}}) + "\n")
         return state, metrics | more
 
     return iterate

@@ -20,6 +20,7 @@ class Run:
     metrics: dict[str, list[Row]]  # by stage
     done: dict[str, dict[str, Any]]  # by stage
     sessions: dict[str, list[dict[str, Any]]]  # by stage
+    phases: dict[str, list[Row]]  # of the PPO stages: seconds of each phase, tokens sampled, by iteration
     about: dict[str, Any]  # run.json
     config: str  # text of config.yaml
 
@@ -46,6 +47,7 @@ def read_run(folder: Path) -> Run:
         metrics={s: rows for s in stages if (rows := _lines(folder / s / "metrics.jsonl"))},
         done={s: record for s in stages if (record := _json(folder / s / "done.json"))},
         sessions={s: rows for s in stages if (rows := _lines(folder / s / "sessions.jsonl"))},
+        phases={s: rows for s in stages if (rows := _lines(folder / s / "phases.jsonl"))},
         about=_json(folder / "run.json"),
         config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
     )

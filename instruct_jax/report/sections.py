@@ -1,6 +1,8 @@
 """The parts of the page, each from the numbers of a run; a part that a run lacks says so in a line."""
 
 import json
+import math
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -211,6 +213,14 @@ def provenance(run: Run) -> Part:
         yield markup.folded(
             "Hashes and outputs of the stages", [markup.verbatim(json.dumps({"inputs": _full(run), "output": outputs}, indent=1))]
         )
+    if run.phases:
+        keys = ("rollout", "experience", "update", "tokens_per_second")
+        medians = [
+            (curves.NAMES[stage], *(statistics.median([row[key] for row in rows if key in row] or [math.nan]) for key in keys))
+            for stage, rows in run.phases.items()
+        ]
+        header = ("", "rollout, s", "experience, s", "update, s", "sampled tokens/s")
+        yield markup.table(header, medians, "Phases of a PPO iteration, medians")
     about = {key: run.about[key] for key in ("command", "started", "commit", "python") if key in run.about}
     versions = about | run.about.get("versions", {})
     if versions:

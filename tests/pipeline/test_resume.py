@@ -64,8 +64,12 @@ def test_metrics_lose_and_repeat_nothing(runs, stage):
 
 def test_phases_of_a_killed_session_are_not_counted_twice(runs):
     for run in runs:
-        steps = [json.loads(line)["step"] for line in (run / "ppo" / "phases.jsonl").read_text().splitlines()]
-        assert steps == [1, 2, 3, 4]
+        rows = [json.loads(line) for line in (run / "ppo" / "phases.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        assert all(0 < row["tokens"] <= 32 * 20 for row in rows)
+        for row in rows:
+            seconds = row["rollout"] + row["experience"] + row["update"]
+            assert row["tokens_per_second"] == pytest.approx(row["tokens"] / seconds, rel=1e-2)
 
 
 def test_samples_and_evaluation_are_the_same(runs):

@@ -44,6 +44,8 @@ def make_run(folder: Path, rows: int = 200) -> Path:
         write(folder / stage / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics(stage, rows)) + '{"step": 9')
         session = {"from_step": 0, "to_step": rows, "ended": "complete", "seconds": 50.0, "seconds_per_step": 0.21}
         write(folder / stage / "sessions.jsonl", json.dumps(session) + "\n")
+    phases = {"step": 1, "rollout": 0.2, "experience": 0.3, "update": 0.5, "tokens": 1234, "tokens_per_second": 1234.0}
+    write(folder / "ppo" / "phases.jsonl", json.dumps(phases) + "\n" + json.dumps(phases | {"step": 2, "update": 0.7}) + "\n")
     return folder
 
 
@@ -117,6 +119,12 @@ def make_evaluation() -> dict[str, Any]:
             {"n": n, "gold": 0.55 + 0.04 * math.log2(n), "reward": 0.5 * math.log2(n), "kl": math.log(n) - (n - 1) / n, "se": 0.01}
             for n in (1, 2, 4, 8, 16)
         ],
+        "over_optimisation": {
+            "ppo": [
+                {"step": s, "kl": 0.1 * s, "reward": 0.2 * s, "reward_se": 0.02, "gold": 0.55 + 0.06 * s - 0.006 * s * s, "gold_se": 0.01}
+                for s in range(0, 11, 2)
+            ]
+        },
         "kl_to_sft": {"base": 12.0, "base_prompted": 9.0, "sft": 0.0, "best_of_n": 0.64, "ppo": 8.7, "ppo_ptx": 8.9},
         "pretrain_nll": {"base": 1.21, "sft": 1.34, "ppo": 1.42, "ppo_ptx": 1.28},
         "reward_model": {

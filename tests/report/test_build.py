@@ -68,13 +68,13 @@ def test_every_section_has_its_numbers(page):
         "numbers": ["PPO-ptx", "0.66 · 0.63 to 0.69", "1.420", "72.4\u00a0%", "2.7 GiB", "copy probes, echo"],
         "remarks": ["20 of 20: holds", "PPO is preferred to SFT"],
         "preference": ["SFT again (control)", "temperature 0.7", "summarization"],
-        "optimisation": ["n=16", "square-root"],
+        "optimisation": ["n=16", "square-root", "Reward and score over KL"],
         "tax": ["nats per token", "1.340"],
         "reward-model": ["labelers agree with each other: 0.730", "ada"],
         "manners": ["Replies with a rude word", "14.0\u00a0%"],
         "samples": ["the fox went to the river", "gold 0.80 · reward −0.31", "3 more prompts"],
         "training": ["Pretraining loss", "Reward-model accuracy", "KL from the SFT model", "Entropy"],
-        "provenance": ["select 5555555555", "0.21 s a step", "width: 128", "0.10.2", "5" * 64],
+        "provenance": ["select 5555555555", "0.21 s a step", "1,234.00", "width: 128", "0.10.2", "5" * 64],
     }
     assert set(page.sections) >= set(expected)
     for section, parts in expected.items():
@@ -88,7 +88,7 @@ def test_every_section_has_its_numbers(page):
 
 def test_every_picture_has_an_alt_text_with_numbers(page):
     alts = pictures(page)
-    assert len(alts) == 27
+    assert len(alts) == 28
     assert all(re.search(r"\d", alt) and len(alt) > 30 for alt in alts), alts
     assert any("at temperature 1.0 base 0.14, base, prompted 0.24, SFT 0.50" in alt for alt in alts)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
@@ -204,6 +204,6 @@ def test_building_is_quick_and_repeatable(run, text):
 
 def test_pictures_are_written_as_files_of_their_own(run, tmp_path):
     paths = write_pictures(run, tmp_path / "pictures")
-    assert len(paths) == len(set(paths)) == 27
+    assert len(paths) == len(set(paths)) == 28
     assert {path.name for path in paths} >= {"win-rates.png", "frontier.png", "reward-accuracy.png", "training-ppo-ppo-kl.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
