@@ -4,6 +4,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+BLOCK = 64  # tokens
+
 
 def filter_logits(logits: jax.Array, *, temperature: float, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
     """Normalised log-probs f32 [B, V] of the distribution that is really sampled from; -inf where a token cannot be drawn.
@@ -37,16 +39,25 @@ def keep_from(logp: jax.Array, least: jax.Array) -> jax.Array:
 def draw(key: jax.Array, logp: jax.Array) -> jax.Array:
     """One token per row, int32 [B], of log-probs [B, V]: the first whose cumulative probability exceeds u * total, u ~ U[0, 1).
 
-    Inverse CDF: one uniform per row instead of V Gumbels.  The key is consumed.  A token of probability 0 is never drawn: sums in parallel
-    may round up at one (seen on a CPU from V = 512 on), hence the test p > 0; should no token exceed u * total, the last one possible is
-    drawn.  u has 23 bits, so differences between probabilities below 1e-7 are not resolved.
+    Inverse CDF, first over blocks of the vocabulary and then inside the block: one uniform per row instead of V Gumbels, and no running sum
+    over V.  The key is consumed.  A token of probability 0 is never drawn, however the sums round.  u has 23 bits, so differences between
+    probabilities below 1e-7 are not resolved.
     """
     chex.assert_rank(logp, 2)
     batch, vocab = logp.shape
-    p = jnp.exp(logp.astype(jnp.float32))
-    cumulative = jnp.cumsum(p, axis=1)
-    threshold = jax.random.uniform(key, (batch, 1)) * cumulative[:, -1:]
-    token = jax.lax.broadcasted_iota(jnp.int32, p.shape, 1)
-    first = jnp.where((cumulative > threshold) & (p > 0), token, vocab).min(axis=1)
-    last = jnp.where(p > 0, token, 0).max(axis=1)
-    return jnp.minimum(first, last)
+    blocks = -(-vocab // BLOCK)
+    p = jnp.pad(jnp.exp(logp.astype(jnp.float32)), ((0, 0), (0, blocks * BLOCK - vocab))).reshape(batch, blocks, BLOCK)
+    mass = p.sum(axis=2)
+    threshold = jax.random.uniform(key, (batch,)) * mass.sum(axis=1)
+    block, before = _first_above(mass, threshold)
+    inside, _ = _first_above(jnp.take_along_axis(p, block[:, None, None], axis=1)[:, 0], threshold - before)
+    return block * BLOCK + inside
+
+
+def _first_above(p: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(index int32 [B], the sum before it [B]) of the first of p [B, N] whose running sum exceeds threshold [B] and that is not 0; the last
+    that is not 0 where rounding leaves none."""
+    cumulative, index = jnp.cumsum(p, axis=1), jax.lax.broadcasted_iota(jnp.int32, p.shape, 1)
+    first = jnp.where((cumulative > threshold[:, None]) & (p > 0), index, p.shape[1]).min(axis=1)
+    found = jnp.minimum(first, jnp.where(p > 0, index, 0).max(axis=1))
+    return found, jnp.take_along_axis(cumulative - p, found[:, None], axis=1)[:, 0]

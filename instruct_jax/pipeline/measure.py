@@ -13,7 +13,7 @@ from instruct_jax.records import Params
 from instruct_jax.stages.rollout import SamplerConfig
 
 GROUPS = ("train", "held_out_prompts", "held_out_labelers")
-MEASURED = 300  # rankings of each group
+MEASURED = 500  # rankings of each group, at most
 BINS = 8
 
 
