@@ -26,6 +26,7 @@ from instruct_jax.runtime.folders import write_atomic
 from instruct_jax.stages.rollout import SamplerConfig
 
 RIVALS = 4  # SFT answers to each report prompt that every model, a fresh SFT draw among them, is compared with
+DRAWS = 4  # answers of a model to each report prompt that its scores by use case are means of: some use cases have few prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +75,16 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
     sft = ws.policy_of("sft")
     asked: dict[float, dict[str, Judged]] = {t: {} for t in cfg.temperatures}
     nll: dict[str, float] = {}
+    head, drawn = cfg.temperatures[0], {}
     for model, (owner, stage) in _models(ws).items():
         params = owner.policy_of(stage)
+        drawn[model] = [examiner.ask(params, head, f"{model} draw {i}", by=owner).gold for i in range(1, DRAWS if head else 1)]
         for temperature in cfg.temperatures:
             asked[temperature][model] = examiner.ask(params, temperature, model, by=owner)
             if stage == "pretrain" and shots:
                 asked[temperature][f"{model}_prompted"] = examiner.ask(params, temperature, f"{model} prompted", prefix=shots, by=owner)
         if held_out:
             nll[model] = owner.nll(params, held_out)
-    head = cfg.temperatures[0]
     rivals = {t: np.stack([examiner.ask(sft, t, f"rival {i}").gold for i in range(RIVALS if t else 1)], axis=1) for t in cfg.temperatures}
     bar, curve = _best_of_n(ws, examiner, sft)
     asked[head]["best_of_n"] = bar
@@ -94,7 +96,7 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
             str(t): {model: win_rate(j.gold, rivals[t]) for model, j in _contestants(models).items()} for t, models in asked.items()
         },
         "gold_score": {str(t): {model: float(j.gold.mean()) for model, j in models.items()} for t, models in asked.items()},
-        "by_use_case": _by_use_case(examiner.records, asked[head]),
+        "by_use_case": _by_use_case(examiner.records, {m: np.mean([j.gold, *drawn.get(m, [])], axis=0) for m, j in asked[head].items()}),
         "style": {model: _style(j) for model, j in asked[head].items()},
         "best_of_n": curve,
         "over_optimisation": {name: _path(ws, examiner, sft, name) for name, ppo in ws.config.rl.items() if ppo.keep_every},
@@ -145,12 +147,13 @@ def _contestants(models: dict[str, Judged]) -> dict[str, Judged]:
     return {"sft_control" if model == "sft" else model: judged for model, judged in models.items()}
 
 
-def _by_use_case(records: Sequence[Record], models: dict[str, Judged]) -> dict[str, dict[str, dict[str, float]]]:
+def _by_use_case(records: Sequence[Record], gold: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean score and its standard error over prompts, from the score [n] of each prompt."""
     cases = [_case(r) for r in records]
     return {
         case: {
-            model: {"mean": float(j.gold[rows].mean()), "n": len(rows)}
-            for model, j in models.items()
+            model: {"mean": float(score[rows].mean()), "se": float(score[rows].std() / len(rows) ** 0.5), "n": len(rows)}
+            for model, score in gold.items()
             if len(rows := [i for i, c in enumerate(cases) if c == case])
         }
         for case in sorted(set(cases))
