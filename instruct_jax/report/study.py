@@ -34,7 +34,7 @@ class Made(Protocol):
 
 
 def build_study(out: Path, runs: Sequence[Made]) -> Path:
-    """Writes out/summary.json and out/study.html from the run folders, finished or not; returns the page."""
+    """Writes out/summary.json, out/study.html and its picture from the run folders, finished or not; returns the page."""
     arms: Arms = {}
     for run in runs:
         arms.setdefault(run.arm, {})[run.seed] = read_run(run.folder)
@@ -47,6 +47,8 @@ def build_study(out: Path, runs: Sequence[Made]) -> Path:
     started = min((str(run.about.get("started", "")) for runs_of in arms.values() for run in runs_of.values()), default="")
     with canvas.styled():
         parts = [markup.section(anchor, title, part) for anchor, title, part in sections]
+        if drawn := over_optimisation_picture(arms):
+            canvas.write_png(drawn, out / f"{drawn.name}.png")
     template = importlib.resources.files("instruct_jax.report").joinpath("page.html").read_text(encoding="utf-8")
     page = string.Template(template).substitute(
         name=escape(out.resolve().name),
