@@ -106,7 +106,7 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
         "copy_probes": ws.output("pretrain").get("copy_probes", {}),
         "reward_model": {k: v for k, v in ws.output("reward").items() if k not in ("normalisation", "rankings")}
         | {"labeler_agreement": ws.output("compare")["labeler_agreement"]},
-        "samples": _samples(examiner.records, asked[head], cfg.samples_shown),
+        "samples": _samples(examiner.records, asked[head], cfg.samples_shown, judged=ws.task.judge is not None),
     }
     write_jsonl(
         ws.folder / "evaluate" / "completions.jsonl",
@@ -232,8 +232,8 @@ def _kl_to(ws: Workspace, examiner: Examiner, sft: Params, judged: Judged) -> fl
     return float(np.mean([c.logp for c in judged.completions]) - theirs.mean())
 
 
-def _samples(records: Sequence[Record], models: dict[str, Judged], count: int) -> list[dict[str, Any]]:
-    """The first prompts of each use case in turn: chosen by position, not by how well any model did."""
+def _samples(records: Sequence[Record], models: dict[str, Judged], count: int, *, judged: bool) -> list[dict[str, Any]]:
+    """The first prompts of each use case in turn: chosen by position, not by how well any model did.  `judged`: by more than the reward."""
     by_case: dict[str, list[int]] = {}
     for i, record in enumerate(records):
         by_case.setdefault(_case(record), []).append(i)
@@ -243,7 +243,7 @@ def _samples(records: Sequence[Record], models: dict[str, Judged], count: int) -
             "prompt": records[i]["prompt"],
             "use_case": _case(records[i]),
             "completions": {
-                model: {"text": j.completions[i].text, "gold": float(j.gold[i]), "reward": float(j.reward[i])}
+                model: {"text": j.completions[i].text, "reward": float(j.reward[i])} | ({"gold": float(j.gold[i])} if judged else {})
                 for model, j in models.items()
             },
         }

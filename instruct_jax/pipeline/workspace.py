@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from instruct_jax import sharding
-from instruct_jax.config import ModelConfig
+from instruct_jax.config import ModelConfig, check
 from instruct_jax.data.encode import encode_prompts
 from instruct_jax.data.packing import Ids, Rows, pad_prompts, pad_rows
 from instruct_jax.data.schemas import Record
@@ -45,6 +45,12 @@ class Workspace:
 
     def __init__(self, config: RunConfig, folder: Path, task: Task):
         check_vocabulary(task.tokenizer, config.model.vocab_size)
+        shots, form = len(task.tokenizer.encode(task.shots, add_special_tokens=False)) if task.shots else 0, config.text
+        check(
+            (longest := shots + form.max_prompt + config.ppo.sampler.max_tokens) <= config.model.context,
+            f"evaluation.shots={config.evaluation.shots}: with its {shots} tokens of examples a prompt and its reply take up to {longest}, "
+            f"more than model.context={config.model.context}; lower evaluation.shots or raise model.context",
+        )
         self.config, self.folder, self.task = config, folder, task
         self.mesh = sharding.make_mesh(config.mesh)
         constrain = sharding.constrain(self.mesh)

@@ -1,11 +1,13 @@
 """Which weights, samples and inputs the stages take."""
 
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from instruct_jax.config import ConfigError
 from instruct_jax.pipeline import compare
 from instruct_jax.pipeline.load import load_config
 from instruct_jax.pipeline.settings import CompareConfig, RunConfig, SftConfig
@@ -53,6 +55,15 @@ def test_a_share_of_the_samples_is_of_the_first_epoch():
             assert sorted(row["completions"]) == ["10"] * 4 + ["30"] * 5
     texts = [text for row in rows for text in row["completions"]]
     assert texts.count("10") / len(texts) == pytest.approx(4 / 9, abs=0.02)
+
+
+def test_examples_that_do_not_fit_are_refused_before_any_training(tmp_path):
+    tiny = Path(__file__).with_name("tiny.yaml")
+    config = load_config(RunConfig, tiny, ["--out", str(tmp_path), "--evaluation.shots", "40"])
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.shots=40: with its \d+ tokens .* more than model\.context=192; lower evaluation\.shots"
+    ):
+        Workspace(config, tmp_path, open_task(config, tmp_path))
 
 
 def test_a_half_made_stage_is_not_finished_from_other_inputs(tmp_path):
