@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,11 +129,15 @@ def _files(config: RunConfig, files: FilesConfig) -> Task:
 
 def hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
     """(training, held out): one order of conversations for all kinds of records, so that what is held out of one is (but for the last
-    conversation of the share) held out of the others, and the turns of a conversation stay together."""
+    conversations of the share) held out of the others; the turns of a conversation stay together.  A record that occurs twice, as where a
+    config names a file twice to let it weigh twice, is trained on twice and measured once."""
     lots = [hashlib.sha256(f"{seed} {_beginning(record)}".encode()).digest() for record in records]
     order = sorted(range(len(records)), key=lambda i: (lots[i], i))
     cut = max(int(len(records) * share), 1) if len(records) > 1 else 0
-    return [records[i] for i in order[cut:]], [records[i] for i in order[:cut]]
+    while 0 < cut < len(records) - 1 and lots[order[cut]] == lots[order[cut - 1]]:
+        cut += 1  # to the end of the conversation
+    held_out = {json.dumps(records[i], sort_keys=True): records[i] for i in order[:cut]}
+    return [records[i] for i in order[cut:]], list(held_out.values())
 
 
 def hold_out_texts(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
