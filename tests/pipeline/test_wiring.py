@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from instruct_jax.config import ConfigError
-from instruct_jax.pipeline import compare
+from instruct_jax.pipeline import compare, evaluate
 from instruct_jax.pipeline.load import load_config
 from instruct_jax.pipeline.settings import CompareConfig, RunConfig, SftConfig
 from instruct_jax.pipeline.tasks import open_task
@@ -82,3 +82,10 @@ def test_a_half_made_stage_is_not_finished_from_other_inputs(tmp_path):
     (tmp_path / "sft" / "done.json").write_text('{"inputs": {"pretrain": "new"}}')
     with pytest.raises(RunError, match=r"inputs\.json: the input sft changed.*Remove .*reward to make it again"):
         Workspace.stage(ws, "reward", ("sft",), lambda: {})  # type: ignore[arg-type]
+
+
+def test_scores_by_use_case_by_hand():
+    records = [{"use_case": "a"}, {"use_case": "b"}, {"use_case": "a"}]
+    found = evaluate._by_use_case(records, {"sft": np.array([0.0, 1.0, 0.5]), "ppo": np.array([1.0, 1.0, 1.0])})
+    assert found["a"]["sft"] == {"mean": 0.25, "se": pytest.approx(0.25 / 2**0.5), "n": 2}
+    assert found["b"]["ppo"] == {"mean": 1.0, "se": 0.0, "n": 1}
