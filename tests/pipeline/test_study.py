@@ -56,7 +56,7 @@ def test_the_way_through_the_kept_checkpoints_begins_at_sft(studied):
     evaluation = json.loads((studied / "again" / "seed_0" / "evaluate" / "evaluation.json").read_text())
     rows = evaluation["over_optimisation"]["ppo"]
     assert [row["step"] for row in rows] == [0, 1, 2]
-    assert rows[0]["kl"] == 0 and rows[2]["kl"] != 0
+    assert rows[0]["kl"] == 0 and len({row["kl"] for row in rows}) == 3  # three different policies
     assert all(row["reward"] == row["gold"] for row in rows)  # no judge of its own
 
 
