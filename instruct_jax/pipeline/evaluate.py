@@ -5,7 +5,7 @@ The judge is the task's own where it has one (the embedded world's gold score); 
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,7 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
         "win_rate_vs_sft": {
             str(t): {model: win_rate(j.gold, rivals[t]) for model, j in _contestants(models).items()} for t, models in asked.items()
         },
+        "win_rate_vs_others": _against_others(cfg.others, asked[head]),
         "gold_score": {str(t): {model: float(j.gold.mean()) for model, j in models.items()} for t, models in asked.items()},
         "by_use_case": _by_use_case(examiner.records, {m: np.mean([j.gold, *drawn.get(m, [])], axis=0) for m, j in asked[head].items()}),
         "style": {model: _style(j) for model, j in asked[head].items()},
@@ -145,6 +146,15 @@ def _models(ws: Workspace) -> dict[str, tuple[Workspace, str]]:
 def _contestants(models: dict[str, Judged]) -> dict[str, Judged]:
     """The models; the fresh SFT draw against other SFT draws is the control, which must come out at 0.5."""
     return {"sft_control" if model == "sft" else model: judged for model, judged in models.items()}
+
+
+def _against_others(others: Collection[str], models: dict[str, Judged]) -> dict[str, dict[str, Any]]:
+    """Model of another run -> how often each of ours beats it, one answer of each to every prompt."""
+    theirs = {name for name in models if name.removesuffix("_prompted") in others}
+    return {
+        other: {model: win_rate(j.gold, models[other].gold[:, None]) for model, j in models.items() if model not in theirs}
+        for other in sorted(theirs)
+    }
 
 
 def _by_use_case(records: Sequence[Record], gold: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, float]]]:

@@ -104,6 +104,11 @@ def preference(run: Run) -> Part:
     if run.evaluation.get("judge") == "reward model":
         yield markup.paragraph("This run has no gold judge, so the reward model judges: it favours what was trained on it.", "missed")
     yield from pictures
+    if against := run.evaluation.get("win_rate_vs_others"):
+        ours = ordered({model for wins in against.values() for model in wins})
+        rows = [(model_name(m), *(rate(wins[m]) for wins in against.values())) for m in ours]
+        header = ("our model", *(f"against {model_name(other)}" for other in against))
+        yield markup.table(header, rows, "Wins against models of other runs, at the first temperature", left=header[1:])
     by_temperature: dict[str, Any] = run.evaluation.get("win_rate_vs_sft", {})
     scores: dict[str, Any] = run.evaluation.get("gold_score", {})
     rows = [

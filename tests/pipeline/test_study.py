@@ -67,6 +67,9 @@ def test_models_of_other_runs_are_measured_beside_ours(studied):
         evaluation["pretrain_nll"]["sft"], abs=0.1
     )  # its last epoch, or the chosen one
     assert {"twin", "twin_base"} <= set(evaluation["win_rate_vs_sft"]["1.0"])
+    assert set(evaluation["win_rate_vs_others"]) == {"twin", "twin_base"}
+    assert {"base", "sft", "ppo"} <= set(evaluation["win_rate_vs_others"]["twin"])
+    assert "against twin_base" in (studied / "again" / "seed_0" / "report.html").read_text()
 
 
 def test_the_study_sums_up_its_arms(studied):
