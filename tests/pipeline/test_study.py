@@ -139,8 +139,8 @@ def test_an_arm_that_fails_ends_the_study(tmp_path, monkeypatch, capsys):
 
 CHILD = """
 import signal, sys, time
-print("begun", flush=True)
 try:
+    print("begun", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(1)  # longer than subprocess.run would wait
