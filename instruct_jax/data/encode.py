@@ -26,7 +26,7 @@ class TextFormat:
     max_prompt: int = 1024  # P, tokens, bos included
     max_completion: int = 1024  # T, tokens, eos included
     # error: stop.  drop: leave the record out.  left, right: cut that end off the prompt's text (never off the template); a completion
-    # always keeps its beginning, and loses its eos.
+    # always keeps its beginning, and loses its eos; a ranking with such a completion is left out.
     on_long: Literal["error", "drop", "left", "right"] = "error"
 
     def __post_init__(self):
@@ -56,11 +56,12 @@ def encode_demonstrations(tok: PreTrainedTokenizerBase, records: Sequence[Record
 
 
 def encode_rankings(tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat) -> Encoded[Ranking]:
-    """(K sequences of prompt + completion + eos, ranks).  One completion that is too long drops the whole record.
+    """(K sequences of prompt + completion + eos, ranks).  One completion that is too long drops the whole record, also where on_long cuts
+    prompts: people ranked whole completions, and nobody knows how they would have ranked their beginnings.
 
     Where a record says that a completion had not `ended`, there is no eos: the reward model reads it as PPO will show it.
     """
-    return _encode(tok, records, form, lambda r: r["completions"], lambda r, p, cs: ([p + c for c in cs], r["ranks"]))
+    return _encode(tok, records, form, lambda r: r["completions"], lambda r, p, cs: ([p + c for c in cs], r["ranks"]), whole=True)
 
 
 def encode_prompts(tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat) -> Encoded[list[int]]:
@@ -78,6 +79,8 @@ def _encode(
     form: TextFormat,
     completions_of: Callable[[Record], list[str]],
     build: Callable[[Record, list[int], list[list[int]]], Item],
+    *,
+    whole: bool = False,
 ) -> Encoded[Item]:
     items, kept, long_prompts, long_completions = [], [], 0, 0
     for number, record in enumerate(records):
@@ -97,7 +100,7 @@ def _encode(
                 f"record {number + 1}: prompt={shorten(record['prompt'])}: its {field} has {size} tokens, more than {limit}="
                 f"{getattr(form, limit)}; raise {limit}, or set on_long to drop, left or right"
             )
-        if form.on_long == "drop" and (long_prompt or long_completion):
+        if (form.on_long == "drop" and long_prompt) or ((form.on_long == "drop" or whole) and long_completion):
             continue
         if long_prompt:
             prompt = _cut(tok, record["prompt"], form)

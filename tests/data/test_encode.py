@@ -88,11 +88,22 @@ def test_long_prompt_loses_no_more_than_it_must(tmp_path, on_long, expected):
 
 
 def test_long_completion():
-    record = {"prompt": "a", "completions": ["a b c d e", "f"], "ranks": [2, 1]}
-    cut = encode_rankings(words(), [record], TextFormat(max_completion=4, on_long="left"))
-    assert cut.items[0][0][0] == [BOS, *ids("a a b c d")]  # no eos: this is not where the text ends
-    assert cut.items[0][0][1][-1] == EOS and cut.long_completions == 1
-    assert encode_rankings(words(), [record], TextFormat(max_completion=4, on_long="drop")).items == []
+    records = [{"prompt": "a", "completion": "a b c d e"}, {"prompt": "a", "completion": "f"}]
+    cut = encode_demonstrations(words(), records, TextFormat(max_completion=4, on_long="left"))
+    assert cut.items[0][0] == [BOS, *ids("a a b c d")]  # no eos: this is not where the text ends
+    assert cut.items[1][0][-1] == EOS and cut.long_completions == 1
+    assert len(encode_demonstrations(words(), records, TextFormat(max_completion=4, on_long="drop")).items) == 1
+
+
+@pytest.mark.parametrize("on_long", ["drop", "left", "right"])
+def test_a_ranking_is_never_cut(on_long):
+    """People ranked whole completions."""
+    records = [
+        {"prompt": "a", "completions": ["a b c d e", "f"], "ranks": [2, 1]},
+        {"prompt": "a", "completions": ["b", "f"], "ranks": [2, 1]},
+    ]
+    found = encode_rankings(words(), records, TextFormat(max_completion=4, on_long=on_long))
+    assert found.kept == [1] and found.long_completions == 1
 
 
 def test_errors_say_where_and_how():
