@@ -69,6 +69,7 @@ def _runs(study: StudyConfig, path: Path, seed: int) -> Iterator[ArmRun]:
         try:
             config = load_config(RunConfig, base, overrides)
             stages = tuple(arm.get("stages", config.stages))
+            check(bool(set(stages) - {"report"}), f"stages={list(stages)} must name one besides report")
             check_config(config, stages)
         except ConfigError as error:
             raise ConfigError(f"{path}: arms.{name}: {str(error).removeprefix('command line: ')}") from error

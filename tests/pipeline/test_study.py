@@ -104,6 +104,7 @@ BAD = {
     ),
     "impossible arm": ({"arms": {"a": {"ppo.minibatch": 3}}}, ("arms.a", "ppo.batch=8 must be a multiple of ppo.minibatch=3")),
     "unknown stage of an arm": ({"arms": {"a": {"stages": ["pretrian"]}}}, ("arms.a", "did you mean pretrain?")),
+    "arm without a stage": ({"arms": {"a": {"stages": []}}}, ("arms.a: stages=[] must name one besides report",)),
     "arm that is no section": ({"arms": {"a": 3}}, ("arms=", "must be a section of names")),
     "no arms": ({"arms": {}}, ("arms and seeds must each name at least one",)),
     "a seed twice": ({"seeds": [1, 1]}, ("seeds=[1, 1] names one twice",)),
@@ -139,6 +140,7 @@ def test_an_arm_that_fails_ends_the_study(tmp_path, monkeypatch, capsys):
 
 CHILD = """
 import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 try:
     print("begun", flush=True)
     time.sleep(60)
@@ -153,7 +155,8 @@ def test_a_signal_is_left_to_the_child(tmp_path):
     """Ctrl-C reaches both processes; the study waits until the child has saved and left, and has its exit code."""
     (tmp_path / "child.py").write_text(CHILD)
     script = (
-        "import sys; from pathlib import Path; from instruct_jax.pipeline import study; study.PROGRAM = [sys.executable, 'child.py']; "
+        "import signal, sys; from pathlib import Path; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from instruct_jax.pipeline import study; study.PROGRAM = [sys.executable, 'child.py']; "
         "sys.exit(study._wait([], Path('compiled')))"
     )
     env = os.environ | {"PYTHONPATH": str(Path(study.__file__).parents[2])}
