@@ -46,3 +46,12 @@ def write(path: Path, content: bytes | list) -> None:
 def fake_run(monkeypatch: pytest.MonkeyPatch, run: Callable[..., object]) -> None:
     """Puts `run(config, stages)` in the place of the pipeline."""
     monkeypatch.setitem(sys.modules, "instruct_jax.pipeline.run", types.SimpleNamespace(run=run))
+
+
+def refused(main: Callable[[list[str]], int], argv: list[str], message: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """The command ends with exit code 2 and one message that holds all parts of `message`, and prints nothing else."""
+    code, shown = main(argv), capsys.readouterr()
+    assert code == 2
+    for part in message:
+        assert part in shown.err
+    assert shown.err.count("error: ") == 1 and "Traceback" not in shown.err and not shown.out

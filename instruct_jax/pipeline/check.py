@@ -10,7 +10,7 @@ from instruct_jax.config import ModelConfig
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel, parameter_count
 from instruct_jax.pipeline.settings import RunConfig
-from instruct_jax.pipeline.validate import FileFacts, check_config, missing_files, read_files
+from instruct_jax.pipeline.validate import FileFacts, check_config, check_other_runs, missing_files, read_files
 from instruct_jax.runtime.folders import check_run
 
 F32 = 4  # bytes
@@ -30,6 +30,7 @@ def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
     stages = config.stages if stages is None else stages
     check_config(config, stages)
     goes_on = check_run(Path(config.out), dataclasses.asdict(config))
+    check_other_runs(config)
     missing = [] if config.files is None else missing_files(config.files)
     facts = read_files(config, config.files) if config.files is not None and not missing else None
     sizes = Sizes(_parameters(config.model), _parameters(config.reward_model or config.model, scalar=True))

@@ -64,10 +64,10 @@ def run(config: RunConfig, stages: Sequence[str] | None = None) -> Path:
 
 def needs_of(stage: str, config: RunConfig) -> tuple[str, ...]:
     """The stages whose results a stage reads."""
+    start = () if config.ppo_start is None else ("ppo_start",)
     if stage == "evaluate":
-        return ("pretrain", "select", "reward", *config.rl)
-    start = ("ppo_start",) if stage in config.rl and config.ppo_start else ()
-    return (*NEEDS.get(stage, ()), *start)
+        return ("pretrain", "select", "reward", *start, *config.rl)
+    return (*NEEDS.get(stage, ()), *(start if stage in config.rl else ()))
 
 
 def _check_needs(folder: Path, config: RunConfig, stages: Sequence[str]) -> None:

@@ -19,7 +19,6 @@ class WorldConfig:
     demonstrations: int = 800
     careless: float = 0.2  # share of demonstrations with a plain flaw
     lazy: float = 0.45  # share that skips a constraint or guesses
-    echo_steps: int = 0  # first pretraining steps on echo rows alone, so that copying emerges early
     held_out_tokens: int = 20_000  # of corpus, for the alignment tax
     copy_probe: float = 0.5  # least share of copy probes that the base model must pass before the chain goes on; 0 = no gate
 

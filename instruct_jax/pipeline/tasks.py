@@ -38,7 +38,6 @@ class Task:
     prompts: dict[str, list[Record]]  # compare, compare_held_out, normalisation, tuning, ppo, report
     rank: Callable[[list[Record], list[Record]], Rankings]  # samples for training, samples held out -> rankings
     judge: Judge | None = None  # the truth that nothing is trained on, where there is one
-    warmup_texts: list[Record] = dataclasses.field(default_factory=list)  # for the first pretraining steps
     probes: list[Record] = dataclasses.field(default_factory=list)  # prompt, answer, kind: has copying emerged?
     shots: str = ""  # a few-shot prefix for the base model
 
@@ -61,7 +60,7 @@ def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
     train, others = labelers.labelers(seed, "train"), labelers.labelers(seed, "held_out")
     row_tokens = config.pretrain.batch * config.pretrain.length
     ptx_rows = max((p.iterations * p.updates * p.ptx_batch * p.ptx_length for p in config.rl.values()), default=0)
-    tokens = max((config.pretrain.steps - world.echo_steps) * row_tokens, min(ptx_rows, 500_000))
+    tokens = max(config.pretrain.steps * row_tokens, min(ptx_rows, 500_000))
     asked = {
         "compare": (compare.prompts, "comparisons"),
         "compare_held_out": (compare.held_out_prompts, "comparisons"),
@@ -87,7 +86,6 @@ def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
         tokenizer=load_tokenizer(tokenizer),
         texts=_texts(corpus.documents(seed, tokens)),
         held_out_texts=_texts(corpus.documents(seed + 1_000_003, world.held_out_tokens)),
-        warmup_texts=_texts(corpus.echo_documents(seed, world.echo_steps * row_tokens)),
         demonstrations=demonstrations.demonstrations(seed, world.demonstrations, careless=world.careless, lazy=world.lazy),
         prompts=prompts,
         rank=rank,

@@ -77,11 +77,6 @@ def pretrain(ws: Workspace) -> dict[str, Any]:
     cfg = ws.config.pretrain
     texts = text_rows(ws, ws.task.texts, cfg.length)
     rows = batches.token_batches(texts, batch=cfg.batch, seed=ws.config.seed)
-    batch_at, warmup = rows.batch_at, 0
-    if ws.task.warmup_texts and ws.config.world is not None:
-        warmup = ws.config.world.echo_steps
-        echoes = batches.token_batches(text_rows(ws, ws.task.warmup_texts, cfg.length), batch=cfg.batch, seed=ws.config.seed)
-        batch_at = lambda step: echoes.batch_at(step) if step < warmup else rows.batch_at(step - warmup)  # noqa: E731
     params = supervise(
         ws,
         "pretrain",
@@ -89,7 +84,7 @@ def pretrain(ws: Workspace) -> dict[str, Any]:
         sharding.create_sharded(ws.policy.init, ws.mesh, ws.key("policy weights")),
         pretrain_stage.make_loss(ws.policy, "pretrain", dropout=cfg.dropout),
         cfg.optimizer,
-        batch_at,
+        rows.batch_at,
         cfg.steps,
         micro_batches=cfg.micro_batches,
         save_every=cfg.save_every,

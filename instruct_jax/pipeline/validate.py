@@ -34,11 +34,11 @@ def validate(config: RunConfig, stages: Sequence[str] | None = None) -> FileFact
     """Raises ConfigError, DataError or RunError for what cannot run.  Reads and tokenizes the files, touches no device, writes nothing."""
     check_config(config, config.stages if stages is None else stages)
     check_run(Path(config.out), dataclasses.asdict(config))
-    _check_other_runs(config)
+    check_other_runs(config)
     return None if config.files is None else read_files(config, config.files)
 
 
-def _check_other_runs(config: RunConfig) -> None:
+def check_other_runs(config: RunConfig) -> None:
     """The runs that this one begins with, or is measured beside, hold what is asked of them."""
     tree, start = dataclasses.asdict(config), config.start
     if start is not None:

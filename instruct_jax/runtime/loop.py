@@ -33,7 +33,6 @@ def train(
     evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
     evaluate_every: int | None = None,
     stop_when: Callable[[Row], str | None] | None = None,
-    on_step: Callable[[int, Row], None] | None = None,
     show: Sequence[str] = (),
 ) -> TrainState:
     """Runs `state, metrics = step_fn(state, batch_at(step))` until state.step is `total_steps`, from the newest checkpoint if there is one.
@@ -41,7 +40,7 @@ def train(
     The data position is state.step, so a run that is stopped anywhere and started again ends bitwise where it would have without.
     `state` is used up.  Row n of folder/metrics.jsonl and checkpoint n belong to n completed steps.  Metrics are fetched while the next
     step runs, except where `stop_when` (a reason ends the stage) must see them first.  `evaluate` runs every `evaluate_every` steps and at
-    the end; its metrics join the row of that step, which is then saved.  `on_step` gets each row; `show` names the metrics of the bar.
+    the end; its metrics join the row of that step, which is then saved.  `show` names the metrics of the bar.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if checkpoints.latest() is not None:
@@ -64,8 +63,6 @@ def train(
                 _check_finite(at, row, batch, folder)
             file.write(at, row)
             progress.update(at, row)
-            if on_step:
-                on_step(at, row)
             return row
 
         reason = stop_when(file.last) if stop_when and file.last else None  # it may have ended here before

@@ -21,18 +21,9 @@ NOBODY_KNOWS = 0.15  # share of questions about a person, to which the answer is
 
 def documents(seed: int, n_tokens: int) -> list[str]:
     """Texts of n_tokens words or a little more in all; each becomes one record {"text": ...}."""
-    return _until(n_tokens, document, Dice(seed, "corpus"))
-
-
-def echo_documents(seed: int, n_tokens: int) -> list[str]:
-    """`u u`: a unit of 8 to 31 random words and the same again; a curriculum for copying."""
-    return _until(n_tokens, _repeat, Dice(seed, "echoes"))
-
-
-def _until(n_tokens: int, write: Callable[[Dice], str], dice: Dice) -> list[str]:
-    texts = []
+    dice, texts = Dice(seed, "corpus"), []
     while n_tokens > 0:
-        text = write(dice)
+        text = document(dice)
         n_tokens -= text.count(" ") + 1
         texts.append(text)
     return texts
@@ -41,11 +32,6 @@ def _until(n_tokens: int, write: Callable[[Dice], str], dice: Dice) -> list[str]
 def document(dice: Dice) -> str:
     text = echo(dice) if dice.chance(ECHOES) else DOCUMENTS[dice.weighted(SHARES)](dice)
     return insult(text, dice) if dice.chance(RUDE) else text
-
-
-def _repeat(dice: Dice) -> str:
-    unit = " ".join(dice.sample(v.CONTENT, dice.integer(8, 31)))
-    return f"{unit} {unit}"
 
 
 def echo(dice: Dice) -> str:

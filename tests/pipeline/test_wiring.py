@@ -30,6 +30,16 @@ def test_the_moving_average_is_what_is_measured_and_shipped(finished, monkeypatc
         assert same == (name == part)
 
 
+def test_ppo_starts_from_the_model_that_is_made_for_it(finished, monkeypatch):
+    """One iteration moves it little from ppo_start, and SFT is elsewhere."""
+    monkeypatch.chdir(finished.parents[1])
+    config = load_config(RunConfig, finished / "config.yaml")
+    ws = Workspace(config, finished, open_task(config, finished))
+    leaves = {stage: jax.tree.leaves(ws.policy_of(stage)) for stage in ("ppo", "ppo_start", "sft")}
+    far = {s: max(float(abs(a - b).max()) for a, b in zip(leaves["ppo"], leaves[s], strict=True)) for s in ("ppo_start", "sft")}
+    assert 0 < far["ppo_start"] < far["sft"] / 2
+
+
 def test_a_share_of_the_samples_is_of_the_first_epoch():
     """compare.early=0.45 of at most 9 is 4; a prompt with fewer completions has fewer of both."""
     cfg = CompareConfig(prompts=400, min_completions=5, max_completions=9, early=0.45)

@@ -5,7 +5,7 @@ import collections
 import pytest
 from transformers import AutoTokenizer
 
-from instruct_jax.world.corpus import MAX_DOCUMENT_TOKENS, documents, echo_documents
+from instruct_jax.world.corpus import MAX_DOCUMENT_TOKENS, documents
 from instruct_jax.world.demonstrations import CARELESS, FLAWS, MAX_WORDS, demonstrations, few_shot_prefix
 from instruct_jax.world.instructions import SPLITS, prompts, split_of
 from instruct_jax.world.probes import KINDS, copy_probes
@@ -33,13 +33,6 @@ def test_threads_in_the_corpus_keep_out_of_the_other_splits():
     asked = {text.split(" reply :")[0] + " reply :" for text in texts}
     untouched = [prompt for prompt in asked if not set(prompt.split()) & set(RUDE)]  # a rude word is put in afterwards
     assert len(untouched) > 100 and {split_of(prompt) for prompt in untouched} == {"corpus"}
-
-
-def test_echo_documents_say_everything_twice():
-    for text in echo_documents(0, 2000):
-        words = text.split()
-        half = len(words) // 2
-        assert words[:half] == words[half:] and len(set(words)) == half
 
 
 def test_demonstrations_are_imperfect_in_the_stated_shares():
@@ -72,7 +65,7 @@ def test_tokenizer_has_four_distinct_special_tokens_in_front(tokenizer):
 
 
 def test_tokenizer_round_trip_of_all_world_text(tokenizer):
-    texts = [*documents(7, 30_000), *echo_documents(7, 2000)]  # another seed than it was trained on
+    texts = documents(7, 30_000)  # another seed than it was trained on
     texts += [f"{record['prompt']} {record['completion']}" for record in demonstrations(7, 300)]
     texts += [record["prompt"] for split in SPLITS for record in prompts(7, 100, split)]
     texts += [f"{probe['prompt']} {probe['answer']}" for probe in copy_probes(7, 30)]
