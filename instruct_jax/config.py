@@ -1,6 +1,7 @@
 """The configs that several stages share: frozen, strict, refusing nonsense when built.  A stage's own config lives in the stage's file."""
 
 import dataclasses
+import math
 from typing import Literal
 
 
@@ -19,6 +20,7 @@ class ModelConfig:
     """A decoder-only transformer.  The defaults are the GPT-2 / GPT-3 block: learned positions, pre-LN, GELU, biases, tied embeddings."""
 
     vocab_size: int = 50257
+    vocab_multiple: int = 1  # rows of the embedding are rounded up to a multiple, which mesh.tensor can divide; nothing predicts the rest
     context: int = 2048  # longest sequence, prompt and response together
     width: int = 768  # D
     layers: int = 12  # N
@@ -39,9 +41,10 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but matmuls, everything
     logprob_chunk: int = 1024  # token positions whose [V] logits exist at the same time
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # kernel of training and prefill; auto: splash on TPU, cudnn on GPU
 
     def __post_init__(self):
-        for key in ("vocab_size", "context", "width", "layers", "heads", "logprob_chunk"):
+        for key in ("vocab_size", "vocab_multiple", "context", "width", "layers", "heads", "logprob_chunk"):
             check(getattr(self, key) >= 1, f"model.{key}={getattr(self, key)} must be at least 1")
         check(
             self.head_width is not None or self.width % self.heads == 0,
@@ -52,6 +55,11 @@ class ModelConfig:
             self.positions == "learned" or self.head_size % 2 == 0,
             f"model.head_width={self.head_size} must be even for model.positions=rotary",
         )
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding: vocab_size rounded up to a multiple of vocab_multiple."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def groups(self) -> int:
@@ -92,6 +100,10 @@ class OptimizerConfig:
         check(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive; use null for no clipping")
 
 
+MESH = ("data", "fsdp", "tensor", "context")  # the axes of a mesh, in the order of devices
+LOGICAL = ("batch", "sequence", "rows", "embed", "vocab", "heads", "kv_heads", "mlp")  # the axes of arrays that a mesh can split
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; one of them may be -1, "all the rest"."""
@@ -99,21 +111,26 @@ class MeshConfig:
     data: int = -1  # copies of the model, each with its share of the batch
     fsdp: int = 1  # parameters, optimizer state and batch are split
     tensor: int = 1  # heads, MLP and vocabulary are split
+    context: int = 1  # the sequence is split, in training and prefill; in decoding, the rows
+    training: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # logical axis: [mesh axes], over sharding.TRAINING
+    sampling: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # the same over sharding.SAMPLING
 
     def __post_init__(self):
-        sizes = (self.data, self.fsdp, self.tensor)
+        sizes = tuple(getattr(self, axis) for axis in MESH)
         check(all(s >= 1 or s == -1 for s in sizes), f"mesh sizes {sizes} must be at least 1, or -1 for the rest")
         check(sizes.count(-1) <= 1, f"mesh sizes {sizes}: only one axis may be -1")
+        for table in ("training", "sampling"):
+            for logical, axes in getattr(self, table).items():
+                check(logical in LOGICAL, f"mesh.{table}.{logical} is no axis of our arrays; use one of {', '.join(LOGICAL)}")
+                check(set(axes) <= set(MESH), f"mesh.{table}.{logical}={list(axes)}: the axes of a mesh are {', '.join(MESH)}")
 
-    def shape(self, devices: int) -> tuple[int, int, int]:
-        """(data, fsdp, tensor) for this many devices; ValueError where they do not fit."""
-        sizes = [self.data, self.fsdp, self.tensor]
-        known = 1
-        for size in sizes:
-            known *= max(size, 1)
+    def shape(self, devices: int) -> tuple[int, ...]:
+        """Sizes in the order of MESH for this many devices; ValueError where they do not fit."""
+        sizes = [getattr(self, axis) for axis in MESH]
+        known = math.prod(size for size in sizes if size != -1)
         if -1 in sizes:
             check(devices % known == 0, f"mesh {sizes}: {devices} devices are not a multiple of {known}; change the mesh sizes")
             sizes[sizes.index(-1)] = devices // known
         else:
             check(known <= devices, f"mesh {sizes} needs {known} devices, there are {devices}; make the mesh smaller or set an axis to -1")
-        return sizes[0], sizes[1], sizes[2]
+        return tuple(sizes)

@@ -1,67 +1,89 @@
 """Mesh, logical axis rules, states born sharded, and the one place where a step is jitted."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from instruct_jax.config import MeshConfig
+from instruct_jax.config import MESH, MeshConfig
 from instruct_jax.records import Params, TrainState
 
-# logical axis -> mesh axis.  What is not named here is replicated.
-RULES = {
+# logical axis -> mesh axes.  What is not named here is replicated.
+TRAINING: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "embed": "fsdp",
-    "vocab": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
+    "sequence": ("context",),
+    "rows": ("data", "fsdp", "context"),  # the batch, where the sequence is one token
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
 }
+SAMPLING = TRAINING | {"embed": ()}  # every token reads all weights, so no token should wait for them
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A (data, fsdp, tensor) mesh over the first devices that it needs; ValueError where there are too few."""
-    shape = config.shape(jax.device_count())
-    size = shape[0] * shape[1] * shape[2]
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:size])
+class Layout(NamedTuple):
+    """Where the logical axes of arrays lie on a mesh."""
+
+    mesh: Mesh
+    rules: Mapping[str, tuple[str, ...]] = TRAINING
+
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        """Of an array with these logical axes; none = replicated."""
+        return NamedSharding(self.mesh, PartitionSpec(*(self.rules.get(axis) or None if axis else None for axis in axes)))
+
+    def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """Pins an activation to the mesh."""
+        return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
+
+    def parts(self, logical: str) -> int:
+        """Into how many parts a logical axis is cut."""
+        return math.prod(self.mesh.shape[axis] for axis in self.rules[logical])
 
 
-def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
-    """The partition of an array with these logical axis names."""
-    return PartitionSpec(*(RULES.get(a) if a else None for a in axes))
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over the first devices (of all of them) that it needs; ValueError where there are too few."""
+    devices = jax.devices() if devices is None else devices
+    shape = config.shape(len(devices))
+    return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH), devices=devices[: math.prod(shape)])
 
 
-def constrain(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:
-    """The function with which a model pins its activations to the mesh."""
-    return lambda x, axes: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
+def layouts(config: MeshConfig, mesh: Mesh) -> tuple[Layout, Layout]:
+    """(for training, for sampling)"""
+    return Layout(mesh, TRAINING | config.training), Layout(mesh, SAMPLING | config.sampling)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Batches are split over data and fsdp along one axis."""
-    return NamedSharding(mesh, spec((None,) * axis + ("batch",)))
-
-
-def shardings_of(boxed: Any, mesh: Mesh) -> Any:
+def shardings_of(boxed: Any, layout: Layout) -> Any:
     """Shardings of a tree whose arrays carry logical axis names; an axis that the mesh does not divide is an error that names it."""
 
     def one(path, leaf):
         axes = leaf.names if isinstance(leaf, nn.LogicallyPartitioned) else ()
-        sharding = NamedSharding(mesh, spec(axes))
+        sharding = layout.sharding(*axes)
         shape = leaf.value.shape if isinstance(leaf, nn.LogicallyPartitioned) else leaf.shape
         try:
             sharding.shard_shape(shape)
         except ValueError as error:
-            raise ValueError(f"mesh {dict(mesh.shape)} does not divide {jax.tree_util.keystr(path)} {shape} with axes {axes}") from error
+            sizes, name = dict(layout.mesh.shape), jax.tree_util.keystr(path)
+            raise ValueError(f"mesh {sizes} does not divide {name} {shape} with axes {axes}") from error
         return sharding
 
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def abstract(boxed: Any, layout: Layout) -> Any:
+    """The tree as jax.ShapeDtypeStruct with shardings: what to restore, or to compile for."""
+    shardings = shardings_of(boxed, layout)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
+
+
+def reshard(params: Params, boxed: Params, layout: Layout) -> Params:
+    """The same parameters in another layout of the same mesh; nothing moves where it is the same."""
+    return jax.device_put(params, shardings_of(boxed, layout))
 
 
 def unboxed(tree: Any) -> Any:
@@ -69,53 +91,53 @@ def unboxed(tree: Any) -> Any:
     return nn.unbox(tree)
 
 
-def create_sharded(create: Callable[..., Any], mesh: Mesh, *args: Any) -> Any:
+def create_sharded(create: Callable[..., Any], layout: Layout, *args: Any) -> Any:
     """create(*args) -> a tree with boxed weights, born on the mesh: no device ever holds the whole of it.  Returns it unboxed."""
-    shardings = shardings_of(jax.eval_shape(create, *args), mesh)
+    shardings = shardings_of(jax.eval_shape(create, *args), layout)
     return jax.jit(lambda *a: nn.unbox(create(*a)), out_shardings=shardings)(*args)
 
 
-def create_state(
-    mesh: Mesh,
-    boxed: Params,
+def new_state(
     params: Params,
-    init_optimizer: Callable[[Params], Any],
     key: jax.Array,
     *,
+    init_optimizer: Callable[[Params], Any],
     averaged: Callable[[Params], Params] | None = None,
     kl_coef: float = 0.0,
 ) -> TrainState:
-    """The state of a stage before its first step: a copy of `params` on the mesh, optimizer state and average laid out like them.
+    """The state of a stage before its first step.  averaged picks the part of the params of which a moving average is kept."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=init_optimizer(params),
+        ema=None if averaged is None else averaged(params),
+        key=key,
+        kl_coef=jnp.full((), kl_coef, jnp.float32),
+    )
 
-    boxed: the abstract tree of `params` with logical axis names, from jax.eval_shape(model.init, key).  averaged picks the part of the
-    params of which a moving average is kept.
+
+def create_state(
+    layout: Layout, boxed: Params, params: Params, init_optimizer: Callable[[Params], Any], key: jax.Array, **options
+) -> TrainState:
+    """new_state on the mesh: a copy of `params`, optimizer state and average laid out like them.
+
+    boxed: the abstract tree of `params` with logical axis names, from jax.eval_shape(model.init, key).
     """
-
-    def create(params: Params, key: jax.Array) -> TrainState:
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=init_optimizer(params),
-            ema=None if averaged is None else averaged(params),
-            key=key,
-            kl_coef=jnp.full((), kl_coef, jnp.float32),
-        )
-
-    layout = shardings_of(jax.eval_shape(create, boxed, key), mesh)
-    return jax.jit(create, out_shardings=layout)(params, key)
+    create = functools.partial(new_state, init_optimizer=init_optimizer, **options)
+    return jax.jit(create, out_shardings=shardings_of(jax.eval_shape(create, boxed, key), layout))(params, key)
 
 
-def compile_step(step: Callable, mesh: Mesh, state: TrainState, *batches: NamedSharding) -> Callable:
+def compile_step(step: Callable, layout: Layout, state: TrainState, *batches: NamedSharding) -> Callable:
     """jit of (state, *batches) -> (state, metrics): the state keeps its layout and its memory, metrics are replicated.
 
     batches: the layout of each further argument; by default one, split along its first axis.
     """
-    layout = jax.tree.map(lambda x: x.sharding, state)
+    own = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(layout, *(batches or (batch_sharding(mesh),))),
-        out_shardings=(layout, replicated(mesh)),
+        in_shardings=(own, *(batches or (layout.sharding("batch"),))),
+        out_shardings=(own, layout.sharding()),
     )
 
 

@@ -13,7 +13,7 @@ from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
 from instruct_jax.optim import make_optimizer
 from instruct_jax.records import Metrics, PromptBatch, RankingBatch, TokenBatch, TrainState
-from instruct_jax.sharding import batch_sharding, compile_step, constrain, create_sharded, create_state, make_mesh, replicated
+from instruct_jax.sharding import Layout, compile_step, create_sharded, create_state, make_mesh
 from instruct_jax.stages import ppo, pretrain, reward_model
 from instruct_jax.stages.experience import make_experience
 from instruct_jax.stages.gradient import LossFn, make_step
@@ -54,9 +54,9 @@ class Bench:
 
     def __init__(self, size: Size, micro_batches: int | None, epochs: int):
         self.size, self.config, self.micro_batches, self.epochs = size, size.model, micro_batches, epochs
-        self.mesh = make_mesh(MeshConfig())
-        self.split = batch_sharding(self.mesh)
-        self.lm = LanguageModel(self.config, constrain(self.mesh))
+        self.layout = Layout(make_mesh(MeshConfig()))
+        self.split = self.layout.sharding("batch")
+        self.lm = LanguageModel(self.config, self.layout)
         self.scalar = ScalarModel(self.lm)
         self.blocks, self.head = 12 * self.config.layers * self.config.width**2, self.config.vocab_size * self.config.width
 
@@ -71,12 +71,12 @@ class Bench:
 
     def born(self, model: LanguageModel | ScalarModel) -> tuple[Any, Any]:
         key = jax.random.key(0)
-        return jax.eval_shape(model.init, key), create_sharded(model.init, self.mesh, key)
+        return jax.eval_shape(model.init, key), create_sharded(model.init, self.layout, key)
 
     def supervised(self, item: str, model: LanguageModel | ScalarModel, loss_fn: LossFn, batch: Any, flops: float) -> Work:
         optimizer = make_optimizer(ADAM, 1000)
-        state = create_state(self.mesh, *self.born(model), optimizer.init, jax.random.key(1))
-        step = compile_step(make_step(loss_fn, optimizer, micro_batches=self.parts(item)), self.mesh, state)
+        state = create_state(self.layout, *self.born(model), optimizer.init, jax.random.key(1))
+        step = compile_step(make_step(loss_fn, optimizer, micro_batches=self.parts(item)), self.layout, state)
         return Work(state, {"step": lambda state: checked(*step(state, batch))}, {"step": flops}, {"micro_batches": self.parts(item)})
 
     def sft(self) -> Work:
@@ -115,14 +115,14 @@ class Bench:
         names, models = ("policy", "value"), (self.born(self.lm), self.born(self.scalar))
         boxed, params = (dict(zip(names, x, strict=True)) for x in zip(*models, strict=True))
         init = lambda params: {name: adam.init(params[name]) for name in names}  # noqa: E731
-        state = create_state(self.mesh, boxed, params, init, jax.random.key(1), averaged=lambda p: p["policy"], kl_coef=config.kl_coef)
+        state = create_state(self.layout, boxed, params, init, jax.random.key(1), averaged=lambda p: p["policy"], kl_coef=config.kl_coef)
         frozen, prompts = {"reference": params["policy"], "reward": params["value"]}, self.prompts(rows, prompt)
 
         sampler = jax.jit(make_rollout(self.lm, config.sampler, eos=NEVER, pad=0), out_shardings=self.split)
         judge = make_experience(self.lm, self.scalar, self.scalar, config.experience, temperature=1.0, parts=4 * micro)
-        judge = jax.jit(judge, out_shardings=(self.split, replicated(self.mesh)))
+        judge = jax.jit(judge, out_shardings=(self.split, self.layout.sharding()))
         update = ppo.make_update(self.lm, self.scalar, config, adam, adam)
-        learn = compile_step(lambda state, made: update(state, made, None), self.mesh, state)
+        learn = compile_step(lambda state, made: update(state, made, None), self.layout, state)
 
         def rollout(state: TrainState):
             return state, sampler(state.params["policy"], prompts, ppo.iteration_keys(state)["rollout"])

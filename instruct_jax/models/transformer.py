@@ -4,7 +4,6 @@ Layers are scanned, so compile time does not grow with depth.  Parameters are fl
 are computed in float32.  The logical axis names beside each initialiser are mapped to mesh axes in `sharding.py`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,8 +12,9 @@ from flax import linen as nn
 from flax import struct
 
 from instruct_jax.config import ModelConfig
+from instruct_jax.models.attention import Attention, attend
+from instruct_jax.sharding import Layout
 
-Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
@@ -38,28 +38,13 @@ def rotary(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q k / sqrt(C)) v with grouped heads; q [B, L, H, C], k and v [B, G, S, C], mask [B, 1, L, S] bool -> [B, L, H, C].
-
-    The queries of the heads that share a group are read as one longer list.  A row whose mask is all False (padding) gets a finite value
-    that nobody reads.
-    """
-    b, l, h, c = q.shape
-    groups, share = k.shape[1], h // k.shape[1]
-    q = (q * c**-0.5).reshape(b, l, groups, share, c).transpose(0, 2, 3, 1, 4).reshape(b, groups, share * l, c)
-    logits = jnp.einsum("bgqc,bgsc->bgqs", q, k, preferred_element_type=jnp.float32)
-    logits = jnp.where(jnp.tile(mask, (1, 1, share, 1)), logits, jnp.finfo(jnp.float32).min)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    y = jnp.einsum("bgqs,bgsc->bgqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    y = (y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)  # normalised here: [q, C] is less than [q, S]
-    return y.reshape(b, groups, share, l, c).transpose(0, 3, 1, 2, 4).reshape(b, l, h, c)
-
-
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).  Returns x and the keys and values [B, G, S, C] that were attended to."""
 
     config: ModelConfig
-    constrain: Constrain
+    layout: Layout | None
+    attention: Attention
+    dropout: float = 0.0
 
     def _dense(self, name: str, features, axes: tuple[str, ...], contract: int = 1, std: float | None = None, bias_std: float = 0.0):
         """A projection over the last `contract` axes whose kernel has these logical axis names."""
@@ -77,8 +62,9 @@ class Block(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x, mask, positions, deterministic, past=None):
-        """past: keys and values so far and the slot where those of x go; None if x is all there is."""
+    def __call__(self, x, visible, positions, deterministic, past=None):
+        """past: keys and values so far and the slot where those of x go; None if x is all there is.  visible: what each query may see, as
+        self.attention has it, and with a past a mask [B, 1, 1, S]."""
         cfg = self.config
         residual_std = cfg.init_std * (2 * cfg.layers) ** -0.5
 
@@ -89,10 +75,13 @@ class Block(nn.Module):
         if cfg.positions == "rotary":
             q, k = rotary(q, positions, cfg.rotary_base), rotary(k, positions, cfg.rotary_base)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        if past is not None:
+        if past is None:
+            y = self.attention(q, k, v, visible)
+        else:
             start = (0, 0, past[2], 0)
             k, v = jax.lax.dynamic_update_slice(past[0], k, start), jax.lax.dynamic_update_slice(past[1], v, start)
-        y = self._dense("out", cfg.width, ("heads", "head", "embed"), contract=2, std=residual_std)(attend(q, k, v, mask))
+            y = attend(q, k, v, visible)
+        y = self._dense("out", cfg.width, ("heads", "head", "embed"), contract=2, std=residual_std)(y)
         x = self._residual(x, y, deterministic)
 
         y = Norm(cfg, name="mlp_norm")(x)
@@ -104,9 +93,19 @@ class Block(nn.Module):
 
     def _residual(self, x, y, deterministic):
         y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
-        return self.constrain(x + y, ("batch", None, None))
+        return constrained(self.layout, x + y)
 
-    dropout: float = 0.0
+
+def constrained(layout: Layout | None, x: jax.Array) -> jax.Array:
+    """Pins the states [B, L, D] of a text, or [B, 1, D] of one token, to the mesh."""
+    if layout is None:
+        return x
+    return layout.constrain(x, "rows", None, None) if x.shape[1] == 1 else layout.constrain(x, "batch", "sequence", None)
+
+
+def gathered(layout: Layout | None, table: jax.Array, rows: str | None) -> jax.Array:
+    """A table [rows, D] with whole rows on every device: looked up or multiplied split along D, it would spread the states along D too."""
+    return table if layout is None else layout.constrain(table, rows, None)
 
 
 class Norm(nn.Module):
@@ -128,27 +127,28 @@ class Transformer(nn.Module):
     """Tokens to the normed hidden states of the last layer."""
 
     config: ModelConfig
-    constrain: Constrain
+    layout: Layout | None
+    attention: Attention
     dropout: float = 0.0  # on every residual branch and on the embeddings (paper C.1)
 
     @nn.compact
-    def __call__(self, tokens, mask, positions, cache: KVCache | None = None, *, deterministic: bool = True):
-        """tokens, positions [B, L] int32; mask [B, 1, L, S] bool -> hidden [B, L, D], (keys, values).
+    def __call__(self, tokens, visible, positions, cache: KVCache | None = None, *, deterministic: bool = True):
+        """tokens, positions [B, L] int32, visible as in Block -> hidden [B, L, D], (keys, values).
 
-        Without a cache S = L, and keys and values are one array [N, B, G, S, C] each; with one they are as in KVCache.
+        Without a cache keys and values are one array [N, B, G, L, C] each; with one they are as in KVCache.
         """
         cfg = self.config
         table = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), ("vocab", "embed"))
-        embedding: Any = self.param("embedding", table, (cfg.vocab_size, cfg.width), jnp.float32)
+        embedding: Any = self.param("embedding", table, (cfg.vocab_rows, cfg.width), jnp.float32)
         if not cfg.tied:
-            self.param("unembedding", table, (cfg.vocab_size, cfg.width), jnp.float32)
-        x = embedding.astype(cfg.dtype)[tokens]
+            self.param("unembedding", table, (cfg.vocab_rows, cfg.width), jnp.float32)
+        x = gathered(self.layout, embedding.astype(cfg.dtype), "vocab")[tokens]
         if cfg.positions == "learned":
             table = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std / 2), ("position", "embed"))
             position: Any = self.param("position", table, (cfg.context, cfg.width), jnp.float32)
-            x = x + position.astype(cfg.dtype)[positions]
+            x = x + gathered(self.layout, position.astype(cfg.dtype), None)[positions]
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
-        x = self.constrain(x, ("batch", None, None))
+        x = constrained(self.layout, x)
 
         if cache is None:
             block = Block if cfg.remat == "none" else nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False, static_argnums=(4,))
@@ -159,13 +159,14 @@ class Transformer(nn.Module):
                 in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
                 length=cfg.layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(cfg, self.constrain, dropout=self.dropout, name="layers")
-            x, seen = layers(x, mask, positions, deterministic)
+            )(cfg, self.layout, self.attention, self.dropout, name="layers")
+            x, seen = layers(x, visible, positions, deterministic)
         else:
             weights, pairs = self.get_variable("params", "layers"), []
             for layer, (k, v) in enumerate(zip(cache.k, cache.v, strict=True)):
                 own = {"params": jax.tree.map(lambda w, i=layer: w[i], weights, is_leaf=lambda w: isinstance(w, tuple))}
-                x, pair = Block(cfg, self.constrain, parent=None).apply(own, x, mask, positions, True, (k, v, cache.slot))
+                block = Block(cfg, self.layout, self.attention, parent=None)
+                x, pair = block.apply(own, x, visible, positions, True, (k, v, cache.slot))
                 pairs.append(pair)
             seen = tuple(zip(*pairs, strict=True))
         return Norm(cfg, name="final_norm")(x), seen

@@ -48,8 +48,8 @@ def supervise(
 ) -> Params:
     """Trains `params` (abstract twin: boxed) with one loss; leaves checkpoints and metrics in folder/name."""
     tx = optim.make_optimizer(optimizer, steps)
-    state = sharding.create_state(ws.mesh, boxed, params, tx.init, ws.key(name))
-    step = sharding.compile_step(make_step(loss_fn, tx, micro_batches=micro_batches), ws.mesh, state)
+    state = sharding.create_state(ws.layout, boxed, params, tx.init, ws.key(name))
+    step = sharding.compile_step(make_step(loss_fn, tx, micro_batches=micro_batches), ws.layout, state)
     step = sharding.ahead_of_time(step, state, (batch_at(i) for i in range(steps if several_shapes else 1)))
     folder = ws.folder / name
     with Checkpoints(folder / "checkpoints", fingerprints=ws.fingerprints(boxed), keep=1, keep_every=keep_every) as checkpoints:
@@ -81,7 +81,7 @@ def pretrain(ws: Workspace) -> dict[str, Any]:
         ws,
         "pretrain",
         ws.boxed_policy,
-        sharding.create_sharded(ws.policy.init, ws.mesh, ws.key("policy weights")),
+        sharding.create_sharded(ws.policy.init, ws.layout, ws.key("policy weights")),
         pretrain_stage.make_loss(ws.policy, "pretrain", dropout=cfg.dropout),
         cfg.optimizer,
         rows.batch_at,
@@ -154,8 +154,8 @@ def reward(ws: Workspace) -> dict[str, Any]:
     counts = sorted({2, max(len(ranks) for _, ranks in examples)})  # pairs are not padded to K = 9
     source = batches.ranking_batches(examples, batch=cfg.batch, seed=ws.config.seed, pad=ws.pad, sizes=sizes, counts=counts)
     same = ws.config.reward_model in (None, ws.config.model)
-    backbone = ws.policy_of("sft") if same else sharding.create_sharded(ws.scalar.lm.init, ws.mesh, ws.key("reward weights"))
-    head = sharding.create_sharded(ws.scalar.init_head, ws.mesh, ws.key("reward head"))
+    backbone = ws.policy_of("sft") if same else sharding.create_sharded(ws.scalar.lm.init, ws.layout, ws.key("reward weights"))
+    head = sharding.create_sharded(ws.scalar.init_head, ws.layout, ws.key("reward head"))
     params = supervise(
         ws,
         "reward",
@@ -206,13 +206,13 @@ def ppo(ws: Workspace, name: str) -> dict[str, Any]:
     reference, judge = ws.policy_of([*ws.config.sfts][-1]), ws.reward_params()
     critic = {
         "reward": lambda: judge,
-        "policy": lambda: {"backbone": reference, "head": sharding.create_sharded(ws.scalar.init_head, ws.mesh, ws.key("value head"))},
-        "fresh": lambda: sharding.create_sharded(ws.scalar.init, ws.mesh, ws.key("value weights")),
+        "policy": lambda: {"backbone": reference, "head": sharding.create_sharded(ws.scalar.init_head, ws.layout, ws.key("value head"))},
+        "fresh": lambda: sharding.create_sharded(ws.scalar.init, ws.layout, ws.key("value weights")),
     }[cfg.value_init]()
     updates = cfg.iterations * cfg.updates
     optimizers = optim.make_optimizer(cfg.policy_optimizer, updates), optim.make_optimizer(cfg.value_optimizer, updates)
     state = sharding.create_state(
-        ws.mesh,
+        ws.layout,
         {"policy": ws.boxed_policy, "value": ws.boxed_scalar},
         {"policy": reference, "value": critic},
         lambda p: {"policy": optimizers[0].init(p["policy"]), "value": optimizers[1].init(p["value"])},
@@ -259,27 +259,31 @@ def _iteration(
     optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation],
     folder: Path,
 ) -> Callable[[TrainState, tuple[PromptBatch, TokenBatch | None]], tuple[TrainState, Metrics]]:
-    """(state, (prompts, ptx rows)) -> (state, metrics): three jitted functions, timed one by one in folder/phases.jsonl."""
+    """(state, (prompts, ptx rows)) -> (state, metrics): three jitted functions and the way to the
+    sampler's layout before them, timed one by one in folder/phases.jsonl."""
     rollout = ws.rollout(cfg.sampler)
     parts = cfg.batch // cfg.minibatch * cfg.micro_batches  # as many rows at a time as the update reads
     experience = jax.jit(
         make_experience(ws.policy, ws.scalar, ws.scalar, cfg.experience, temperature=cfg.sampler.temperature, parts=parts),
-        out_shardings=(sharding.batch_sharding(ws.mesh), sharding.replicated(ws.mesh)),
+        out_shardings=(ws.layout.sharding("batch"), ws.layout.sharding()),
     )
     update = sharding.compile_step(
         ppo_stage.make_update(ws.policy, ws.scalar, cfg, *optimizers),
-        ws.mesh,
+        ws.layout,
         state,
-        sharding.batch_sharding(ws.mesh),
-        sharding.batch_sharding(ws.mesh, axis=1),
+        ws.layout.sharding("batch"),
+        ws.layout.sharding(None, "batch"),
     )
 
     def iterate(state: TrainState, batch: tuple[PromptBatch, TokenBatch | None]) -> tuple[TrainState, Metrics]:
         prompts, ptx = ws.put(batch[0]), batch[1]
         seconds: dict[str, float] = {}
         key = ppo_stage.iteration_keys(state)["rollout"]
+        with _phase(seconds, "reshard"):
+            weights = jax.block_until_ready(ws.for_sampling(state.params["policy"]))
         with _phase(seconds, "rollout"):
-            drawn = jax.block_until_ready(rollout(state.params["policy"], prompts, key))
+            drawn = jax.block_until_ready(rollout(weights, prompts, key))
+        del weights
         with _phase(seconds, "experience"):
             made, metrics = jax.block_until_ready(experience(state.params, frozen, drawn, state.kl_coef))
         state = ppo_stage.adapt(state, metrics["ppo/kl"], cfg)

@@ -52,10 +52,9 @@ class Workspace:
             f"more than model.context={config.model.context}; lower evaluation.shots or raise model.context",
         )
         self.config, self.folder, self.task = config, folder, task
-        self.mesh = sharding.make_mesh(config.mesh)
-        constrain = sharding.constrain(self.mesh)
-        self.policy = LanguageModel(config.model, constrain)
-        self.scalar = ScalarModel(LanguageModel(config.reward_model or config.model, constrain))
+        self.layout, self.sampling = sharding.layouts(config.mesh, sharding.make_mesh(config.mesh))
+        self.policy, self.sampler = LanguageModel(config.model, self.layout), LanguageModel(config.model, self.sampling)
+        self.scalar = ScalarModel(LanguageModel(config.reward_model or config.model, self.layout))
         self.eos, self.pad = int(task.tokenizer.eos_token_id), int(task.tokenizer.pad_token_id)  # type: ignore[arg-type]
 
     def key(self, purpose: str) -> jax.Array:
@@ -76,9 +75,12 @@ class Workspace:
 
     def load(self, stage: str, boxed: Params, *, part: str = "params", step: int | None = None) -> Params:
         """The parameters that a stage left behind, born in the layout of the mesh."""
-        layout = sharding.shardings_of(boxed, self.mesh)
-        shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), sharding.unboxed(boxed), layout)
+        shapes = sharding.abstract(boxed, self.layout)
         return restore_params(self.folder / stage / "checkpoints", shapes, part=part, step=step, fingerprints=self.fingerprints(boxed))
+
+    def for_sampling(self, params: Params) -> Params:
+        """The policy's parameters as the sampler wants them: in config.dtype, in the sampling layout."""
+        return sharding.reshard(self.policy.cast(params), self.boxed_policy, self.sampling)
 
     def policy_of(self, stage: str, step: int | None = None) -> Params:
         """The policy after a stage (of PPO, also at a step that was kept).  The SFT model is the epoch that `select` chose, once it has."""
@@ -123,8 +125,9 @@ class Workspace:
 
     @functools.cache  # noqa: B019  one workspace per process
     def rollout(self, sampler: SamplerConfig, samples: int = 1) -> Callable[[Params, PromptBatch, jax.Array], Rollout]:
-        run = make_rollout(self.policy, sampler, eos=self.eos, pad=self.pad, samples=samples)
-        return jax.jit(run, out_shardings=sharding.batch_sharding(self.mesh))
+        """The compiled sampler; its parameters are those of for_sampling."""
+        run = make_rollout(self.sampler, sampler, eos=self.eos, pad=self.pad, samples=samples)
+        return jax.jit(run, out_shardings=self.sampling.sharding("batch"))
 
     @functools.cached_property
     def score(self) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
@@ -150,7 +153,7 @@ class Workspace:
 
     def put(self, batch: Any) -> Any:
         """A host batch on the mesh, split along its first axis."""
-        return jax.device_put(batch, sharding.batch_sharding(self.mesh))
+        return jax.device_put(batch, self.layout.sharding("batch"))
 
     def encode(self, records: Sequence[Record]) -> tuple[list[Record], list[list[int]]]:
         """The prompts that are short enough (text.on_long), and their ids."""
@@ -174,7 +177,7 @@ class Workspace:
     def rollouts(self, params: Params, prompts: Sequence[Ids], sampler: SamplerConfig, key: jax.Array, *, samples: int = 1):
         """Rollouts of `sample_batch` prompts at a time; the last batch is filled up with the first prompts."""
         size, width = self.config.sample_batch, max(self.config.text.max_prompt, *map(len, prompts))
-        run = self.rollout(sampler, samples)
+        run, params = self.rollout(sampler, samples), self.for_sampling(params)
         for number, start in enumerate(range(0, len(prompts), size)):
             rows = [prompts[i % len(prompts)] for i in range(start, start + size)]
             batch = PromptBatch(*pad_prompts(rows, width, pad=self.pad))  # type: ignore[arg-type]
@@ -218,6 +221,8 @@ class Workspace:
 def model_fingerprint(config: ModelConfig) -> str:
     """Changes with every key that changes what the parameters mean."""
     meaning = {
-        k: v for k, v in dataclasses.asdict(config).items() if k not in ("dtype", "remat", "logprob_chunk", "init_std", "qk_bias_std")
+        k: v
+        for k, v in dataclasses.asdict(config).items()
+        if k not in ("dtype", "remat", "logprob_chunk", "attention", "init_std", "qk_bias_std")
     }
     return hashlib.sha256(repr(sorted(meaning.items())).encode()).hexdigest()[:16]

@@ -21,7 +21,15 @@ from instruct_jax.stages.rollout import SamplerConfig, make_rollout
 
 MODEL = ModelConfig(vocab_size=32, context=24, width=32, layers=2, heads=8, init_std=0.2, logprob_chunk=16)
 RATE = OptimizerConfig(learning_rate=1e-2, schedule="constant", eps=1e-3, clip_norm=1.0)
-MESHES = {"1": (1, 1, 1), "data 8": (8, 1, 1), "fsdp 8": (1, 8, 1), "tensor 8": (1, 1, 8), "2 2 2": (2, 2, 2)}
+MESHES = {
+    "data 8": (8, 1, 1, 1),
+    "fsdp 8": (1, 8, 1, 1),
+    "tensor 8": (1, 1, 8, 1),
+    "context 8": (1, 1, 1, 8),
+    "2 2 2": (2, 2, 2, 1),
+    "1 2 2 2": (1, 2, 2, 2),
+    "2 1 2 2": (2, 1, 2, 2),
+}
 PPO = ppo.PpoConfig(
     iterations=2, batch=16, minibatch=8, optimizer=RATE, value_optimizer=RATE, warmup_iterations=0, kl_coef=0.1, ptx_coef=0.5, ptx_batch=8,
     sampler=SamplerConfig(max_tokens=6),
@@ -29,22 +37,24 @@ PPO = ppo.PpoConfig(
 
 
 def models(shape):
-    mesh = sharding.make_mesh(MeshConfig(*shape))
-    lm = LanguageModel(MODEL, sharding.constrain(mesh))
-    return mesh, lm, ScalarModel(lm)
+    """(training layout, language model, the same for sampling, scalar model)"""
+    config = MeshConfig(*shape)
+    layout, sampling = sharding.layouts(config, sharding.make_mesh(config))
+    lm = LanguageModel(MODEL, layout)
+    return layout, lm, LanguageModel(MODEL, sampling), ScalarModel(lm)
 
 
 def supervised(shape, name):
     """Two steps of a supervised stage; (params on the host, metrics of each step)."""
-    mesh, lm, scalar = models(shape)
+    layout, lm, sampler, scalar = models(shape)
     init, loss_fn, batch = {
         "sft": (lm.init, pretrain.make_loss(lm, "sft"), tiny.token_batch),
         "reward": (scalar.init, reward_model.make_loss(scalar), tiny.ranking_batch),
     }[name]
     key = jax.random.key(0)
     tx = optim.make_optimizer(RATE, 10)
-    state = sharding.create_state(mesh, jax.eval_shape(init, key), sharding.create_sharded(init, mesh, key), tx.init, key)
-    step = sharding.compile_step(make_step(loss_fn, tx, micro_batches=1), mesh, state)
+    state = sharding.create_state(layout, jax.eval_shape(init, key), sharding.create_sharded(init, layout, key), tx.init, key)
+    step = sharding.compile_step(make_step(loss_fn, tx, micro_batches=1), layout, state)
     state, first = step(state, batch(rows=16))
     state, second = step(state, batch(rows=16, seed=1))
     return jax.device_get(state.params), jax.device_get([first, second])
@@ -52,27 +62,27 @@ def supervised(shape, name):
 
 def reinforced(shape, name):
     """One iteration of PPO-ptx: rollout, experience, update."""
-    mesh, lm, scalar = models(shape)
+    layout, lm, sampler, scalar = models(shape)
     key = jax.random.key(0)
     boxed = {"policy": jax.eval_shape(lm.init, key), "value": jax.eval_shape(scalar.init, key)}
     params = {
-        "policy": sharding.create_sharded(lm.init, mesh, jax.random.key(1)),
-        "value": sharding.create_sharded(scalar.init, mesh, jax.random.key(2)),
+        "policy": sharding.create_sharded(lm.init, layout, jax.random.key(1)),
+        "value": sharding.create_sharded(scalar.init, layout, jax.random.key(2)),
     }
     tx = optim.make_optimizer(RATE, 10)
     state = sharding.create_state(
-        mesh, boxed, params, lambda p: {"policy": tx.init(p["policy"]), "value": tx.init(p["value"])}, key,
+        layout, boxed, params, lambda p: {"policy": tx.init(p["policy"]), "value": tx.init(p["value"])}, key,
         averaged=lambda p: p["policy"], kl_coef=PPO.kl_coef,
     )  # fmt: skip
-    frozen = {"reference": sharding.create_sharded(lm.init, mesh, jax.random.key(3)), "reward": params["value"]}
-    batch, wide = sharding.batch_sharding(mesh), sharding.batch_sharding(mesh, axis=1)
+    frozen = {"reference": sharding.create_sharded(lm.init, layout, jax.random.key(3)), "reward": params["value"]}
+    batch, wide = layout.sharding("batch"), layout.sharding(None, "batch")
     prompts = jax.device_put(tiny.prompt_batch(rows=16), batch)
     rows = jax.tree.map(lambda *x: np.stack(x), *[tiny.token_batch(rows=8, seed=i) for i in range(PPO.updates)])
-    rollout = jax.jit(make_rollout(lm, PPO.sampler, eos=tiny.EOS, pad=tiny.PAD), out_shardings=batch)(params["policy"], prompts, key)
-    made, metrics = jax.jit(make_experience(lm, scalar, scalar, PPO.experience, temperature=1.0))(
-        state.params, frozen, rollout, state.kl_coef
-    )
-    update = sharding.compile_step(ppo.make_update(lm, scalar, PPO, tx, tx), mesh, state, batch, wide)
+    weights = sharding.reshard(params["policy"], boxed["policy"], sampler.layout)
+    rollout = jax.jit(make_rollout(sampler, PPO.sampler, eos=tiny.EOS, pad=tiny.PAD), out_shardings=batch)(weights, prompts, key)
+    judge = make_experience(lm, scalar, scalar, PPO.experience, temperature=1.0)
+    made, metrics = jax.jit(judge, out_shardings=(batch, layout.sharding()))(state.params, frozen, rollout, state.kl_coef)
+    update = sharding.compile_step(ppo.make_update(lm, scalar, PPO, tx, tx), layout, state, batch, wide)
     before = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state)
     state, more = update(state, made, rows)
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == before
@@ -84,10 +94,10 @@ STAGES = {"sft": supervised, "reward": supervised, "ppo": reinforced}
 
 @functools.cache
 def on_one_device(name):
-    return STAGES[name]((1, 1, 1), name)
+    return STAGES[name]((1, 1, 1, 1), name)
 
 
-@pytest.mark.parametrize("shape", [v for k, v in MESHES.items() if k != "1"], ids=[k for k in MESHES if k != "1"])
+@pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
 @pytest.mark.parametrize("name", STAGES)
 def test_eight_devices_equal_one(name, shape):
     params, metrics = STAGES[name](shape, name)
@@ -97,10 +107,10 @@ def test_eight_devices_equal_one(name, shape):
 
 
 def test_parameters_and_optimizer_are_born_sharded():
-    mesh, lm, _ = models((2, 2, 2))
+    layout, lm, _, _ = models((2, 2, 2, 1))
     key = jax.random.key(0)
     tx = optim.make_optimizer(RATE, 10)
-    state = sharding.create_state(mesh, jax.eval_shape(lm.init, key), sharding.create_sharded(lm.init, mesh, key), tx.init, key)
+    state = sharding.create_state(layout, jax.eval_shape(lm.init, key), sharding.create_sharded(lm.init, layout, key), tx.init, key)
     up = state.params["layers"]["up"]["kernel"]
     assert up.sharding.spec == PartitionSpec(None, "fsdp", "tensor") and up.addressable_shards[0].data.size == up.size // 4
     moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == up.shape]
@@ -108,10 +118,10 @@ def test_parameters_and_optimizer_are_born_sharded():
 
 
 def test_a_mesh_that_does_not_divide_the_model_is_refused_with_the_reason():
-    mesh = sharding.make_mesh(MeshConfig(1, 1, 8))
-    lm = LanguageModel(dataclasses.replace(MODEL, heads=4), sharding.constrain(mesh))
+    layout = sharding.Layout(sharding.make_mesh(MeshConfig(1, 1, 8)))
+    lm = LanguageModel(dataclasses.replace(MODEL, heads=4), layout)
     with pytest.raises(ValueError, match=r"tensor.*8.*does not divide.*'k'.*kv_heads"):
-        sharding.create_sharded(lm.init, mesh, jax.random.key(0))
+        sharding.create_sharded(lm.init, layout, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -123,22 +133,22 @@ def test_impossible_meshes_are_refused(sizes, message):
 
 
 def test_a_step_compiles_once():
-    mesh, lm, _ = models((1, 1, 1))
+    layout, lm, _, _ = models((1, 1, 1, 1))
     key = jax.random.key(0)
     tx = optim.make_optimizer(RATE, 10)
-    state = sharding.create_state(mesh, jax.eval_shape(lm.init, key), sharding.create_sharded(lm.init, mesh, key), tx.init, key)
-    step = sharding.compile_step(make_step(pretrain.make_loss(lm, "sft"), tx), mesh, state)
+    state = sharding.create_state(layout, jax.eval_shape(lm.init, key), sharding.create_sharded(lm.init, layout, key), tx.init, key)
+    step = sharding.compile_step(make_step(pretrain.make_loss(lm, "sft"), tx), layout, state)
     for i in range(3):
         state, _ = step(state, tiny.token_batch(rows=16, seed=i))
     assert step._cache_size() == 1 and int(state.step) == 3
 
 
 def test_ahead_of_time_compiles_every_shape_before_the_first_step():
-    mesh, lm, _ = models((1, 1, 1))
+    layout, lm, _, _ = models((1, 1, 1, 1))
     key = jax.random.key(0)
     tx = optim.make_optimizer(RATE, 10)
-    state = sharding.create_state(mesh, jax.eval_shape(lm.init, key), sharding.create_sharded(lm.init, mesh, key), tx.init, key)
-    step = sharding.compile_step(make_step(pretrain.make_loss(lm, "sft"), tx), mesh, state)
+    state = sharding.create_state(layout, jax.eval_shape(lm.init, key), sharding.create_sharded(lm.init, layout, key), tx.init, key)
+    step = sharding.compile_step(make_step(pretrain.make_loss(lm, "sft"), tx), layout, state)
     ready = sharding.ahead_of_time(step, state, [tiny.token_batch(length=n) for n in (8, 12, 8)])
     state, _ = ready(state, tiny.token_batch(length=12))
     state, _ = ready(state, tiny.token_batch(length=8, seed=1))

@@ -1,0 +1,127 @@
+"""Attention over whole texts, for training and prefill: one function, three kernels.  Decoding one token uses `attend` itself.
+
+xla      plain jax, any device and type
+cudnn    flash attention of cuDNN through jax.nn.dot_product_attention; GPU, bfloat16
+splash   the Pallas kernel of jax.experimental; TPU
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from instruct_jax.config import ModelConfig
+from instruct_jax.ops import masking
+from instruct_jax.sharding import Layout
+
+LANES = 128  # splash attention reads texts of a multiple of this length
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """softmax(q k / sqrt(C)) v with grouped heads; q [B, L, H, C], k and v [B, G, S, C], mask [B, 1, L, S] bool -> [B, L, H, C].
+
+    The queries of the heads that share a group are read as one longer list.  A row whose mask is all False (padding) gets a finite value
+    that nobody reads.
+    """
+    b, l, h, c = q.shape
+    groups, share = k.shape[1], h // k.shape[1]
+    q = (q * c**-0.5).reshape(b, l, groups, share, c).transpose(0, 2, 3, 1, 4).reshape(b, groups, share * l, c)
+    logits = jnp.einsum("bgqc,bgsc->bgqs", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.where(jnp.tile(mask, (1, 1, share, 1)), logits, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    y = jnp.einsum("bgqs,bgsc->bgqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    y = (y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)  # normalised here: [q, C] is less than [q, S]
+    return y.reshape(b, groups, share, l, c).transpose(0, 3, 1, 2, 4).reshape(b, l, h, c)
+
+
+def attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """`attend` by cuDNN's flash attention; bfloat16 or float16, C a multiple of 8 up to 128 (256 on newer devices)."""
+    return jax.nn.dot_product_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask, implementation="cudnn")
+
+
+def attend_splash(q: jax.Array, k: jax.Array, v: jax.Array, visible: tuple[jax.Array, jax.Array], kernel: Any) -> jax.Array:
+    """`attend` by splash attention, which makes its own mask: causal, within a segment.  visible: segments of queries and of keys."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # a quarter of a second that only TPUs need
+
+    b, l, h, c = q.shape
+    groups = k.shape[1]
+    q = (q * c**-0.5).reshape(b, l, groups, h // groups, c).transpose(0, 2, 3, 1, 4)
+    of_group = jax.vmap(kernel, in_axes=(0, 0, 0, None))  # the heads that share keys and values
+    y = jax.vmap(lambda q, k, v, own, seen: of_group(q, k, v, splash.SegmentIds(own, seen)))(q, k, v, *visible)
+    return y.transpose(0, 3, 1, 2, 4).reshape(b, l, h, c)
+
+
+def splash_kernel(length: int, heads: int, parts: int) -> Any:
+    """Causal attention of `heads` query heads to one head of keys and values, where the queries lie in `parts` parts."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    block = max(size for size in (LANES, 2 * LANES, 4 * LANES) if length // parts % size == 0)
+    sizes = splash.BlockSizes(block, block, block, block, block, block, block, block)
+    mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)
+    return splash.make_splash_mqa(mask, block_sizes=sizes, head_shards=1, q_seq_shards=parts)
+
+
+class Attention(NamedTuple):
+    """(q [B, L, H, C], k and v [B, G, L, C], visible) -> [B, L, H, C], where visible = prepare(segments [B, L]).
+
+    On a mesh every device has its own rows, heads and part of the queries; keys and values are gathered over the parts of the sequence.
+    """
+
+    kind: Literal["xla", "cudnn", "splash"] = "xla"
+    layout: Layout | None = None
+
+    @property
+    def multiple(self) -> int:
+        """L must be a multiple of this."""
+        return self._parts * (LANES if self.kind == "splash" else 1)
+
+    @property
+    def _parts(self) -> int:
+        return 1 if self.layout is None else self.layout.parts("sequence")
+
+    def prepare(self, segments: jax.Array) -> Any:
+        """What each query may see; made once for all layers."""
+        return (segments, segments) if self.kind == "splash" else masking.attention_mask(segments)
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, visible: Any) -> jax.Array:
+        layout = self.layout
+        kernel = splash_kernel(q.shape[1], q.shape[2] // k.shape[1], self._parts) if self.kind == "splash" else None
+        if layout is None or layout.mesh.size == 1:
+            return self._attend(q, k, v, visible, kernel)
+        spec = lambda *axes: layout.sharding(*axes).spec  # noqa: E731
+        masks = spec("batch", None, "sequence", None)
+
+        def on_each(q, k, v, visible, kernel):
+            if self._parts > 1:
+                k, v = (jax.lax.all_gather(x, layout.rules["sequence"], axis=2, tiled=True) for x in (k, v))
+            return self._attend(q, k, v, visible, kernel)
+
+        return jax.shard_map(
+            on_each,
+            mesh=layout.mesh,
+            in_specs=(
+                spec("batch", "sequence", "heads", None),
+                spec("batch", "kv_heads", "sequence", None),
+                spec("batch", "kv_heads", "sequence", None),
+                (spec("batch", "sequence"), spec("batch", None)) if kernel else masks,
+                kernel and kernel.manual_sharding_spec(layout.sharding(None, "sequence")),
+            ),
+            out_specs=spec("batch", "sequence", "heads", None),
+            check_vma=False,
+        )(q, k, v, visible, kernel)
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, visible: Any, kernel: Any) -> jax.Array:
+        """On one device."""
+        if self.kind == "splash":
+            return attend_splash(q, k, v, visible, kernel)
+        return (attend_cudnn if self.kind == "cudnn" else attend)(q, k, v, visible)
+
+
+def make_attention(config: ModelConfig, layout: Layout | None) -> Attention:
+    """The kernel that the config asks for; auto takes the best one that the platform of the mesh has for this model."""
+    if config.attention != "auto":
+        return Attention(config.attention, layout)
+    platform = "cpu" if layout is None else layout.mesh.devices.flat[0].platform
+    if platform == "gpu" and config.dtype == "bfloat16" and config.head_size % 8 == 0 and config.head_size <= 128:
+        return Attention("cudnn", layout)
+    return Attention("splash" if platform == "tpu" else "xla", layout)
