@@ -40,7 +40,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but matmuls, everything
-    logprob_chunk: int = 1024  # token positions whose [V] logits exist at the same time
+    logprob_chunk: int = 1024  # token positions of one device whose [V] logits exist at the same time
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # kernel of training and prefill; auto: splash on TPU, cudnn on GPU
 
     def __post_init__(self):

@@ -2,13 +2,15 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from instruct_jax.config import ConfigError, ModelConfig, check
+from instruct_jax import sharding
+from instruct_jax.config import MESH, ConfigError, check
 from instruct_jax.data import adapters, encode, packing, readers
 from instruct_jax.data.errors import DataError
 from instruct_jax.data.tokenize import check_vocabulary, load_tokenizer
@@ -90,22 +92,25 @@ def _check_models(config: RunConfig) -> None:
         judge.vocab_size == config.model.vocab_size,
         f"reward_model.vocab_size={judge.vocab_size} is not model.vocab_size={config.model.vocab_size}; make them equal",
     )
-    for name, model in (("model", config.model), ("reward_model", judge)):
-        for axis, size, what in _divided(config, model):
-            check(
-                size % getattr(config.mesh, axis) == 0,
-                f"mesh.{axis}={getattr(config.mesh, axis)} does not divide {name}.{what}={size}; change one of them",
-            )
+    _check_divided(config, {axis: max(getattr(config.mesh, axis), 1) for axis in MESH})  # as far as the sizes are known
 
 
-def _divided(config: RunConfig, model: ModelConfig) -> Iterator[tuple[str, int, str]]:
-    if config.mesh.tensor > 1:
-        yield from (
-            ("tensor", n, what) for n, what in ((model.vocab_size, "vocab_size"), (model.heads, "heads"), (model.groups, "kv_heads"))
-        )
-        yield "tensor", model.mlp_size, "mlp_width"
-    if config.mesh.fsdp > 1:
-        yield "fsdp", model.width, "width"
+def _check_divided(config: RunConfig, sizes: dict[str, int]) -> None:
+    """The mesh divides the arrays of both models, in both layouts."""
+    for name, model in (("model", config.model), ("reward_model", config.reward_model or config.model)):
+        split = {
+            "vocab": ("vocab_size", model.vocab_rows),
+            "heads": ("heads", model.heads),
+            "kv_heads": ("kv_heads", model.groups),
+            "mlp": ("mlp_width", model.mlp_size),
+            "embed": ("width", model.width),
+        }
+        for rules in (sharding.TRAINING | config.mesh.training, sharding.SAMPLING | config.mesh.sampling):
+            for logical, (key, size) in split.items():
+                axes = rules[logical]
+                parts = math.prod(sizes[axis] for axis in axes)
+                repair = f"set {name}.vocab_multiple={parts}, or change the mesh" if logical == "vocab" else "change one of them"
+                check(size % parts == 0, f"mesh.{'*'.join(axes)}={parts} does not divide {name}.{key}={size}; {repair}")
 
 
 def _check_kinds(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -> None:
@@ -130,17 +135,20 @@ def _check_kinds(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -
 
 
 def check_mesh(config: RunConfig, devices: int) -> None:
-    """The mesh fits the devices, and each batch divides among them."""
-    data, fsdp, _ = config.mesh.shape(devices)
-    batches = {"pretrain.batch": config.pretrain.batch, "reward.batch": config.reward.batch}
-    batches |= {f"{name}.batch": sft.batch for name, sft in config.sfts.items()}
+    """The mesh fits the devices and divides the models, and the rows that are computed at one time divide among the devices."""
+    sizes = dict(zip(MESH, config.mesh.shape(devices), strict=True))
+    _check_divided(config, sizes)
+    in_parts = {"pretrain": config.pretrain, **config.sfts, "reward": config.reward}
+    rows = {f"{name}.batch / {name}.micro_batches": stage.batch / stage.micro_batches for name, stage in in_parts.items()}
+    sampled = {"sample_batch": config.sample_batch}
     for name, ppo in config.rl.items():
-        batches |= {f"{name}.batch": ppo.batch, f"{name}.minibatch": ppo.minibatch, f"{name}.ptx_batch": ppo.ptx_batch}
-    for key, size in (batches | {"sample_batch": config.sample_batch}).items():
-        check(
-            size % (data * fsdp) == 0,
-            f"{key}={size} must be a multiple of mesh data * fsdp = {data} * {fsdp} = {data * fsdp}; change {key} or the mesh",
-        )
+        rows |= {f"{name}.{key} / {name}.micro_batches": getattr(ppo, key) / ppo.micro_batches for key in ("minibatch", "ptx_batch")}
+        sampled[f"{name}.batch"] = ppo.batch
+    training, sampling = sharding.TRAINING | config.mesh.training, sharding.SAMPLING | config.mesh.sampling
+    for asked, axes in ((rows, training["batch"]), (sampled, sampling["rows"])):
+        parts, says = math.prod(sizes[axis] for axis in axes), " * ".join(f"{axis} {sizes[axis]}" for axis in axes)
+        for key, size in asked.items():
+            check(size % parts == 0, f"{key} = {size:g} must be a multiple of the mesh's {says} = {parts}; change {key} or the mesh")
 
 
 def missing_files(files: FilesConfig) -> list[str]:

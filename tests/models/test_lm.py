@@ -160,3 +160,18 @@ def test_compiled_size_does_not_grow_with_depth():
         return len(jax.jit(run).lower(jax.eval_shape(lambda: tiny.params(config))).as_text())
 
     assert size(12) < 1.1 * size(3)
+
+
+def test_rows_that_only_make_the_vocabulary_rounder_change_nothing():
+    rounder = LanguageModel(dataclasses.replace(tiny.GPT, vocab_multiple=10))
+    plain, params = LanguageModel(tiny.GPT), tiny.params()
+    padded = params | {"embedding": jnp.concatenate([params["embedding"], jnp.full((8, 16), 3.0)])}
+    assert jax.eval_shape(rounder.init, jax.random.key(0))["embedding"].value.shape == (40, 16)
+    tokens, segments = tiny.tokens((2, 6)), np.ones((2, 6), np.int32)
+    hidden = plain.hidden(params, tokens, segments)
+    np.testing.assert_array_equal(rounder.hidden(padded, tokens, segments), hidden)
+    for a, b in zip(rounder.logprobs(padded, hidden, tokens), plain.logprobs(params, hidden, tokens), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    np.testing.assert_allclose(rounder.logits(padded, hidden[:, 0]), plain.logits(params, hidden[:, 0]), rtol=1e-5)
+    gradient = jax.grad(lambda p: rounder.logprobs(p, hidden, tokens)[0].sum())(padded)["embedding"]
+    assert not gradient[32:].any() and gradient[:32].any()
