@@ -1,4 +1,5 @@
-"""The verbs.  Exit codes: 0 done, 1 a loss that is not finite, 2 bad config or data, 130 Ctrl-C; every mistake is one message.
+"""The verbs.  Exit codes: 0 done, 1 a loss that is not finite or a lost host, 2 bad config or data, 130 Ctrl-C.  Every mistake is
+one message.
 
 Nothing heavy is imported before the verb is known, so that --help is quick.
 """
@@ -9,6 +10,7 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
             metavar="a,b",
             help="only these: pretrain, sft, compare, reward, select, ppo_start, ppo, ppo_ptx, evaluate, report",
         )
+        if name == "run":
+            hosts = verb.add_argument_group(
+                "several processes", "start the same command on every host; TPU VMs, SLURM, Open MPI and Kubernetes need none of these"
+            )
+            hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+            hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
+            hosts.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
         verb.set_defaults(work=work)
     text = "runs the arms of a study, one after the other, and compares them; the same command again goes on"
     verb = verbs.add_parser("study", help=text, description=text, usage="instruct-jax study --config FILE [--out FOLDER] [--seeds [0,1]]")
@@ -68,11 +77,18 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     validate(config, stages)
     import jax
 
+    from instruct_jax.runtime import hosts
+
+    hosts.join(args.coordinator, args.processes, args.process)
     check_mesh(config, jax.device_count())
     from instruct_jax.pipeline.run import run
 
-    folder = run(config, stages)
-    print(f"done: {folder}" + (f", see {folder / 'report.html'}" if "report" in stages else ""))
+    try:
+        folder = run(config, stages)
+    except jax.errors.JaxRuntimeError as error:
+        raise hosts.Lost(error) from error if hosts.several() else error
+    if hosts.is_main():
+        print(f"done: {folder}" + (f", see {folder / 'report.html'}" if "report" in stages else ""))
 
 
 def _study(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -131,14 +147,22 @@ def _explain(error: Exception) -> int:
     """The exit code of an error that is no bug, after its message; a bug goes on with its traceback."""
     from instruct_jax.config import ConfigError
     from instruct_jax.data.errors import DataError
+    from instruct_jax.runtime import hosts
     from instruct_jax.runtime.checkpoints import CheckpointError
     from instruct_jax.runtime.folders import RunError
     from instruct_jax.runtime.signals import Interrupted
 
-    if not isinstance(error, ConfigError | DataError | CheckpointError | RunError | Interrupted | FloatingPointError):
+    if isinstance(error, Interrupted):
+        if hosts.is_main():
+            print(error, file=sys.stderr)
+        return error.exit_code
+    if not isinstance(error, ConfigError | DataError | CheckpointError | RunError | FloatingPointError | hosts.Lost):
+        if hosts.several():
+            traceback.print_exception(error)
+            return hosts.leave(1)
         raise error
-    print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
-    return error.exit_code if isinstance(error, Interrupted) else 1 if isinstance(error, FloatingPointError) else 2
+    print(f"error: {error}", file=sys.stderr)
+    return hosts.leave(1 if isinstance(error, FloatingPointError | hosts.Lost) else 2)
 
 
 def _silence_libraries() -> None:

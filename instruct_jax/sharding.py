@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from instruct_jax.config import MESH, MeshConfig
@@ -79,6 +81,29 @@ def abstract(boxed: Any, layout: Layout) -> Any:
     """The tree as jax.ShapeDtypeStruct with shardings: what to restore, or to compile for."""
     shardings = shardings_of(boxed, layout)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
+
+
+def rows_here(sharding: NamedSharding, size: int, axis: int = 0) -> np.ndarray:
+    """Which of `size` rows the devices of this process hold, ascending."""
+    shape = (1,) * axis + (size,)
+    starts = sharding.addressable_devices_indices_map(shape).values()
+    return np.unique(np.concatenate([np.arange(size)[index[axis]] for index in starts]))  # pyright: ignore[reportOptionalIterable]
+
+
+def put(batch: Any, sharding: NamedSharding, size: int, axis: int = 0) -> Any:
+    """The rows that this process holds, as rows_here names them, made part of a batch of `size` rows on the mesh."""
+
+    def one(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, x, (*x.shape[:axis], size, *x.shape[axis + 1 :]))
+
+    return jax.tree.map(one, batch)
+
+
+def fetch(tree: Any) -> Any:
+    """The whole of every array, as numpy, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def reshard(params: Params, boxed: Params, layout: Layout) -> Params:

@@ -23,7 +23,7 @@ Ranking = tuple[Sequence[Ids], Sequence[int]]  # prompt + completion, K times; r
 
 @dataclasses.dataclass(frozen=True)
 class Batches(Generic[Batch]):
-    batch_at: Callable[[int], Batch]  # step -> batch of all hosts together; leaves are numpy arrays
+    batch_at: Callable[..., Batch]  # (step, rows=all of them) -> those rows of the batch of all hosts together; leaves are numpy arrays
     records_at: Callable[[int], np.ndarray]  # step -> which records are in it, [B]
     steps_per_epoch: int
 
@@ -63,10 +63,12 @@ def stream(records: np.ndarray, batch: int, seed: int) -> Callable[[int], np.nda
     return records_of
 
 
-def _source(make: Callable[[np.ndarray, Shape], Batch], shapes: Sequence[Shape], batch: int, seed: int, what: str) -> Batches[Batch]:
-    """`make(records, shape)` for every step, where shapes[record] is what a record needs.  With several shapes, each step's records have
-    one shape, and each shape is a stream of its own: an epoch visits them in a shuffled order, each as often as it has batches (rounded
-    up)."""
+def _source(
+    make: Callable[[np.ndarray, np.ndarray, Shape], Batch], shapes: Sequence[Shape], batch: int, seed: int, what: str
+) -> Batches[Batch]:
+    """`make(records, rows, shape)` for every step: the rows (indices) of the batch of these records, where shapes[record] is what a record
+    needs.  With several shapes, each step's records have one shape, and each shape is a stream of its own: an epoch visits them in a
+    shuffled order, each as often as it has batches (rounded up)."""
     if not len(shapes):
         raise DataError(f"no {what} to make batches of; check the data file and what was dropped")
     if batch < 1:
@@ -86,9 +88,9 @@ def _source(make: Callable[[np.ndarray, Shape], Batch], shapes: Sequence[Shape],
         b = int(order[position])
         return b, streams[b](epoch * counts[b] + int((order[:position] == b).sum()))
 
-    def batch_at(step: int) -> Batch:
+    def batch_at(step: int, rows: np.ndarray | None = None) -> Batch:
         b, records = locate(step)
-        return make(records, distinct[b])
+        return make(records, np.arange(batch) if rows is None else rows, distinct[b])
 
     return Batches(batch_at, lambda step: locate(step)[1], per_epoch)
 
@@ -99,10 +101,12 @@ def token_batches(rows: Rows, *, batch: int, seed: int) -> Batches[TokenBatch]:
         where = int(np.flatnonzero(~rows.mask.any(axis=1))[0])
         raise DataError(f"row {where} has no token to learn, so a batch could weigh 0; drop empty completions and one-token documents")
 
-    def make(records: np.ndarray, size: int) -> TokenBatch:
-        mask = rows.mask[records]
-        weight = mask.astype(np.float32) / np.float32(mask.sum())
-        return TokenBatch(rows.tokens[records], rows.segments[records], weight)  # pyright: ignore[reportArgumentType]
+    counts = rows.mask.sum(axis=1)
+
+    def make(records: np.ndarray, part: np.ndarray, size: int) -> TokenBatch:
+        own = records[part]
+        weight = rows.mask[own].astype(np.float32) / np.float32(counts[records].sum())
+        return TokenBatch(rows.tokens[own], rows.segments[own], weight)  # pyright: ignore[reportArgumentType]
 
     length = rows.tokens.shape[1]
     return _source(make, [length] * len(rows.tokens), batch, seed, "rows")
@@ -122,15 +126,15 @@ def ranking_batches(
     completions_of = [len(ranks) for _, ranks in rankings]
     lengths = [max(len(ids) for ids in completions) for completions, _ in rankings]
 
-    def make(records: np.ndarray, shape: tuple[int, int]) -> RankingBatch:
-        most, size = shape
-        absent = [[()] * (most - len(rankings[r][1])) for r in records]
-        sequences = [ids for r, none in zip(records, absent, strict=True) for ids in (*rankings[r][0], *none)]
+    def make(records: np.ndarray, part: np.ndarray, shape: tuple[int, int]) -> RankingBatch:
+        (most, size), own = shape, records[part]
+        absent = [[()] * (most - len(rankings[r][1])) for r in own]
+        sequences = [ids for r, none in zip(own, absent, strict=True) for ids in (*rankings[r][0], *none)]
         tokens, mask = pad_rows(sequences, size, pad=pad)
-        ranks = np.array([[*rankings[r][1], *[0] * len(none)] for r, none in zip(records, absent, strict=True)], np.int32)
+        ranks = np.array([[*rankings[r][1], *[0] * len(none)] for r, none in zip(own, absent, strict=True)], np.int32)
         informative = np.array([len(set(rankings[r][1])) > 1 for r in records])  # a pair is left
-        weight = informative.astype(np.float32) / np.float32(max(informative.sum(), 1))
-        full = (len(records), most, size)
+        weight = informative[part].astype(np.float32) / np.float32(max(informative.sum(), 1))
+        full = (len(own), most, size)
         return RankingBatch(tokens.reshape(full), mask.reshape(full), ranks, weight)  # pyright: ignore[reportArgumentType]
 
     shapes = list(zip(_fitted(completions_of, counts), _fitted(lengths, sizes), strict=True))
@@ -140,8 +144,8 @@ def ranking_batches(
 def prompt_batches(prompts: Sequence[Ids], *, batch: int, seed: int, pad: int, sizes: Sequence[int] | None = None) -> Batches[PromptBatch]:
     """Prompts padded on the left to the smallest of `sizes` (the lengths P that may occur) that holds every prompt of the batch."""
 
-    def make(records: np.ndarray, size: int) -> PromptBatch:
-        return PromptBatch(*pad_prompts([prompts[r] for r in records], size, pad=pad))  # pyright: ignore[reportArgumentType]
+    def make(records: np.ndarray, part: np.ndarray, size: int) -> PromptBatch:
+        return PromptBatch(*pad_prompts([prompts[r] for r in records[part]], size, pad=pad))  # pyright: ignore[reportArgumentType]
 
     lengths = [len(ids) for ids in prompts]
     return _source(make, _fitted(lengths, sizes), batch, seed, "prompts")

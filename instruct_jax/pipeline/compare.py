@@ -8,6 +8,7 @@ from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.schemas import Record
 from instruct_jax.pipeline import measure
 from instruct_jax.pipeline.workspace import Workspace
+from instruct_jax.runtime.hosts import is_main
 from instruct_jax.stages.rollout import SamplerConfig
 
 
@@ -17,14 +18,19 @@ def compare(ws: Workspace) -> dict[str, Any]:
     if "compare" in ws.task.prompts:
         samples = _samples(ws, ws.task.prompts["compare"], "compare")
         held_out = _samples(ws, ws.task.prompts["compare_held_out"], "compare held out")
-        write_jsonl(ws.folder / "compare" / "samples.jsonl", samples)
+        _write(ws, "samples", samples)
     rankings = ws.task.rank(samples, held_out)
     counts = {}
     for name in measure.GROUPS:
         records = getattr(rankings, name)
-        write_jsonl(ws.folder / "compare" / f"{name}.jsonl", records)
+        _write(ws, name, records)
         counts[name] = len(records)
     return {"rankings": counts, "labeler_agreement": rankings.agreement}
+
+
+def _write(ws: Workspace, name: str, records: list[Record]) -> None:
+    if is_main():
+        write_jsonl(ws.folder / "compare" / f"{name}.jsonl", records)
 
 
 def _samples(ws: Workspace, prompts: list[Record], purpose: str) -> list[Record]:

@@ -23,6 +23,7 @@ from instruct_jax.pipeline.workspace import Completion, Workspace
 from instruct_jax.records import Params
 from instruct_jax.runtime.checkpoints import kept_steps
 from instruct_jax.runtime.folders import write_atomic
+from instruct_jax.runtime.hosts import is_main
 from instruct_jax.stages.rollout import SamplerConfig
 
 RIVALS = 4  # SFT answers to each report prompt that every model, a fresh SFT draw among them, is compared with
@@ -109,23 +110,24 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
         | {"labeler_agreement": ws.output("compare")["labeler_agreement"]},
         "samples": _samples(examiner.records, asked[head], cfg.samples_shown, judged=ws.task.judge is not None),
     }
-    write_jsonl(
-        ws.folder / "evaluate" / "completions.jsonl",
-        (
-            {
-                "model": model,
-                "temperature": t,
-                "prompt": r["prompt"],
-                "completion": c.text,
-                "ended": c.ended,
-                "gold": float(g),
-                "reward": float(s),
-            }
-            for t, models in asked.items()
-            for model, j in models.items()
-            for r, c, g, s in zip(examiner.records, j.completions, j.gold, j.reward, strict=True)
-        ),
-    )
+    if is_main():
+        write_jsonl(
+            ws.folder / "evaluate" / "completions.jsonl",
+            (
+                {
+                    "model": model,
+                    "temperature": t,
+                    "prompt": r["prompt"],
+                    "completion": c.text,
+                    "ended": c.ended,
+                    "gold": float(g),
+                    "reward": float(s),
+                }
+                for t, models in asked.items()
+                for model, j in models.items()
+                for r, c, g, s in zip(examiner.records, j.completions, j.gold, j.reward, strict=True)
+            ),
+        )
     write_atomic(ws.folder / "evaluate" / "evaluation.json", json.dumps(found, indent=1) + "\n")
     return {k: found[k] for k in ("judge", "kl_to_sft", "pretrain_nll", "reward_model")} | {
         "win_rate_vs_sft": found["win_rate_vs_sft"][str(head)],

@@ -15,6 +15,7 @@ from instruct_jax.pipeline.settings import STAGES, RunConfig
 from instruct_jax.pipeline.tasks import open_task
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.runtime.folders import RunError, link_stages, open_run, write_atomic
+from instruct_jax.runtime.hosts import barrier, is_main
 from instruct_jax.runtime.metrics import peak_memory
 
 NEEDS = {
@@ -37,9 +38,11 @@ def run(config: RunConfig, stages: Sequence[str] | None = None) -> Path:
     """
     folder, stages = Path(config.out), config.stages if stages is None else stages
     _check_needs(folder, config, stages)
-    open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
-    if config.start is not None:
-        link_stages(folder, Path(config.start.folder), config.start.stages)
+    if is_main():
+        open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
+        if config.start is not None:
+            link_stages(folder, Path(config.start.folder), config.start.stages)
+    barrier("run folder")
     ws = Workspace(config, folder, open_task(config, folder))
     work: dict[str, Callable[[], dict[str, Any]]] = {
         "pretrain": lambda: train.pretrain(ws),
@@ -58,7 +61,8 @@ def run(config: RunConfig, stages: Sequence[str] | None = None) -> Path:
         from instruct_jax.report.build import build
 
         write_atomic(folder / "summary.json", json.dumps(summary(folder), indent=2) + "\n")
-        build(folder)
+        if is_main():
+            build(folder)
     return folder
 
 

@@ -14,6 +14,7 @@ from instruct_jax.data import adapters
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import load_tokenizer
 from instruct_jax.pipeline.settings import FilesConfig, RunConfig, WorldConfig
+from instruct_jax.runtime.hosts import barrier, is_main
 
 LONG = 100_000  # characters: a longer text is not held out whole, but its end is
 Judge = Callable[[Record, str, bool], dict[str, Any]]  # (prompt record, completion, ended) -> {"score": in [0, 1], ...}
@@ -55,8 +56,9 @@ def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
     from instruct_jax.world.tokenizer import save_tokenizer
 
     seed, compare = config.seed, config.compare
-    if not tokenizer.exists():
+    if is_main() and not tokenizer.exists():
         save_tokenizer(seed, tokenizer)
+    barrier("tokenizer")
     train, others = labelers.labelers(seed, "train"), labelers.labelers(seed, "held_out")
     row_tokens = config.pretrain.batch * config.pretrain.length
     ptx_rows = max((p.iterations * p.updates * p.ptx_batch * p.ptx_length for p in config.rl.values()), default=0)

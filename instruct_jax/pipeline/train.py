@@ -20,6 +20,7 @@ from instruct_jax.pipeline import measure
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.records import Metrics, Params, PromptBatch, TokenBatch, TrainState
 from instruct_jax.runtime.checkpoints import Checkpoints
+from instruct_jax.runtime.hosts import is_main
 from instruct_jax.runtime.loop import train
 from instruct_jax.runtime.metrics import cut_after
 from instruct_jax.stages import ppo as ppo_stage
@@ -84,7 +85,7 @@ def pretrain(ws: Workspace) -> dict[str, Any]:
         sharding.create_sharded(ws.policy.init, ws.layout, ws.key("policy weights")),
         pretrain_stage.make_loss(ws.policy, "pretrain", dropout=cfg.dropout),
         cfg.optimizer,
-        rows.batch_at,
+        ws.batch_at(rows, cfg.batch),
         cfg.steps,
         micro_batches=cfg.micro_batches,
         save_every=cfg.save_every,
@@ -113,10 +114,10 @@ def sft(ws: Workspace, name: str = "sft") -> dict[str, Any]:
     rows = packing.pack(samples, cfg.length, pad=ws.pad)
     mixed = round(cfg.batch * cfg.pretrain_mix)
     source = batches.token_batches(rows, batch=cfg.batch - mixed, seed=ws.config.seed)
-    batch_at = source.batch_at
+    batch_at = ws.batch_at(source, cfg.batch)
     if mixed:
         texts = batches.token_batches(text_rows(ws, task.texts, cfg.length), batch=mixed, seed=ws.config.seed)
-        batch_at = lambda step: _joined(source.batch_at(step), texts.batch_at(step))  # noqa: E731
+        batch_at = lambda step: ws.put(_joined(source.batch_at(step), texts.batch_at(step)))  # noqa: E731
     supervise(
         ws,
         name,
@@ -163,7 +164,7 @@ def reward(ws: Workspace) -> dict[str, Any]:
         {"backbone": backbone, "head": head},
         reward_stage.make_loss(ws.scalar),
         cfg.optimizer,
-        source.batch_at,
+        ws.batch_at(source, cfg.batch),
         cfg.epochs * source.steps_per_epoch,
         micro_batches=cfg.micro_batches,
         save_every=cfg.save_every,
@@ -224,11 +225,14 @@ def ppo(ws: Workspace, name: str) -> dict[str, Any]:
     texts = text_rows(ws, ws.task.texts, cfg.ptx_length) if cfg.ptx_batch else None
     ptx = batches.token_batches(texts, batch=cfg.ptx_batch, seed=ws.config.seed) if texts else None
 
+    prompts_at, wide = ws.batch_at(prompts, cfg.batch), ws.layout.sharding(None, "batch")
+
     def batch_at(step: int) -> tuple[PromptBatch, TokenBatch | None]:
         if ptx is None:
-            return prompts.batch_at(step), None
-        rows = [ptx.batch_at(step * cfg.updates + i) for i in range(cfg.updates)]
-        return prompts.batch_at(step), jax.tree.map(lambda *x: np.stack(x), *rows)
+            return prompts_at(step), None
+        rows = sharding.rows_here(wide, cfg.ptx_batch, axis=1)
+        parts = [ptx.batch_at(step * cfg.updates + i, rows) for i in range(cfg.updates)]
+        return prompts_at(step), sharding.put(jax.tree.map(lambda *x: np.stack(x), *parts), wide, cfg.ptx_batch, axis=1)
 
     with Checkpoints(
         folder / "checkpoints", fingerprints=ws.fingerprints(ws.boxed_policy), keep=1, keep_every=cfg.keep_every
@@ -276,7 +280,7 @@ def _iteration(
     )
 
     def iterate(state: TrainState, batch: tuple[PromptBatch, TokenBatch | None]) -> tuple[TrainState, Metrics]:
-        prompts, ptx = ws.put(batch[0]), batch[1]
+        prompts, ptx = batch
         seconds: dict[str, float] = {}
         key = ppo_stage.iteration_keys(state)["rollout"]
         with _phase(seconds, "reshard"):
@@ -292,8 +296,9 @@ def _iteration(
         cut_after(folder / "phases.jsonl", int(state.step) - 1)  # rows of a session that was killed before it saved
         tokens = int(drawn.mask.sum())  # sampled
         row = {**seconds, "tokens": tokens, "tokens_per_second": tokens / sum(seconds.values())}
-        with (folder / "phases.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": int(state.step), **{k: round(v, 4) for k, v in row.items()}}) + "\n")
+        if is_main():
+            with (folder / "phases.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": int(state.step), **{k: round(v, 4) for k, v in row.items()}}) + "\n")
         return state, metrics | more
 
     return iterate

@@ -14,6 +14,7 @@ import numpy as np
 
 from instruct_jax import sharding
 from instruct_jax.config import ModelConfig, check
+from instruct_jax.data.batches import Batches
 from instruct_jax.data.encode import encode_prompts
 from instruct_jax.data.packing import Ids, Rows, pad_prompts, pad_rows
 from instruct_jax.data.schemas import Record
@@ -25,6 +26,7 @@ from instruct_jax.pipeline.tasks import Task
 from instruct_jax.records import Params, PromptBatch, Rollout, TokenBatch
 from instruct_jax.runtime.checkpoints import restore_params
 from instruct_jax.runtime.folders import begin_stage, file_hash, finish_stage, stage_done
+from instruct_jax.runtime.hosts import barrier
 from instruct_jax.stages import pretrain
 from instruct_jax.stages.experience import response_logprobs
 from instruct_jax.stages.rollout import SamplerConfig, make_rollout
@@ -119,6 +121,7 @@ class Workspace:
         started = time.monotonic()
         output = work()
         finish_stage(folder, inputs, output=output, seconds=time.monotonic() - started)
+        barrier(name)  # the next stage reads what this one wrote
         return output
 
     # --- compiled functions ---
@@ -131,11 +134,11 @@ class Workspace:
 
     @functools.cached_property
     def score(self) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
-        return jax.jit(self.scalar.score)
+        return jax.jit(self.scalar.score, out_shardings=self.layout.sharding())
 
     @functools.cached_property
     def lm_loss(self) -> Callable:
-        return jax.jit(pretrain.make_loss(self.policy, "eval"))
+        return jax.jit(pretrain.make_loss(self.policy, "eval"), out_shardings=self.layout.sharding())
 
     @functools.cached_property
     def sequence_logp(self) -> Callable[[Params, PromptBatch, jax.Array, jax.Array], jax.Array]:
@@ -147,13 +150,21 @@ class Workspace:
             logp, _ = response_logprobs(self.policy, params, rollout, 1.0)
             return (logp * mask).sum(axis=1)
 
-        return jax.jit(run)
+        return jax.jit(run, out_shardings=self.layout.sharding())
 
     # --- host loops over them ---
 
+    def batch_at(self, source: Batches, size: int) -> Callable[[int], Any]:
+        """step -> the batch of `size` rows on the mesh; each host makes only the rows that its devices hold."""
+        split = self.layout.sharding("batch")
+        rows = sharding.rows_here(split, size)
+        return lambda step: sharding.put(source.batch_at(step, rows), split, size)
+
     def put(self, batch: Any) -> Any:
-        """A host batch on the mesh, split along its first axis."""
-        return jax.device_put(batch, self.layout.sharding("batch"))
+        """A batch that every host has, on the mesh, split along its first axis."""
+        split, size = self.layout.sharding("batch"), len(jax.tree.leaves(batch)[0])
+        rows = sharding.rows_here(split, size)
+        return sharding.put(jax.tree.map(lambda x: x[rows], batch), split, size)
 
     def encode(self, records: Sequence[Record]) -> tuple[list[Record], list[list[int]]]:
         """The prompts that are short enough (text.on_long), and their ids."""
@@ -166,7 +177,7 @@ class Workspace:
         """`samples` completions of each prompt."""
         rollouts = list(self.rollouts(params, prompts, sampler, key, samples=samples))
         found: list[list[Completion]] = []
-        for rollout in jax.device_get(rollouts):
+        for rollout in sharding.fetch(rollouts):
             lengths, logp = rollout.mask.sum(axis=1), rollout.logp.sum(axis=1)
             rows = [ids[:n].tolist() for ids, n in zip(rollout.tokens, lengths, strict=True)]
             texts = [decode_completion(self.task.tokenizer, ids, prefix=self.config.text.completion_prefix) for ids in rows]

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from instruct_jax.runtime.hosts import is_main
 
 PACKAGES = ("instruct-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "chex", "numpy")
 
@@ -22,7 +25,10 @@ class RunError(ValueError):
 
 
 def check_run(folder: Path, config: Mapping[str, Any]) -> bool:
-    """True = a run with this config goes on in the folder, False = it can begin there; RunError for neither.  Writes nothing."""
+    """True = a run with this config goes on in the folder, False = it can begin there; RunError for neither.  Writes nothing.
+
+    Place, mesh and saving may change from session to session: they do not change what is computed.
+    """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file, so it cannot be a run folder: choose another folder")
     path = folder / "config.yaml"
@@ -108,7 +114,9 @@ def file_hash(path: Path) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes all of the text or nothing: a reader, or the next run, never sees half a file."""
+    """Writes all of the text or nothing: a reader, or the next run, never sees half a file.  Of several processes, the first one writes."""
+    if not is_main():
+        return
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -118,7 +126,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def _check_config(path: Path, there: Any, here: Any) -> None:
-    if changed := _differences(there, here):
+    if changed := [change for change in _differences(there, here) if not re.fullmatch(r"out|mesh\..*|.*\.save_every", change[0])]:
         lines = [f"  {key}: {old} there, {new} now" for key, old, new in changed[:3]]
         more = [f"  ... and {len(changed) - 3} more"] if len(changed) > 3 else []
         raise RunError(

@@ -13,6 +13,7 @@ import numpy as np
 
 from instruct_jax.records import TrainState
 from instruct_jax.runtime.checkpoints import Checkpoints
+from instruct_jax.runtime.hosts import is_main, several
 from instruct_jax.runtime.metrics import MetricsFile, Recompiles, peak_memory
 from instruct_jax.runtime.progress import StageProgress
 from instruct_jax.runtime.signals import Interrupted, catch_signals
@@ -78,9 +79,9 @@ def train(
             if stop_when:
                 reason = stop_when(_fetch(metrics))
             complete = step == total_steps or bool(reason)
-            ending = complete or request.caught is not None
+            ending = request.reached(step) or complete
             evaluating = evaluate is not None and (complete or _due(step, evaluate_every))
-            late = time.monotonic() - saved_at > save_seconds
+            late = not several() and time.monotonic() - saved_at > save_seconds  # several clocks may disagree
             if ending or evaluating or late or _due(step, save_every):
                 row = finish(*pending, partial(evaluate, state) if evaluate and evaluating else None)
                 if int(state.step) != step:
@@ -125,7 +126,7 @@ class _Session:
             self._warm = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self.step == self.first and error is None:
+        if not is_main() or (self.step == self.first and error is None):
             return  # nothing was left to do
         now, warm_steps = time.monotonic(), self.step - self.first - 1
         line = {
@@ -134,6 +135,8 @@ class _Session:
             "ended": f"{type(error).__name__}: {error}" if error else self.ended,
             "seconds": round(now - self._started, 3),
             "seconds_per_step": round((now - self._warm) / warm_steps, 6) if warm_steps > 0 else None,
+            "devices": jax.device_count(),
+            "processes": jax.process_count(),
             "recompiles_after_warmup": self.recompiles.after_warmup,
             **peak_memory(),
         }

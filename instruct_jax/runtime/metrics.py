@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from instruct_jax.runtime.hosts import is_main
+
 
 def cut_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Drops the rows of later steps, and a torn last row, from a JSONL file whose rows have a "step"; returns the rows that stay."""
@@ -21,7 +23,7 @@ def cut_after(path: Path, step: int) -> list[dict[str, Any]]:
     rows = [(line, json.loads(line)) for line in lines]
     rows = [(line, row) for line, row in rows if row["step"] <= step]
     text = "".join(line for line, _ in rows)
-    if path.stat().st_size != len(text.encode()):
+    if is_main() and path.stat().st_size != len(text.encode()):
         partial = path.with_suffix(".partial")
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
@@ -37,7 +39,7 @@ class MetricsFile:
     def __init__(self, path: Path, step: int):
         rows = cut_after(path, step)
         self.last: dict[str, float] | None = rows[-1] if rows and rows[-1]["step"] == step else None
-        self._file = path.open("a", encoding="utf-8")
+        self._file = (path if is_main() else Path(os.devnull)).open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
@@ -45,7 +47,8 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Returns when the rows are on disk; called before a checkpoint, which must not be ahead of them."""
-        os.fsync(self._file.fileno())
+        if is_main():
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> "MetricsFile":
         return self

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from instruct_jax.runtime.hosts import is_main
+
 SECONDS_PER_LINE = 10.0
 
 
@@ -15,7 +17,7 @@ class StageProgress:
 
     def __init__(self, name: str, *, step: int, total: int, keys: Sequence[str] = (), console: Console | None = None):
         self.name, self.first, self.total, self.keys = name, step, total, keys
-        self.console = console or Console()
+        self.console = console or Console(quiet=not is_main())
         self._started = self._line_at = time.monotonic()
         self._bar: Progress | None = None
 

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from jax.experimental import multihost_utils
+
+from instruct_jax.runtime.hosts import several
+
 
 class Interrupted(Exception):
     """The run was asked to stop and did so after a checkpoint; the message says how to go on."""
@@ -20,6 +24,12 @@ class StopRequest:
     """Which signal asked the run to stop, if any."""
 
     caught: signal.Signals | None = None
+
+    def reached(self, step: int) -> bool:
+        """Is it time to stop, after this step?  Several processes stop after the same one, whichever was asked; jax sees to that."""
+        if several() and multihost_utils.reached_preemption_sync_point(step):
+            self.caught = signal.SIGTERM
+        return self.caught is not None
 
     @property
     def name(self) -> str:
@@ -37,6 +47,9 @@ def catch_signals() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def note(number: int, _: FrameType | None) -> None:
+        if several():
+            os.kill(os.getpid(), signal.SIGTERM)  # jax tells the others
+            return
         request.caught = request.caught or signal.Signals(number)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         text = f"\n{request.name}: finishing this step, then saving a checkpoint (Ctrl-C now stops at once, without one)\n"
@@ -45,7 +58,8 @@ def catch_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    ours = (signal.SIGINT,) if several() else (signal.SIGTERM, signal.SIGINT)  # of several processes, jax catches SIGTERM
+    before = {number: signal.signal(number, note) for number in ours}
     try:
         yield request
     finally:
