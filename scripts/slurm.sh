@@ -20,13 +20,27 @@ usage() {
     exit 2
 }
 
+dry=''
+call() {
+    if [ -n "$dry" ]; then
+        printf '%q ' "$@"
+        echo
+    else
+        "$@"
+    fi
+}
+session() {
+    local config=$1 out=$2
+    shift 2
+    call srun --cpu-bind=none instruct-jax run --config "$config" "$@" --out "$out"
+}
+
 # In the job, on its first node.  SLURM sends SIGTERM to the processes 120 s before the time limit, and when the job is preempted.
 job() {
-    local config=$1 out=$2 code
-    shift 2
+    local out=$2 code
     for _ in 1 2 3; do # a process that dies takes all down; mostly the next try goes on
         code=0
-        srun --cpu-bind=none instruct-jax run --config "$config" "$@" --out "$out" || code=$?
+        session "$@" || code=$?
         [ ! -e "$out/report.html" ] || exit 0
         case $code in
         0 | 143) exec scontrol requeue "$SLURM_JOB_ID" ;; # stopped, not finished
@@ -39,7 +53,6 @@ if [ "${1:-}" = --job ]; then
     job "${@:2}"
 fi
 
-dry=''
 if [ "${1:-}" = --dry-run ]; then
     dry=yes
     shift
@@ -50,11 +63,8 @@ shift 4
 [[ $nodes =~ ^[1-9][0-9]*$ && $gpus =~ ^[1-9][0-9]*$ ]] || usage "NODES=$nodes and GPUS=$gpus must be whole numbers from 1"
 [ -f "$config" ] || usage "$config: no such file"
 [[ " $* " != *" --stages"* ]] || usage "--stages: a launched run is the whole chain, report.html tells that it is finished"
-submit=(sbatch --nodes="$nodes" --ntasks-per-node="$gpus" --gpus-per-node="$gpus" "$0" --job "$config" "$out" "$@")
+call sbatch --nodes="$nodes" --ntasks-per-node="$gpus" --gpus-per-node="$gpus" "$0" --job "$config" "$out" "$@"
 if [ -n "$dry" ]; then
-    printf '%q ' "${submit[@]}"
-    echo
-    sed -n '/^#SBATCH/p; s/^ *srun/in the job: srun/p' "$0"
-else
-    "${submit[@]}"
+    grep '^#SBATCH' "$0"
+    session "$config" "$out" "$@"
 fi

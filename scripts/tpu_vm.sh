@@ -5,6 +5,7 @@
 # Sends this checkout to all workers and mounts the bucket there as runs/; the run folder is gs://BUCKET/NAME.  A slice that is taken away
 # is requested again and the run goes on, until report.html is there; then, or when the run cannot go on, the slice is deleted.
 # Ctrl-C leaves the slice as it is; the same command goes on.  --dry-run prints the commands of one session and calls nothing.
+# Run it where the network holds, such as in tmux on a small VM.
 # Needs gcloud with a project, its key in the ssh agent (ssh-add ~/.ssh/google_compute_engine), and a bucket with hierarchical namespace,
 # where renaming a folder is one step, near the slice.
 set -euo pipefail
@@ -41,11 +42,11 @@ if [ "${1:-}" = --worker ]; then
     worker "${@:2}"
 fi
 
-dry='' spot=()
+dry='' spot=''
 while :; do
     case ${1:-} in
     --dry-run) dry=yes ;;
-    --spot) spot=(--spot) ;;
+    --spot) spot=yes ;;
     *) break ;;
     esac
     shift
@@ -74,7 +75,8 @@ call() {
 queue() { call gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@:2}"; }
 request() {
     local scopes=https://www.googleapis.com/auth/cloud-platform
-    queue create --node-id="$name" --accelerator-type="$type" --runtime-version="$image" --scopes="$scopes" "${spot[@]}"
+    queue create --node-id="$name" --accelerator-type="$type" --runtime-version="$image" \
+        --scopes="$scopes" ${spot:+--spot}
 }
 release() { queue delete --force --quiet; }
 state() { queue describe --format='value(state.state)' 2>/dev/null || true; } # empty where nothing was requested
@@ -125,5 +127,5 @@ until finished; do
     esac
     [ "$failures" -lt 3 ] || give_up "three failures in a row, see above" 1
 done
-release
+[ -z "$(state)" ] || release
 echo "done: gs://$bucket/$name, see gs://$bucket/$name/report.html"
