@@ -21,6 +21,7 @@ usage() {
 worker() {
     local bucket=$1 name=$2 config=$3
     shift 3
+    trap 'exit 1' ERR # 2 is for bad config or data
     export PATH="$HOME/.local/bin:$PATH"
     command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
     [ -d .venv ] || uv venv --python 3.11 # the images have 3.10
@@ -75,8 +76,7 @@ call() {
 queue() { call gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@:2}"; }
 request() {
     local scopes=https://www.googleapis.com/auth/cloud-platform
-    queue create --node-id="$name" --accelerator-type="$type" --runtime-version="$image" \
-        --scopes="$scopes" ${spot:+--spot}
+    queue create --node-id="$name" --accelerator-type="$type" --runtime-version="$image" --scopes="$scopes" ${spot:+--spot}
 }
 release() { queue delete --force --quiet; }
 state() { queue describe --format='value(state.state)' 2>/dev/null || true; } # empty where nothing was requested
@@ -120,9 +120,9 @@ until finished; do
         ;;
     FAILED)
         failures=$((failures + 1))
-        release
+        release || sleep 60
         ;;
-    SUSPENDED) release ;;
+    SUSPENDED) release || sleep 60 ;;
     *) sleep 30 ;;
     esac
     [ "$failures" -lt 3 ] || give_up "three failures in a row, see above" 1

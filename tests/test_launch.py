@@ -162,6 +162,13 @@ def test_a_run_that_cannot_go_on_gives_the_slice_back(code, sessions, commands):
     assert verbs(commands) == ["create", *["scp", "ssh"] * sessions, "delete"]
 
 
+def test_a_request_that_is_refused(commands):
+    fake(commands, "gcloud", 'case "$*" in *describe*) ;; *) exit 1 ;; esac')
+    found = launch(*TPU)
+    assert found.returncode == 1 and "three failures in a row" in found.stderr
+    assert verbs(commands) == ["create", "create", "create", "delete"]
+
+
 @pytest.fixture
 def checkout(tmp_path) -> Path:
     """A folder with what tpu_vm.sh reads."""
@@ -195,6 +202,14 @@ def test_a_worker_installs_mounts_and_runs(commands, checkout):
     *_, mount, _, _, run = calls(commands)
     assert mount.startswith("gcsfuse --implicit-dirs ") and mount.endswith(" bucket runs")
     assert run == f"instruct-jax run --config {CONFIG} --files.texts [a, b] --out runs/my-run"
+
+
+def test_an_installation_that_fails_is_no_bad_input(commands, checkout):
+    """uv has an exit code 2 of its own."""
+    fake(commands, "uv", "exit 2")
+    command = ["bash", str(checkout / "scripts/tpu_vm.sh"), "--worker", "bucket", "my-run", CONFIG]
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 1
+    assert [line.split()[0] for line in calls(commands)] == ["uv"]
 
 
 def test_slurm_dry_run(commands):
