@@ -10,7 +10,10 @@ import types
 import typing
 from pathlib import Path
 
+import pytest
+
 import instruct_jax
+from instruct_jax.cli import main
 from instruct_jax.pipeline.load import load_config
 from instruct_jax.pipeline.settings import STAGES, RunConfig
 
@@ -100,6 +103,17 @@ def test_links_lead_somewhere():
     for path in (ROOT / "docs").glob("*.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), (path.name, target)
+
+
+@pytest.mark.parametrize("name", ["1.3B", "6B", "175B"])
+def test_the_memory_of_the_papers_sizes(name, tmp_path, monkeypatch, capsys):
+    """The table of scale.md has what `check` prints."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--config", str(ROOT / f"configs/instructgpt_{name.lower()}.yaml")]) == 0
+    shown = capsys.readouterr().out
+    parameters = re.findall(r"^policy +([\d,]+) parameters", shown, re.MULTILINE)
+    states = re.findall(r"^(?:pretrain, sft|reward|ppo)  +([\d.]+ [GT]iB)", shown, re.MULTILINE)
+    assert len(states) == 3 and f"| {' | '.join([name, *parameters, *states])} |\n" in page("scale")
 
 
 def test_the_worked_example_runs(tmp_path, monkeypatch):
