@@ -26,8 +26,8 @@ def ranking(rng, k: int) -> dict:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Path:
-    """A run folder after all stages: pairs and K = 3, prompts as text and as messages, one of them too long."""
+def place(tmp_path_factory) -> Path:
+    """Files of a user: pairs and K = 3, prompts as text and as messages, one of them too long."""
     place, rng = userfiles.make(tmp_path_factory.mktemp("files")), np.random.default_rng(0)
     turns = [{"role": "user", "content": "a " * 9}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     files = {
@@ -38,6 +38,12 @@ def finished(tmp_path_factory) -> Path:
     }
     for name, records in files.items():
         userfiles.write(place / name, records)
+    return place
+
+
+@pytest.fixture(scope="session")
+def finished(place) -> Path:
+    """A run folder after all stages."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         return place / run(load_config(RunConfig, "run.yaml", OVERRIDES))
