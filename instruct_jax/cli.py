@@ -1,11 +1,12 @@
-"""The verbs.  Exit codes: 0 done, 1 a loss that is not finite or a lost host, 2 bad config or data, 130 Ctrl-C.  Every mistake is
-one message.
+"""The verbs.  Exit codes: 0 done, 1 a loss that is not finite or a lost host, 2 bad config or data, 3 a plan that does not fit, 130 Ctrl-C.
+Every mistake is one message.
 
 Nothing heavy is imported before the verb is known, so that --help is quick.
 """
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import shlex
@@ -25,13 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(done.code or 0)
     _silence_libraries()
     try:
-        args.work(args, rest)
+        return args.work(args, rest) or 0
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; run the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
         return _explain(error)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,8 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, work, text in (
         ("run", _run, "runs a config, all of it or some stages; the same command again resumes"),
         ("check", _check, "validates a config and its data and prints what would run; runs nothing"),
+        ("plan", _plan, "compiles every step of a config for devices that need not be here: does it fit, and how fast can it be"),
     ):
-        usage = f"instruct-jax {name} --config FILE [--stages a,b] [--dotted.key value ...]"
+        needed = " --topology KIND:SIZE" if name == "plan" else ""
+        usage = f"instruct-jax {name} --config FILE{needed} [--stages a,b] [--dotted.key value ...]"
         verb = verbs.add_parser(name, help=text, description=text, usage=usage, epilog=KEYS, allow_abbrev=False)
         verb.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/quickstart.yaml")
         verb.add_argument(
@@ -58,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
             hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
             hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
             hosts.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+        if name == "plan":
+            text = "v5e:4x4, v5p:4x4x4, v6e:4x4 (a slice), a100:8, h100:8, h200:8, cpu:8 (a number of devices)"
+            verb.add_argument("--topology", required=True, metavar="KIND:SIZE", help=text)
+            verb.add_argument("--json", action="store_true", help="the plan as JSON instead of tables")
         verb.set_defaults(work=work)
     text = "runs the arms of a study, one after the other, and compares them; the same command again goes on"
     verb = verbs.add_parser("study", help=text, description=text, usage="instruct-jax study --config FILE [--out FOLDER] [--seeds [0,1]]")
@@ -112,6 +118,23 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> None:
 
     with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
         print(check(config, stages), flush=True)
+
+
+def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
+    config, stages = _load(args, overrides)
+    from instruct_jax.pipeline.plan import STAGES, plan, table
+    from instruct_jax.pipeline.validate import check_config, check_mesh
+    from instruct_jax.runtime.chips import check_compiler, parse_topology
+
+    check_config(config, stages)
+    topology = parse_topology(args.topology)
+    check_compiler(topology)
+    check_mesh(config, topology.devices)
+    rows = plan(config, [stage for stage in stages if stage in STAGES], topology)
+    print(
+        json.dumps({"topology": topology.name, "devices": topology.devices, "steps": rows}) if args.json else table(rows, config, topology)
+    )
+    return 0 if all(row["fits"] for row in rows) else 3
 
 
 def _report(args: argparse.Namespace, rest: list[str]) -> None:

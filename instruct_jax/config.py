@@ -100,7 +100,7 @@ class OptimizerConfig:
         check(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive; use null for no clipping")
 
 
-MESH = ("data", "fsdp", "tensor", "context")  # the axes of a mesh, in the order of devices
+MESH: tuple[str, ...] = ("data", "fsdp", "tensor", "context")  # the axes of a mesh, in the order of devices
 LOGICAL = ("batch", "sequence", "rows", "embed", "vocab", "heads", "kv_heads", "mlp")  # the axes of arrays that a mesh can split
 
 

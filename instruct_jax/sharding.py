@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from instruct_jax.config import MESH, MeshConfig
@@ -48,11 +48,13 @@ class Layout(NamedTuple):
         return math.prod(self.mesh.shape[axis] for axis in self.rules[logical])
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over the first devices (of all of them) that it needs; ValueError where there are too few."""
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
-    return jax.make_mesh(shape, MESH, axis_types=(AxisType.Auto,) * len(MESH), devices=devices[: math.prod(shape)])
+    # mesh axes may share an axis of the torus: 32 x 2 on 4 x 4 x 4
+    grid = mesh_utils.create_device_mesh(shape, devices[: math.prod(shape)], allow_split_physical_axes=True)
+    return Mesh(grid, MESH, axis_types=(AxisType.Auto,) * len(MESH))
 
 
 def layouts(config: MeshConfig, mesh: Mesh) -> tuple[Layout, Layout]:
@@ -87,7 +89,7 @@ def rows_here(sharding: NamedSharding, size: int, axis: int = 0) -> np.ndarray:
     """Which of `size` rows the devices of this process hold, ascending."""
     shape = (1,) * axis + (size,)
     starts = sharding.addressable_devices_indices_map(shape).values()
-    return np.unique(np.concatenate([np.arange(size)[index[axis]] for index in starts]))  # pyright: ignore[reportOptionalIterable]
+    return np.unique(np.concatenate([np.arange(size)[index[axis]] for index in starts]))  # pyright: ignore
 
 
 def put(batch: Any, sharding: NamedSharding, size: int, axis: int = 0) -> Any:

@@ -1,12 +1,13 @@
 """What a config would run, in words and numbers: models, stages, batches, memory, data.  Nothing runs, and no device is touched."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 
-from instruct_jax.config import ModelConfig
+from instruct_jax.config import MESH, ModelConfig
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel, parameter_count
 from instruct_jax.pipeline.settings import RunConfig
@@ -44,7 +45,7 @@ def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
         f"value function {sizes.scalar:,} parameters, starts from: {starts}",
         f"mesh           {_mesh(config)}",
         "",
-        *_table(("stage", "steps", "batch", "tokens"), [row for row in _stages(config, facts) if row[0] in stages]),
+        *table(("stage", "steps", "batch", "tokens"), [row for row in _stages(config, facts) if row[0] in stages]),
         "",
         *_memory(config, sizes),
         "",
@@ -65,8 +66,8 @@ def _shape(m: ModelConfig) -> str:
 
 
 def _mesh(config: RunConfig) -> str:
-    axes = dataclasses.asdict(config.mesh)
-    known = abs(axes["data"] * axes["fsdp"] * axes["tensor"])
+    axes = {axis: getattr(config.mesh, axis) for axis in MESH}
+    known = abs(math.prod(axes.values()))
     devices = (
         _plural(known, "device") if -1 not in axes.values() else f"a multiple of {known} devices" if known > 1 else "any number of devices"
     )
@@ -132,7 +133,7 @@ def _kept(records: int, config: RunConfig) -> int:
     return records - (max(int(records * held_out), 1) if records > 1 else 0)
 
 
-def _table(head: Sequence[str], rows: list[tuple[str, ...]]) -> list[str]:
+def table(head: Sequence[str], rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
 
@@ -150,19 +151,19 @@ def _memory(config: RunConfig, sizes: Sizes) -> list[str]:
             "policy and value function: weights, gradient, Adam; average of the policy; reference; reward model",
         ),
     }
-    rows = [(name, _bytes(size), _bytes(size / shards), what) for name, (size, what) in states.items()]
+    rows = [(name, in_bytes(size), in_bytes(size / shards), what) for name, (size, what) in states.items()]
     model, width = config.model, 2 if config.model.dtype == "bfloat16" else 4
     length = config.text.max_prompt + ppo.sampler.max_tokens
     cache = 2 * model.layers * ppo.batch * length * model.groups * model.head_size * width
     logits = model.logprob_chunk * model.vocab_size * F32
     return [
-        *_table(("memory", "in all", "per device", f"states {divided}; activations come on top"), rows),
-        f"KV cache of one PPO rollout {_bytes(cache)} over all devices",
-        f"logits of one chunk of {model.logprob_chunk} positions {_bytes(logits)}",
+        *table(("memory", "in all", "per device", f"states {divided}; activations come on top"), rows),
+        f"KV cache of one PPO rollout {in_bytes(cache)} over all devices",
+        f"logits of one chunk of {model.logprob_chunk} positions {in_bytes(logits)}",
     ]
 
 
-def _bytes(size: float) -> str:
+def in_bytes(size: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

@@ -9,14 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from instruct_jax import optim, sharding
 from instruct_jax.config import ConfigError, OptimizerConfig
 from instruct_jax.data import batches, encode, packing
 from instruct_jax.data.schemas import Record
 from instruct_jax.models.heads import recentred
-from instruct_jax.pipeline import measure
+from instruct_jax.pipeline import measure, steps
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.records import Metrics, Params, PromptBatch, TokenBatch, TrainState
 from instruct_jax.runtime.checkpoints import Checkpoints
@@ -26,7 +25,6 @@ from instruct_jax.runtime.metrics import cut_after
 from instruct_jax.stages import ppo as ppo_stage
 from instruct_jax.stages import pretrain as pretrain_stage
 from instruct_jax.stages import reward_model as reward_stage
-from instruct_jax.stages.experience import make_experience
 from instruct_jax.stages.gradient import LossFn, make_step
 from instruct_jax.stages.rollout import SamplerConfig
 
@@ -210,16 +208,13 @@ def ppo(ws: Workspace, name: str) -> dict[str, Any]:
         "policy": lambda: {"backbone": reference, "head": sharding.create_sharded(ws.scalar.init_head, ws.layout, ws.key("value head"))},
         "fresh": lambda: sharding.create_sharded(ws.scalar.init, ws.layout, ws.key("value weights")),
     }[cfg.value_init]()
-    updates = cfg.iterations * cfg.updates
-    optimizers = optim.make_optimizer(cfg.policy_optimizer, updates), optim.make_optimizer(cfg.value_optimizer, updates)
+    optimizers = steps.ppo_optimizers(cfg)
     state = sharding.create_state(
         ws.layout,
         {"policy": ws.boxed_policy, "value": ws.boxed_scalar},
         {"policy": reference, "value": critic},
-        lambda p: {"policy": optimizers[0].init(p["policy"]), "value": optimizers[1].init(p["value"])},
-        ws.key(name),
-        averaged=lambda p: p["policy"],
-        kl_coef=cfg.kl_coef,
+        key=ws.key(name),
+        **steps.ppo_state(cfg, optimizers),
     )
     prompts = batches.prompt_batches(ws.encode(ws.task.prompts["ppo"])[1], batch=cfg.batch, seed=ws.config.seed, pad=ws.pad)
     texts = text_rows(ws, ws.task.texts, cfg.ptx_length) if cfg.ptx_batch else None
@@ -260,24 +255,14 @@ def _iteration(
     cfg: ppo_stage.PpoConfig,
     state: TrainState,
     frozen: Params,
-    optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation],
+    optimizers: steps.Optimizers,
     folder: Path,
 ) -> Callable[[TrainState, tuple[PromptBatch, TokenBatch | None]], tuple[TrainState, Metrics]]:
     """(state, (prompts, ptx rows)) -> (state, metrics): three jitted functions and the way to the
     sampler's layout before them, timed one by one in folder/phases.jsonl."""
     rollout = ws.rollout(cfg.sampler)
-    parts = cfg.batch // cfg.minibatch * cfg.micro_batches  # as many rows at a time as the update reads
-    experience = jax.jit(
-        make_experience(ws.policy, ws.scalar, ws.scalar, cfg.experience, temperature=cfg.sampler.temperature, parts=parts),
-        out_shardings=(ws.layout.sharding("batch"), ws.layout.sharding()),
-    )
-    update = sharding.compile_step(
-        ppo_stage.make_update(ws.policy, ws.scalar, cfg, *optimizers),
-        ws.layout,
-        state,
-        ws.layout.sharding("batch"),
-        ws.layout.sharding(None, "batch"),
-    )
+    experience = steps.compile_experience(ws.models, cfg)
+    update = steps.compile_update(ws.models, cfg, optimizers, state)
 
     def iterate(state: TrainState, batch: tuple[PromptBatch, TokenBatch | None]) -> tuple[TrainState, Metrics]:
         prompts, ptx = batch

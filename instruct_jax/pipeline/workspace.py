@@ -19,9 +19,8 @@ from instruct_jax.data.encode import encode_prompts
 from instruct_jax.data.packing import Ids, Rows, pad_prompts, pad_rows
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import check_vocabulary, decode_completion, fingerprint
-from instruct_jax.models.heads import ScalarModel
-from instruct_jax.models.lm import LanguageModel
 from instruct_jax.pipeline.settings import RunConfig
+from instruct_jax.pipeline.steps import build_models, compile_rollout
 from instruct_jax.pipeline.tasks import Task
 from instruct_jax.records import Params, PromptBatch, Rollout, TokenBatch
 from instruct_jax.runtime.checkpoints import restore_params
@@ -29,7 +28,7 @@ from instruct_jax.runtime.folders import begin_stage, file_hash, finish_stage, s
 from instruct_jax.runtime.hosts import barrier
 from instruct_jax.stages import pretrain
 from instruct_jax.stages.experience import response_logprobs
-from instruct_jax.stages.rollout import SamplerConfig, make_rollout
+from instruct_jax.stages.rollout import SamplerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +53,8 @@ class Workspace:
             f"more than model.context={config.model.context}; lower evaluation.shots or raise model.context",
         )
         self.config, self.folder, self.task = config, folder, task
-        self.layout, self.sampling = sharding.layouts(config.mesh, sharding.make_mesh(config.mesh))
-        self.policy, self.sampler = LanguageModel(config.model, self.layout), LanguageModel(config.model, self.sampling)
-        self.scalar = ScalarModel(LanguageModel(config.reward_model or config.model, self.layout))
+        self.models = models = build_models(config)
+        self.layout, self.sampling, self.policy, self.scalar = models.training, models.sampling, models.policy, models.scalar
         self.eos, self.pad = int(task.tokenizer.eos_token_id), int(task.tokenizer.pad_token_id)  # type: ignore[arg-type]
 
     def key(self, purpose: str) -> jax.Array:
@@ -117,6 +115,7 @@ class Workspace:
         inputs = {need: file_hash(self.folder / need / "done.json") for need in needs}
         if done := stage_done(folder, inputs):
             return done["output"]
+        barrier(f"{name} begins")  # all have seen that it is not done before one of them does it
         begin_stage(folder, inputs)
         started = time.monotonic()
         output = work()
@@ -129,8 +128,7 @@ class Workspace:
     @functools.cache  # noqa: B019  one workspace per process
     def rollout(self, sampler: SamplerConfig, samples: int = 1) -> Callable[[Params, PromptBatch, jax.Array], Rollout]:
         """The compiled sampler; its parameters are those of for_sampling."""
-        run = make_rollout(self.sampler, sampler, eos=self.eos, pad=self.pad, samples=samples)
-        return jax.jit(run, out_shardings=self.sampling.sharding("batch"))
+        return compile_rollout(self.models, sampler, eos=self.eos, pad=self.pad, samples=samples)
 
     @functools.cached_property
     def score(self) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:

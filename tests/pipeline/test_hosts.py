@@ -70,8 +70,12 @@ def last_state(stage: Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def rows(stage: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    return read(stage / "metrics.jsonl")
 
 
 def same(one: Path, other: Path) -> None:
@@ -123,14 +127,18 @@ def test_four_processes_equal_one(place, one):
 
 
 def test_where_one_process_is_killed_the_others_end_with_a_message(killed):
+    """Whoever notices first says so: we, when a collective fails, or jax, whose heartbeats stop, while all wait for a checkpoint."""
     _, (code, said), seconds = killed
-    assert code == 1 and seconds < 60
-    assert "process 0 of 2 lost the others" in said and "same command" in said and "Traceback" not in said
+    assert seconds < 60
+    if code == 1:
+        assert "process 0 of 2 lost the others" in said and "same command" in said and "Traceback" not in said
+    else:
+        assert code == -signal.SIGABRT and "This most likely indicates that another task died" in said
 
 
 def test_the_restarted_job_goes_on_bitwise(place, two, killed):
     folder = run(place, "killed", 2, 2)
-    assert [session["ended"] == "complete" for session in map(json.loads, (folder / "ppo" / "sessions.jsonl").open())][-1]
+    assert read(folder / "ppo" / "sessions.jsonl")[-1]["ended"] == "complete"
     assert rows(folder / "ppo") == rows(two / "ppo")
     a, b = last_state(folder / "ppo"), last_state(two / "ppo")
     for name in a:
