@@ -6,6 +6,7 @@ Nothing heavy is imported before the verb is known, so that --help is quick.
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -122,6 +123,7 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     config, stages = _load(args, overrides)
+    from instruct_jax.config import check
     from instruct_jax.pipeline.plan import STAGES, plan, table
     from instruct_jax.pipeline.validate import check_config, check_mesh
     from instruct_jax.runtime.chips import check_compiler, parse_topology
@@ -130,7 +132,9 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     topology = parse_topology(args.topology)
     check_compiler(topology)
     check_mesh(config, topology.devices)
-    rows = plan(config, [stage for stage in stages if stage in STAGES], topology)
+    compiled = [stage for stage in stages if stage in STAGES]
+    check(bool(compiled), f"--stages {','.join(stages)} have no steps to compile; plan knows those of {', '.join(STAGES)}")
+    rows = plan(config, compiled, topology)
     print(
         json.dumps({"topology": topology.name, "devices": topology.devices, "steps": rows}) if args.json else table(rows, config, topology)
     )
@@ -172,6 +176,7 @@ def _explain(error: Exception) -> int:
     from instruct_jax.data.errors import DataError
     from instruct_jax.runtime import hosts
     from instruct_jax.runtime.checkpoints import CheckpointError
+    from instruct_jax.runtime.chips import CompilerError
     from instruct_jax.runtime.folders import RunError
     from instruct_jax.runtime.signals import Interrupted
 
@@ -179,18 +184,18 @@ def _explain(error: Exception) -> int:
         if hosts.is_main():
             print(error, file=sys.stderr)
         return error.exit_code
-    if not isinstance(error, ConfigError | DataError | CheckpointError | RunError | FloatingPointError | hosts.Lost):
+    if not isinstance(error, ConfigError | DataError | CheckpointError | RunError | FloatingPointError | hosts.Lost | CompilerError):
         if hosts.several():
             traceback.print_exception(error)
             return hosts.leave(1)
         raise error
     print(f"error: {error}", file=sys.stderr)
-    return hosts.leave(1 if isinstance(error, FloatingPointError | hosts.Lost) else 2)
+    return hosts.leave(1 if isinstance(error, FloatingPointError | hosts.Lost | CompilerError) else 2)
 
 
 def _silence_libraries() -> None:
     """Their start-up remarks ("PyTorch was not found") and progress notes would bury our own; errors still show."""
-    defaults = {
+    defaults = _without_tpu() | {
         "TRANSFORMERS_VERBOSITY": "error",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "GRPC_VERBOSITY": "ERROR",
@@ -202,3 +207,9 @@ def _silence_libraries() -> None:
 
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+
+
+def _without_tpu() -> dict[str, str]:
+    """With libtpu installed and no TPU in the machine, jax would look for one at length and complain; other accelerators stay."""
+    wanted = importlib.util.find_spec("libtpu") and not importlib.util.find_spec("jax_plugins")
+    return {"JAX_PLATFORMS": "cpu"} if wanted and not [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")] else {}

@@ -24,16 +24,12 @@ from instruct_jax.pipeline.check import table as text_table
 from instruct_jax.pipeline.costs import Work
 from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.shapes import Planner, Program
-from instruct_jax.runtime.chips import GIB, Topology
+from instruct_jax.runtime.chips import GIB, CompilerError, Topology
 from instruct_jax.runtime.programs import collectives
 from instruct_jax.runtime.progress import StageProgress
 
 Row = dict[str, Any]  # of one program; keys as in docs/plans.md, bytes are those of one device
 STAGES = ("pretrain", "sft", "reward", "ppo_start", "ppo", "ppo_ptx")  # which have steps of their own
-
-
-class PlanError(Exception):
-    """The compiler stopped for a reason that is no lack of memory; the message has its last words."""
 
 
 def plan(config: RunConfig, stages: Sequence[str], topology: Topology) -> list[Row]:
@@ -68,7 +64,7 @@ def plan(config: RunConfig, stages: Sequence[str], topology: Topology) -> list[R
                 raise
         if child.returncode:
             said.seek(0)
-            raise PlanError(f"{topology.name}: the compiler stopped with code {child.returncode}:\n{said.read()[-3000:]}")
+            raise CompilerError(f"{topology.name}: the compiler stopped with code {child.returncode}:\n{said.read()[-3000:]}")
     return rows
 
 

@@ -13,6 +13,10 @@ from instruct_jax.config import ConfigError
 GIB = 2**30
 
 
+class CompilerError(Exception):
+    """A compiler stopped for a reason that is no lack of memory; the message has its last words."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """One device as jax counts them; rates per second, of the makers' data sheets.  None where nothing is known."""
