@@ -122,7 +122,7 @@ def test_absent_and_damaged_checkpoints_say_so(saved):
     for file in (saved / "3" / "state").rglob("*"):
         if file.is_file() and file.parent.name == "d":
             file.write_bytes(b"")
-    with opened(saved) as checkpoints, pytest.raises(CheckpointError, match="(?s)cannot read the checkpoint .*3.*Remove that folder"):
+    with opened(saved) as checkpoints, pytest.raises(CheckpointError, match="the checkpoint .*3 is damaged"):
         checkpoints.restore(abstract(toy.create()))
 
 
