@@ -145,9 +145,10 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> CheckpointError:
         self._manager.reload()
+        good = "There is none before it" if self.latest() is None else f"The last good checkpoint is step {self.latest()}"
         return CheckpointError(
-            f"cannot save a checkpoint in {self.folder}: {error}\n"
-            f"The last good checkpoint is step {self.latest()}.  Make room on the disk and run the same command again to go on from there."
+            f"cannot save a checkpoint in {self.folder}: {str(error)[:300]}\n"
+            f"{good}.  Make room on the disk and run the same command again to go on from there."
         )
 
 

@@ -39,7 +39,7 @@ def check_run(folder: Path, config: Mapping[str, Any]) -> bool:
         if not os.access(folder, os.W_OK):
             raise RunError(f"{folder} is read-only for this user: let it be written to, or go on with a copy of it")
         return True
-    if folder.exists() and any(entry.name != "run.json" for entry in folder.iterdir()):
+    if folder.exists() and any(entry.name.removesuffix(".partial") not in ("run.json", "config.yaml") for entry in folder.iterdir()):
         raise RunError(f"{folder} is not empty and has no config.yaml, so it is not a run folder: choose another folder")
     home = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not home.is_dir() or not os.access(home, os.W_OK):

@@ -34,7 +34,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 
 def test_a_run_killed_while_it_was_made_is_made_again(tmp_path):
-    (tmp_path / "run.json").write_text("{}")
+    for name in ("run.json", "run.json.partial", "config.yaml.partial"):
+        (tmp_path / name).write_text("{}")
     assert open_run(tmp_path, CONFIG) is False
 
 
