@@ -182,11 +182,17 @@ def kept_steps(folder: Path) -> list[int]:
         return sorted(manager.all_steps())
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """The loop asks jax, not orbax too: jax agrees on a number of calls, which must not be mixed with those of a background thread."""
+        return False
+
+
 def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     registry.add("state", ocp.args.PyTreeSave)
     registry.add("state", ocp.args.PyTreeRestore)
-    return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), handler_registry=registry)
+    return _Manager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), handler_registry=registry)
 
 
 def _restore(

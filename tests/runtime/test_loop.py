@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from runtime import toy
 
+from instruct_jax.runtime import signals
 from instruct_jax.runtime.checkpoints import Checkpoints
 from instruct_jax.runtime.loop import freed
 from instruct_jax.runtime.signals import Interrupted
@@ -78,6 +79,24 @@ def test_same_after_a_kind_stop(tmp_path, whole, number, code, step, capfd):
     assert "saving a checkpoint" in capfd.readouterr().err
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, step + 2))  # the step is finished and saved
     assert_same(tmp_path, toy.run(tmp_path), whole)
+
+
+def test_the_preemption_notice_of_several_processes(tmp_path, whole, monkeypatch):
+    """jax says after which call of all processes to stop; calls are counted through all stages, as that one may lie in the next stage."""
+    calls = []
+
+    def reached(number):
+        calls.append(number)
+        return len(calls) == 16
+
+    monkeypatch.setattr(signals, "several", lambda: True)
+    monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", reached)
+    assert_same(tmp_path / "one", toy.run(tmp_path / "one"), whole)
+    with pytest.raises(Interrupted, match="two was stopped by SIGTERM after step 4 of 12; all of it is saved") as stopped:
+        toy.run(tmp_path / "two")
+    assert stopped.value.exit_code == 0
+    assert calls == list(range(calls[0], calls[0] + 16))
+    assert_same(tmp_path / "two", toy.run(tmp_path / "two"), whole)
 
 
 def test_same_after_kill_9_anywhere(tmp_path, whole):
