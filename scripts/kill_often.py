@@ -4,7 +4,7 @@ out, bit for bit, with a run that was never killed:
     python scripts/kill_often.py --config tests/pipeline/tiny.yaml --out runs/kill_often --kills 50 --seed 0 [--dotted.key value ...]
 
 The kills are spread evenly over the stages.  In a stage that trains every second one waits for a checkpoint that is being written; all
-others come at a random moment, from somewhat before the stage goes on (imports, set-up) to half of its whole time.  A first run fills a
+others come at a random moment, from somewhat before the stage goes on (imports, set-up) to a third of its whole time.  A first run fills a
 compilation cache, so that the others, and each restart, need not compile.
 """
 
@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 
 STAGES = ("pretrain", "sft", "compare", "reward", "select", "ppo_start", "ppo", "ppo_ptx", "evaluate")
 LEFTOVERS = ("*.partial", "*.tmp", "*orbax-checkpoint-tmp*")
+SEEN = ".killed"  # a file in what a kill left half written, so that it is counted once
 PATIENCE = 600  # seconds that one start may take
 
 
@@ -68,7 +69,10 @@ class Runs:
         process.send_signal(signal.SIGKILL)
         if process.wait() != -signal.SIGKILL:
             raise SystemExit(f"{stage}: exit code {process.returncode} before the kill, see {self._log.name}")
-        return ("a checkpoint of " if any(writing(self.out / name) for name in STAGES) else "") + self.at()
+        half_written = [path for name in STAGES for path in writing(self.out / name)]
+        for path in half_written:
+            (path / SEEN).touch()
+        return ("a checkpoint of " if half_written else "") + self.at()
 
     def at(self) -> str:
         """The stage that is next, or under way."""
@@ -78,10 +82,9 @@ class Runs:
         return (self.out / stage / "done.json").exists()
 
 
-def writing(stage: Path) -> bool:
-    """Is a checkpoint of the stage half written?"""
-    folder = stage / "checkpoints"
-    return folder.is_dir() and any("orbax-checkpoint-tmp" in name for name in os.listdir(folder))
+def writing(stage: Path) -> list[Path]:
+    """The half written checkpoint of the stage, if there is one that no earlier kill left."""
+    return [path for path in stage.glob("checkpoints/*orbax-checkpoint-tmp*") if not (path / SEEN).exists()]
 
 
 def plan(whole: Path, killed: Runs, kills: int, startup: float, rng: random.Random) -> Iterator[tuple[str, float | None]]:
@@ -94,7 +97,7 @@ def plan(whole: Path, killed: Runs, kills: int, startup: float, rng: random.Rand
             raise SystemExit(f"the run was done after {i} kills: take a larger config, or fewer kills")
         trains = (whole / left[0] / "checkpoints").exists()
         seconds = json.loads((whole / left[0] / "done.json").read_text())["seconds"]
-        yield left[0], None if trains and i % 2 else rng.uniform(-startup / 3, seconds / 2)
+        yield left[0], None if trains and i % 2 else rng.uniform(-startup / 3, seconds / 3)
 
 
 def arrays(checkpoint: Path) -> dict[str, bytes]:
