@@ -1,22 +1,29 @@
-"""The verbs.  Exit codes: 0 done, 1 a loss that is not finite or a lost host, 2 bad config or data, 3 a plan that does not fit, 130 Ctrl-C.
-Every mistake is one message.
+"""The verbs.  Exit codes: 0 done, or stopped by SIGTERM; 1 a loss that is not finite or a lost host; 2 bad config or data, or a disk that
+takes no more; 3 a plan that does not fit; 130 Ctrl-C.  Every mistake is one message.
 
 Nothing heavy is imported before the verb is known, so that --help is quick.
 """
 
 import argparse
 import contextlib
+import errno
 import importlib.util
 import json
 import logging
 import os
 import shlex
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 KEYS = "Any key of the file can be set here: --ppo.kl_coef 0.05 --model.kv_heads null --seed=3"
+
+
+class Terminated(BaseException):
+    """SIGTERM; no Exception, so that nothing on its way takes it for an error of its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _silence_libraries()
     try:
         return args.work(args, rest) or 0
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; run the same command again to go on from the last checkpoint", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Terminated) as stop:
+        name, code = ("SIGTERM", 0) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
+        print(f"stopped by {name}; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        return code
     except Exception as error:
         return _explain(error)
 
@@ -70,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("study", help=text, description=text, usage="instruct-jax study --config FILE [--out FOLDER] [--seeds [0,1]]")
     verb.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/over_optimisation.yaml")
     verb.set_defaults(work=_study)
+    text = "runs a step that was not finite again, from what the run kept of it; exit code 1 where it still is not finite"
+    verb = verbs.add_parser("replay", help=text, description=text, allow_abbrev=False)
+    verb.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, or the STAGE/nonfinite_step_N in it that the run named")
+    verb.set_defaults(work=_replay)
     text = "builds report.html of a run folder again"
     verb = verbs.add_parser("report", help=text, description=text, allow_abbrev=False)
     verb.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, such as runs/quickstart")
@@ -77,6 +89,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def _sigterm_stops() -> Iterator[None]:
+    """SIGTERM raises Terminated.  While a stage trains, its loop takes the signal, to finish the step and save; jax does, of several
+    processes."""
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@_sigterm_stops()
 def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     config, stages = _load(args, overrides)
     from instruct_jax.pipeline.validate import check_mesh, validate
@@ -141,6 +169,22 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0 if all(row["fits"] for row in rows) else 3
 
 
+def _replay(args: argparse.Namespace, rest: list[str]) -> int:
+    import math
+
+    from instruct_jax.config import ConfigError
+
+    if rest:
+        raise ConfigError(f"replay takes one folder and nothing else; remove {' '.join(rest)}")
+    from instruct_jax.pipeline.replay import replay
+
+    place, row = replay(args.folder)
+    print(place, *(f"  {name} {value:.6g}" for name, value in row.items()), sep="\n")
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    print(f"not finite again: {', '.join(bad)}" if bad else "all metrics are finite now")
+    return 1 if bad else 0
+
+
 def _report(args: argparse.Namespace, rest: list[str]) -> None:
     from instruct_jax.runtime.folders import RunError
 
@@ -184,6 +228,13 @@ def _explain(error: Exception) -> int:
         if hosts.is_main():
             print(error, file=sys.stderr)
         return error.exit_code
+    if isinstance(error, OSError) and error.errno in NO_WRITING and error.filename:
+        print(
+            f"error: cannot write {error.filename}: {error.strerror}.  Make room on the disk, or let this user write there, and run the "
+            "same command again: it goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return hosts.leave(2)
     if not isinstance(error, ConfigError | DataError | CheckpointError | RunError | FloatingPointError | hosts.Lost | CompilerError):
         if hosts.several():
             traceback.print_exception(error)

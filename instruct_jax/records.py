@@ -77,7 +77,7 @@ class Experience:
 class TrainState:
     """All that a run must remember.  The data position is `step`: the batch of a step is a pure function of seed and step."""
 
-    step: jax.Array  # [] int32, completed steps (PPO: iterations)
+    step: jax.Array  # [] int32, completed steps (PPO: iterations); ~step, which is negative, after one that was not finite
     params: Params  # PPO: {"policy": ..., "value": ...}
     opt_state: Any  # optax state of `params`
     ema: Params | None  # exponential moving average of the (policy) params

@@ -1,5 +1,6 @@
 """Mesh, logical axis rules, states born sharded, and the one place where a step is jitted."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from instruct_jax.config import MESH, MeshConfig
-from instruct_jax.records import Params, TrainState
+from instruct_jax.records import Metrics, Params, TrainState
 
 # logical axis -> mesh axes.  What is not named here is replicated.
 TRAINING: dict[str, tuple[str, ...]] = {
@@ -155,17 +156,35 @@ def create_state(
 
 
 def compile_step(step: Callable, layout: Layout, state: TrainState, *batches: NamedSharding) -> Callable:
-    """jit of (state, *batches) -> (state, metrics): the state keeps its layout and its memory, metrics are replicated.
+    """jit of only_finite(step): the state keeps its layout and its memory, metrics are replicated.
 
     batches: the layout of each further argument; by default one, split along its first axis.
     """
     own = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(
-        step,
+        only_finite(step),
         donate_argnums=0,
         in_shardings=(own, *(batches or (layout.sharding("batch"),))),
         out_shardings=(own, layout.sharding()),
     )
+
+
+def only_finite(step: Callable) -> Callable:
+    """The step (state, *batches) -> (state, metrics), but one with a metric that is not finite leaves the state as it was and halts it.
+
+    A halted state has ~n as its step, n being the steps completed, and no step changes it: the loop sees metrics late, when the next step
+    is on its way already.
+    """
+
+    def run(state: TrainState, *batches: Any) -> tuple[TrainState, Metrics]:
+        after, metrics = step(state, *batches)
+        good = jnp.stack([jnp.isfinite(value) for value in jax.tree.leaves(metrics)]).all() & (state.step >= 0)
+        same_key = dataclasses.replace(after, key=state.key)  # steps never change it, and to choose between keys would use them
+        kept = jax.tree.map(lambda new, old: old if new is old else jnp.where(good, new, old), same_key, state)
+        halted = jnp.minimum(state.step, ~state.step)  # the negative one of the two
+        return dataclasses.replace(kept, step=jnp.where(good, after.step, halted)), metrics
+
+    return run
 
 
 def ahead_of_time(step: Callable, state: TrainState, examples: Iterable[Any]) -> Callable:

@@ -1,6 +1,8 @@
 """The verbs as a user calls them."""
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import userfiles
 
-from instruct_jax.cli import main
+from instruct_jax.cli import Terminated, main
 from instruct_jax.runtime.signals import Interrupted
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +77,13 @@ ENDS = {
     "not finite": (FloatingPointError("ppo step 3: ppo/kl is nan"), 1, "error: ppo step 3"),
     "Ctrl-C outside of a stage": (KeyboardInterrupt(), 130, "stopped by Ctrl-C; run the same command again"),
     "Ctrl-C": (Interrupted("ppo was stopped by Ctrl-C", 130), 130, "ppo was stopped"),
+    "disk full": (
+        OSError(errno.ENOSPC, "No space left on device", "runs/a/x"),
+        2,
+        "error: cannot write runs/a/x: No space left on device.",
+    ),
+    "read-only": (PermissionError(errno.EACCES, "Permission denied", "runs/a"), 2, "error: cannot write runs/a: Permission denied."),
+    "SIGTERM outside of a stage": (Terminated(), 0, "stopped by SIGTERM; run the same command again"),
     "machine taken away": (Interrupted("ppo was stopped by SIGTERM", 0), 0, "ppo was stopped"),
 }
 
@@ -88,6 +97,14 @@ def test_other_ends(error, code, message, place, monkeypatch, capsys):
     assert main(["run", "--config", "run.yaml"]) == code
     shown = capsys.readouterr().err
     assert shown.startswith(message) and shown.count("\n") == 1
+
+
+def test_sigterm_is_heard_during_a_run_only(place, monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    userfiles.fake_run(monkeypatch, lambda config, stages: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["run", "--config", "run.yaml"]) == 0
+    assert capsys.readouterr().err.startswith("stopped by SIGTERM; run the same command again")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_bug_keeps_its_traceback(place, monkeypatch):
@@ -111,7 +128,7 @@ def test_check_in_a_process(place):
     assert sorted(place.rglob("*")) == before
 
 
-@pytest.mark.parametrize("args", [["--help"], ["run", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["replay", "--help"]], ids=" ".join)
 def test_help_is_quick(args):
     """It imports nothing heavy; 1 s leaves room for a busy machine."""
     code = "import sys, instruct_jax.cli as c; c.main(sys.argv[1:]); print(sorted({'jax', 'numpy', 'yaml'} & set(sys.modules)))"

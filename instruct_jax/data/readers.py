@@ -73,13 +73,16 @@ def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
     """JSON Lines, UTF-8; `path` (.jsonl or .jsonl.gz) holds all of them or is as it was before."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(path.name + ".partial")  # one name: the next run writes over what a killed one left
     data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode("utf-8")
     try:
-        temporary.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-        os.replace(temporary, path)
+        partial.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+        os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # write() does not say which file it is about
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _rename(raw: Any, columns: Columns | None) -> schemas.Record:

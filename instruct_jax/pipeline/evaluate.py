@@ -220,8 +220,8 @@ def _best_of_n(ws: Workspace, examiner: Examiner, sft: Params) -> tuple[Judged, 
 def _path(ws: Workspace, examiner: Examiner, sft: Params, stage: str) -> list[dict[str, float]]:
     """The way of a PPO run through its kept checkpoints, from SFT (step 0): KL, reward and the judge's score at temperature 1, each with
     its standard error over prompts.  Where the reward goes on rising and the score falls, the run over-optimises (Gao et al. 2022)."""
-    rows = []
-    for step in (0, *kept_steps(ws.folder / stage / "checkpoints")):
+    rows, every, saved = [], ws.config.rl[stage].keep_every or 1, kept_steps(ws.folder / stage / "checkpoints")
+    for step in (0, *(s for s in saved if s % every == 0 or s == saved[-1])):  # the one before the last is only there for safety
         judged = examiner.ask(ws.policy_of(stage, step) if step else sft, 1.0, f"{stage} at {step}")
         row: dict[str, float] = {"step": step, "kl": _kl_to(ws, examiner, sft, judged) if step else 0.0}
         for name, score in (("reward", judged.reward), ("gold", judged.gold)):

@@ -85,7 +85,7 @@ class Planner:
         sample = compile_rollout(self.models, ppo.sampler, eos=0, pad=1)
         weights, prompts = self._sampled(), self.prompts(rows, prompt)
         work = policy.forward(rows, prompt, rows) + policy.decoding(rows, prompt, response)
-        asked = (weights, prompts, self.key)
+        asked = (weights, prompts, self.whole(jax.eval_shape(lambda: jax.random.key(0))))
         yield Program(stage, "rollout", sample, asked, {"policy for sampling": weights}, _parts(state) | others, sizes[0], work)
 
         look = compile_experience(self.models, ppo)
@@ -96,7 +96,7 @@ class Planner:
         here = {name: held.pop(name) for name in list(held) if "weights" in name} | others
         yield Program(stage, "experience", look, asked, here, held, 2 * sum(sizes), work + work)
 
-        made = self.split(jax.eval_shape(look, *asked)[0])
+        made, seen = jax.eval_shape(look, *asked)
         ptx = self.texts(ppo.ptx_batch, ppo.ptx_length, ppo.updates) if ppo.ptx_batch else None
         again, parts = ppo.epochs * rows, ppo.updates * ppo.micro_batches
         work = policy.training(again, prompt + response, again * response, parts) + scalar.training(again, prompt + response, 0, parts)
@@ -106,7 +106,7 @@ class Planner:
         for size in sizes:
             work += policy.learning(size, ppo.micro_batches, ppo.updates)
         update = compile_update(self.models, ppo, optimizers, state)
-        yield Program(stage, "update", update, (state, made, ptx), _parts(state), others, sum(sizes), work)
+        yield Program(stage, "update", update, (state, self.split(made), ptx, self.whole(seen)), _parts(state), others, sum(sizes), work)
 
     # --- stand-ins for what a run puts on the mesh ---
 
@@ -120,10 +120,9 @@ class Planner:
         cast = jax.eval_shape(self.models.policy.cast, weights)
         return jax.tree.map(lambda x, new: jax.ShapeDtypeStruct(x.shape, new.dtype, sharding=x.sharding), weights, cast)
 
-    @property
-    def key(self) -> jax.ShapeDtypeStruct:
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.layout.sharding())
+    def whole(self, tree: Any) -> Any:
+        """Arrays of which every device has a copy."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.layout.sharding()), tree)
 
     def split(self, tree: Any, *, axis: int = 0) -> Any:
         """Arrays that are split along one axis, as batches are."""

@@ -10,7 +10,7 @@ from instruct_jax import optim, sharding
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
 from instruct_jax.pipeline.settings import RunConfig
-from instruct_jax.records import Params, TrainState
+from instruct_jax.records import Experience, Metrics, Params, TokenBatch, TrainState
 from instruct_jax.sharding import Layout
 from instruct_jax.stages import ppo
 from instruct_jax.stages.experience import make_experience
@@ -67,7 +67,11 @@ def ppo_state(config: ppo.PpoConfig, optimizers: Optimizers) -> dict[str, Any]:
 
 
 def compile_update(models: Models, config: ppo.PpoConfig, optimizers: Optimizers, state: TrainState) -> Callable:
-    """ppo.make_update"""
-    split = models.training.sharding
-    update = ppo.make_update(models.policy, models.scalar, config, *optimizers)
-    return sharding.compile_step(update, models.training, state, split("batch"), split(None, "batch"))
+    """(state, experience, ptx rows, metrics of the experience) -> (state, all metrics): beta adapts, then ppo.make_update."""
+    learn, split = ppo.make_update(models.policy, models.scalar, config, *optimizers), models.training.sharding
+
+    def update(state: TrainState, made: Experience, ptx: TokenBatch | None, seen: Metrics) -> tuple[TrainState, Metrics]:
+        state, metrics = learn(ppo.adapt(state, seen["ppo/kl"], config), made, ptx)
+        return state, seen | metrics
+
+    return sharding.compile_step(update, models.training, state, split("batch"), split(None, "batch"), split())

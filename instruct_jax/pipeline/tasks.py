@@ -57,7 +57,8 @@ def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
 
     seed, compare = config.seed, config.compare
     if is_main() and not tokenizer.exists():
-        save_tokenizer(seed, tokenizer)
+        save_tokenizer(seed, partial := tokenizer.with_name("tokenizer.partial"))
+        partial.rename(tokenizer)  # a run that is killed leaves no half of it
     barrier("tokenizer")
     train, others = labelers.labelers(seed, "train"), labelers.labelers(seed, "held_out")
     row_tokens = config.pretrain.batch * config.pretrain.length

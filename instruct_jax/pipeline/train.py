@@ -1,6 +1,7 @@
 """The training stages: records to batches, parameters to a state, both into the loop."""
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from instruct_jax.pipeline import measure, steps
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.records import Metrics, Params, PromptBatch, TokenBatch, TrainState
 from instruct_jax.runtime.checkpoints import Checkpoints
+from instruct_jax.runtime.folders import append_row
 from instruct_jax.runtime.hosts import is_main
 from instruct_jax.runtime.loop import train
 from instruct_jax.runtime.metrics import cut_after
@@ -29,7 +31,38 @@ from instruct_jax.stages.gradient import LossFn, make_step
 from instruct_jax.stages.rollout import SamplerConfig
 
 
-def supervise(
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A training stage before its first step: all that the loop wants to know, and what a replay takes one step of."""
+
+    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    state: TrainState
+    batch_at: Callable[[int], Any]
+    total_steps: int
+    fingerprints: dict[str, str]
+    save_every: int
+    keep_every: int | None = None
+    stop_when: Callable[[dict[str, float]], str | None] | None = None
+    show: tuple[str, ...] = ()
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the data alone says, for done.json
+
+    def run(self, folder: Path) -> TrainState:
+        """Trains to the end; leaves checkpoints and metrics in the folder.  Uses up the state."""
+        with Checkpoints(folder / "checkpoints", fingerprints=self.fingerprints, keep_every=self.keep_every) as checkpoints:
+            return train(
+                self.step,
+                self.state,
+                self.batch_at,
+                total_steps=self.total_steps,
+                folder=folder,
+                checkpoints=checkpoints,
+                save_every=self.save_every,
+                stop_when=self.stop_when,
+                show=self.show,
+            )
+
+
+def supervised(
     ws: Workspace,
     name: str,
     boxed: Params,
@@ -40,20 +73,24 @@ def supervise(
     steps: int,
     *,
     micro_batches: int,
-    save_every: int,
-    keep_every: int | None = None,
-    show: tuple[str, ...] = (),
     several_shapes: bool = False,
-) -> Params:
-    """Trains `params` (abstract twin: boxed) with one loss; leaves checkpoints and metrics in folder/name."""
+    **options: Any,
+) -> Training:
+    """The training of `params` (abstract twin: boxed) with one loss; `options` are the further fields of Training."""
     tx = optim.make_optimizer(optimizer, steps)
     state = sharding.create_state(ws.layout, boxed, params, tx.init, ws.key(name))
     step = sharding.compile_step(make_step(loss_fn, tx, micro_batches=micro_batches), ws.layout, state)
     step = sharding.ahead_of_time(step, state, (batch_at(i) for i in range(steps if several_shapes else 1)))
-    folder = ws.folder / name
-    with Checkpoints(folder / "checkpoints", fingerprints=ws.fingerprints(boxed), keep=1, keep_every=keep_every) as checkpoints:
-        state = train(step, state, batch_at, total_steps=steps, folder=folder, checkpoints=checkpoints, save_every=save_every, show=show)
-    return state.params
+    return Training(step, state, batch_at, steps, ws.fingerprints(boxed), **options)
+
+
+def training_of(ws: Workspace, stage: str) -> Training:
+    """The training of a stage by its name, as the stage itself does it."""
+    if stage in ws.config.sfts:
+        return sft_training(ws, stage)
+    if stage in ws.config.rl:
+        return ppo_training(ws, stage)
+    return {"pretrain": pretraining, "reward": reward_training}[stage](ws)
 
 
 def text_rows(ws: Workspace, records: list, length: int) -> packing.Rows:
@@ -71,12 +108,13 @@ def held_out_rows(ws: Workspace) -> packing.Rows | None:
     return packing.Rows(*(x[chosen] for x in rows))
 
 
-def pretrain(ws: Workspace) -> dict[str, Any]:
-    """The base model, from random weights; where the task has probes, copying must have emerged."""
+def pretraining(ws: Workspace) -> Training:
+    """Of the base model, from random weights."""
     cfg = ws.config.pretrain
-    texts = text_rows(ws, ws.task.texts, cfg.length)
+    texts, held_out = text_rows(ws, ws.task.texts, cfg.length), held_out_rows(ws)
     rows = batches.token_batches(texts, batch=cfg.batch, seed=ws.config.seed)
-    params = supervise(
+    unigram = {"nll_unigram": measure.nll_unigram(texts, held_out, ws.config.model.vocab_size)} if held_out else {}
+    return supervised(
         ws,
         "pretrain",
         ws.boxed_policy,
@@ -88,10 +126,16 @@ def pretrain(ws: Workspace) -> dict[str, Any]:
         micro_batches=cfg.micro_batches,
         save_every=cfg.save_every,
         show=("pretrain/nll",),
+        facts={"tokens": cfg.steps * cfg.batch * cfg.length} | unigram,
     )
-    output: dict[str, Any] = {"tokens": cfg.steps * cfg.batch * cfg.length}
+
+
+def pretrain(ws: Workspace) -> dict[str, Any]:
+    """The base model; where the task has probes, copying must have emerged."""
+    training = pretraining(ws)
+    params, output = training.run(ws.folder / "pretrain").params, training.facts
     if held_out := held_out_rows(ws):
-        output |= {"nll": ws.nll(params, held_out), "nll_unigram": measure.nll_unigram(texts, held_out, ws.config.model.vocab_size)}
+        output["nll"] = ws.nll(params, held_out)
     if ws.task.probes:
         output["copy_probes"] = measure.copy_probes(ws, params)
         worst, least = min(output["copy_probes"].values()), ws.config.world.copy_probe if ws.config.world else 0.0
@@ -103,8 +147,8 @@ def pretrain(ws: Workspace) -> dict[str, Any]:
     return output
 
 
-def sft(ws: Workspace, name: str = "sft") -> dict[str, Any]:
-    """Demonstrations, with a share of pretraining rows where pretrain_mix asks for it; one checkpoint per epoch."""
+def sft_training(ws: Workspace, name: str) -> Training:
+    """On demonstrations, with a share of pretraining rows where pretrain_mix asks for it; one checkpoint per epoch."""
     cfg, task = ws.config.sfts[name], ws.task
     samples = encode.encode_demonstrations(task.tokenizer, task.demonstrations, ws.config.text).items
     if cfg.loss_on_prompt:
@@ -116,7 +160,7 @@ def sft(ws: Workspace, name: str = "sft") -> dict[str, Any]:
     if mixed:
         texts = batches.token_batches(text_rows(ws, task.texts, cfg.length), batch=mixed, seed=ws.config.seed)
         batch_at = lambda step: ws.put(_joined(source.batch_at(step), texts.batch_at(step)))  # noqa: E731
-    supervise(
+    return supervised(
         ws,
         name,
         ws.boxed_policy,
@@ -129,8 +173,15 @@ def sft(ws: Workspace, name: str = "sft") -> dict[str, Any]:
         save_every=source.steps_per_epoch,
         keep_every=source.steps_per_epoch,
         show=("sft/nll",),
+        facts={"steps_per_epoch": source.steps_per_epoch, "demonstrations": len(samples), "rows": len(rows.tokens)},
     )
-    return {"steps_per_epoch": source.steps_per_epoch, "demonstrations": len(samples), "rows": len(rows.tokens)}
+
+
+def sft(ws: Workspace, name: str = "sft") -> dict[str, Any]:
+    """The policy after each epoch of demonstrations."""
+    training = sft_training(ws, name)
+    training.run(ws.folder / name)
+    return training.facts
 
 
 def _joined(*parts: TokenBatch) -> TokenBatch:
@@ -140,12 +191,10 @@ def _joined(*parts: TokenBatch) -> TokenBatch:
     return TokenBatch(tokens, segments, counted / counted.sum())  # type: ignore[arg-type]
 
 
-def reward(ws: Workspace) -> dict[str, Any]:
-    """The reward model, from the SFT model; recentred afterwards, and measured on held-out rankings."""
-    cfg, task = ws.config.reward, ws.task
-    data = ws.folder / "compare"
-    groups = {name: _stored(data / f"{name}.jsonl") for name in measure.GROUPS}
-    examples = encode.encode_rankings(task.tokenizer, groups["train"], ws.config.text).items
+def reward_training(ws: Workspace) -> Training:
+    """Of the reward model, from the SFT model, on rankings."""
+    cfg = ws.config.reward
+    examples = encode.encode_rankings(ws.task.tokenizer, _rankings(ws, "train"), ws.config.text).items
     if cfg.pairs_shuffled:
         examples = [pair for example in examples for pair in _pairs(*example)]
     longest = max(len(ids) for completions, _ in examples for ids in completions)
@@ -155,7 +204,7 @@ def reward(ws: Workspace) -> dict[str, Any]:
     same = ws.config.reward_model in (None, ws.config.model)
     backbone = ws.policy_of("sft") if same else sharding.create_sharded(ws.scalar.lm.init, ws.layout, ws.key("reward weights"))
     head = sharding.create_sharded(ws.scalar.init_head, ws.layout, ws.key("reward head"))
-    params = supervise(
+    return supervised(
         ws,
         "reward",
         ws.boxed_scalar,
@@ -168,15 +217,24 @@ def reward(ws: Workspace) -> dict[str, Any]:
         save_every=cfg.save_every,
         show=("reward/accuracy", "reward/loss"),
         several_shapes=True,
+        facts={"rankings": len(examples)},
     )
+
+
+def reward(ws: Workspace) -> dict[str, Any]:
+    """The reward model; recentred after its training, and measured on held-out rankings."""
+    training = reward_training(ws)
+    params = training.run(ws.folder / "reward").params
     shift = normalisation(ws, params)
     params = recentred(params, shift["mean"], shift["scale"])
-    return {"normalisation": shift, "rankings": len(examples)} | measure.reward_model(ws, params, groups)
+    groups = {name: _rankings(ws, name) for name in measure.GROUPS}
+    return {"normalisation": shift} | training.facts | measure.reward_model(ws, params, groups)
 
 
-def _stored(path: Path) -> list[Record]:
+def _rankings(ws: Workspace, group: str) -> list[Record]:
     """Rankings that `compare` wrote; a file without lines is an empty group."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    text = (ws.folder / "compare" / f"{group}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _pairs(completions, ranks) -> Iterator[batches.Ranking]:
@@ -199,9 +257,9 @@ def normalisation(ws: Workspace, params: Params) -> dict[str, float]:
     return {"mean": mean, "scale": float(ws.rewards(params, [[*p, *c[0].ids] for p, c in zip(prompts, drawn, strict=True)]).std())}
 
 
-def ppo(ws: Workspace, name: str) -> dict[str, Any]:
-    """PPO, or PPO-ptx where the config has a ptx_coef: rollout, experience, update."""
-    cfg, folder = ws.config.rl[name], ws.folder / name
+def ppo_training(ws: Workspace, name: str, phases: Path | None = None) -> Training:
+    """PPO, or PPO-ptx where the config has a ptx_coef: rollout, experience, update.  How long these took is written to `phases`."""
+    cfg = ws.config.rl[name]
     reference, judge = ws.policy_of([*ws.config.sfts][-1]), ws.reward_params()
     critic = {
         "reward": lambda: judge,
@@ -229,25 +287,28 @@ def ppo(ws: Workspace, name: str) -> dict[str, Any]:
         parts = [ptx.batch_at(step * cfg.updates + i, rows) for i in range(cfg.updates)]
         return prompts_at(step), sharding.put(jax.tree.map(lambda *x: np.stack(x), *parts), wide, cfg.ptx_batch, axis=1)
 
-    with Checkpoints(
-        folder / "checkpoints", fingerprints=ws.fingerprints(ws.boxed_policy), keep=1, keep_every=cfg.keep_every
-    ) as checkpoints:
-        state = train(
-            _iteration(ws, cfg, state, {"reference": reference, "reward": judge}, optimizers, folder),
-            state,
-            batch_at,
-            total_steps=cfg.iterations,
-            folder=folder,
-            checkpoints=checkpoints,
-            save_every=cfg.save_every,
-            stop_when=None if cfg.kl_budget is None else _budget(cfg.kl_budget),
-            show=("ppo/score", "ppo/kl", "rollout/length"),
-        )
-    return {"iterations": int(state.step), "episodes": int(state.step) * cfg.batch}
+    return Training(
+        _iteration(ws, cfg, state, {"reference": reference, "reward": judge}, optimizers, phases),
+        state,
+        batch_at,
+        cfg.iterations,
+        ws.fingerprints(ws.boxed_policy),
+        save_every=cfg.save_every,
+        keep_every=cfg.keep_every,
+        stop_when=_budget(cfg.kl_budget),
+        show=("ppo/score", "ppo/kl", "rollout/length"),
+    )
 
 
-def _budget(nats: float) -> Callable[[dict[str, float]], str | None]:
-    return lambda row: f"KL {row['ppo/kl']:.2f} exceeds kl_budget={nats}" if row["ppo/kl"] > nats else None
+def ppo(ws: Workspace, name: str) -> dict[str, Any]:
+    """The policy and the value function after PPO or PPO-ptx."""
+    state = ppo_training(ws, name, ws.folder / name / "phases.jsonl").run(ws.folder / name)
+    return {"iterations": int(state.step), "episodes": int(state.step) * ws.config.rl[name].batch}
+
+
+def _budget(nats: float | None) -> Callable[[dict[str, float]], str | None]:
+    """Also without a budget each iteration is looked at before the next one begins, which costs no waiting: its phases are timed."""
+    return lambda row: None if nats is None or row["ppo/kl"] <= nats else f"KL {row['ppo/kl']:.2f} exceeds kl_budget={nats}"
 
 
 def _iteration(
@@ -256,10 +317,10 @@ def _iteration(
     state: TrainState,
     frozen: Params,
     optimizers: steps.Optimizers,
-    folder: Path,
+    phases: Path | None,
 ) -> Callable[[TrainState, tuple[PromptBatch, TokenBatch | None]], tuple[TrainState, Metrics]]:
     """(state, (prompts, ptx rows)) -> (state, metrics): three jitted functions and the way to the
-    sampler's layout before them, timed one by one in folder/phases.jsonl."""
+    sampler's layout before them, timed one by one."""
     rollout = ws.rollout(cfg.sampler)
     experience = steps.compile_experience(ws.models, cfg)
     update = steps.compile_update(ws.models, cfg, optimizers, state)
@@ -267,26 +328,29 @@ def _iteration(
     def iterate(state: TrainState, batch: tuple[PromptBatch, TokenBatch | None]) -> tuple[TrainState, Metrics]:
         prompts, ptx = batch
         seconds: dict[str, float] = {}
-        key = ppo_stage.iteration_keys(state)["rollout"]
+        number, key = int(state.step) + 1, ppo_stage.iteration_keys(state)["rollout"]
         with _phase(seconds, "reshard"):
             weights = jax.block_until_ready(ws.for_sampling(state.params["policy"]))
         with _phase(seconds, "rollout"):
             drawn = jax.block_until_ready(rollout(weights, prompts, key))
         del weights
         with _phase(seconds, "experience"):
-            made, metrics = jax.block_until_ready(experience(state.params, frozen, drawn, state.kl_coef))
-        state = ppo_stage.adapt(state, metrics["ppo/kl"], cfg)
+            made, seen = jax.block_until_ready(experience(state.params, frozen, drawn, state.kl_coef))
         with _phase(seconds, "update"):
-            state, more = jax.block_until_ready(update(state, made, ptx))
-        cut_after(folder / "phases.jsonl", int(state.step) - 1)  # rows of a session that was killed before it saved
-        tokens = int(drawn.mask.sum())  # sampled
-        row = {**seconds, "tokens": tokens, "tokens_per_second": tokens / sum(seconds.values())}
-        if is_main():
-            with (folder / "phases.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": int(state.step), **{k: round(v, 4) for k, v in row.items()}}) + "\n")
-        return state, metrics | more
+            state, metrics = jax.block_until_ready(update(state, made, ptx, seen))
+        tokens = int(drawn.mask.sum())
+        if phases and is_main():
+            _write_phases(phases, number, seconds, tokens)
+        return state, metrics
 
     return iterate
+
+
+def _write_phases(path: Path, step: int, seconds: dict[str, float], tokens: int) -> None:
+    """One row for each iteration; tokens: sampled."""
+    cut_after(path, step - 1)  # rows of a session that was killed before it saved
+    row = {**seconds, "tokens": tokens, "tokens_per_second": tokens / sum(seconds.values())}
+    append_row(path, {"step": step, **{k: round(v, 4) for k, v in row.items()}})
 
 
 @contextlib.contextmanager

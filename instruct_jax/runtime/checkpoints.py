@@ -1,21 +1,32 @@
-"""Checkpoints: orbax, asynchronous and strict.  What does not fit is refused by name; nothing is padded, renamed or rebuilt in silence."""
+"""Checkpoints: orbax, asynchronous and strict.  What does not fit is refused by name; nothing is padded, renamed or rebuilt in silence.
 
+Orbax reads most flipped bits as other numbers.  So each checkpoint keeps a digest of every array, and every restore checks them.
+"""
+
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN, PreservationPolicy
 
 from instruct_jax.records import Params, TrainState
+from instruct_jax.runtime.digests import digests, named_leaves
+from instruct_jax.runtime.hosts import several
 
-Leaves = dict[str, tuple[tuple[int, ...], str]]  # "params.block.w" -> (shape, dtype)
+Types = dict[str, tuple[tuple[int, ...], str]]  # "params.block.w" -> (shape, dtype)
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be written, read, or used here.  The message names the place, both values and the repair."""
+
+
+class DamagedError(CheckpointError):
+    """The files of a checkpoint cannot be read, or hold other numbers than were saved."""
+
+    def __init__(self, place: str, reason: object):
+        super().__init__(f"the checkpoint {place} is damaged: {str(reason)[:300]}")  # tensorstore's go on for pages
 
 
 class Checkpoints:
@@ -49,6 +60,7 @@ class Checkpoints:
         self._manager = _manager(
             folder,
             cleanup_tmp_directories=True,
+            lightweight_initialize=best is None,  # reads no checkpoint yet: a damaged one must not be in the way of the others
             preservation_policy=AnyPreservationPolicy(rules),
             best_fn=score if best else None,
             best_mode=best_mode,
@@ -84,7 +96,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)),
                 metrics={k: v for k, v in (metrics or {}).items() if k == self.best},
-                custom_metadata=self.fingerprints,
+                custom_metadata={**self.fingerprints, "digests": digests(state)},
             )
         except Exception as error:
             raise self._failed(error) from error
@@ -102,11 +114,41 @@ class Checkpoints:
         self.wait()
         return _restore(self._manager, self.folder, abstract, self.fingerprints, step, partial=False)
 
+    def restore_good(self, abstract: TrainState) -> tuple[TrainState, list[str]]:
+        """The newest state that is whole, and what was wrong with newer ones, which are then out of the way.
+
+        CheckpointError where there are checkpoints but none is whole: a stage never starts afresh in silence.  Several processes may not
+        see the same damage, so they stop at the first one.
+        """
+        damaged: dict[int, DamagedError] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self.restore(abstract, step)
+            except DamagedError as error:
+                if several():
+                    raise
+                damaged[step] = error
+                continue
+            return state, [f"{error}.  It is now in {self._moved_away(bad)}" for bad, error in damaged.items()]
+        raise CheckpointError(
+            "\n".join([f"no checkpoint of {self.folder} is whole:", *(f"  {error}" for error in damaged.values())])
+            + f"\nNothing was changed.  Bring one back from a copy, or remove {self.folder.parent} to begin this stage again."
+        )
+
+    def _moved_away(self, step: int) -> Path:
+        """Its new place; the step will be reached and saved again."""
+        aside = self.folder.with_name(f"damaged_checkpoint_{step}")
+        shutil.rmtree(aside, ignore_errors=True)
+        (self.folder / str(step)).rename(aside)
+        self._manager.reload()
+        return aside
+
     def _failed(self, error: Exception) -> CheckpointError:
         self._manager.reload()
+        good = "There is none before it" if self.latest() is None else f"The last good checkpoint is step {self.latest()}"
         return CheckpointError(
-            f"cannot save a checkpoint in {self.folder}: {error}\n"
-            f"The last good checkpoint is step {self.latest()}.  Make room on the disk and run the same command again to go on from there."
+            f"cannot save a checkpoint in {self.folder}: {str(error)[:300]}\n"
+            f"{good}.  Make room on the disk and run the same command again to go on from there."
         )
 
 
@@ -124,8 +166,11 @@ def restore_params(
     names = part.split("/")
     for name in reversed(names):
         abstract = {name: abstract}
-    with _manager(folder, create=False) as manager:
-        found = _restore(manager, folder, abstract, fingerprints or {}, step, partial=True)
+    with _manager(folder, create=False, lightweight_initialize=True) as manager:
+        try:
+            found = _restore(manager, folder, abstract, fingerprints or {}, step, partial=True)
+        except DamagedError as error:
+            raise CheckpointError(f"{error}\nBring it back from a copy, or remove {folder.parent} to run that stage again.") from error
     for name in names:
         found = found[name]
     return found
@@ -133,15 +178,21 @@ def restore_params(
 
 def kept_steps(folder: Path) -> list[int]:
     """The steps of a finished stage whose checkpoints are there, ascending."""
-    with _manager(folder, create=False) as manager:
+    with _manager(folder, create=False, lightweight_initialize=True) as manager:
         return sorted(manager.all_steps())
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """The loop asks jax, not orbax too: jax agrees on a number of calls, which must not be mixed with those of a background thread."""
+        return False
 
 
 def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     registry.add("state", ocp.args.PyTreeSave)
     registry.add("state", ocp.args.PyTreeRestore)
-    return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), handler_registry=registry)
+    return _Manager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), handler_registry=registry)
 
 
 def _restore(
@@ -153,33 +204,24 @@ def _restore(
     place = f"{folder}/{step}"
     try:
         metadata: Any = manager.metadata(step)
-        saved = _leaves(metadata.item_metadata["state"].tree)
+        saved = _types(metadata.item_metadata["state"].tree)
+        notes = dict(metadata.custom_metadata)
     except Exception as error:
-        raise _damaged(place, error) from error
-    _check_fingerprints(place, metadata.custom_metadata or {}, fingerprints)
-    _check_leaves(place, saved, _leaves(abstract), partial)
+        raise DamagedError(place, error) from error
+    _check_fingerprints(place, notes, fingerprints)
+    _check_types(place, saved, _types(abstract), partial)
     try:
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
         request = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=partial)
-        return manager.restore(step, args=ocp.args.Composite(state=request))["state"]
+        found = manager.restore(step, args=ocp.args.Composite(state=request))["state"]
     except Exception as error:
-        raise _damaged(place, error) from error
+        raise DamagedError(place, error) from error
+    _check_digests(place, notes.get("digests", {}), digests(found))
+    return found
 
 
-def _damaged(place: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"cannot read the checkpoint {place}: {error}\nRemove that folder to go on from the checkpoint before it.")
-
-
-def _leaves(tree: Any) -> Leaves:
-    """Dotted name -> (shape, dtype) of each array; a typed key counts as the integers that it is stored as."""
-
-    def stored(leaf: Any) -> Any:
-        typed = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.eval_shape(jax.random.key_data, leaf) if typed else leaf
-
-    named = jax.tree_util.tree_leaves_with_path(tree)
-    named = [(jax.tree_util.keystr(path, simple=True, separator="."), stored(leaf)) for path, leaf in named]
-    return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in named}
+def _types(tree: Any) -> Types:
+    return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in named_leaves(tree).items()}
 
 
 def _check_fingerprints(place: str, saved: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -190,7 +232,7 @@ def _check_fingerprints(place: str, saved: Mapping[str, str], now: Mapping[str, 
             )
 
 
-def _check_leaves(place: str, saved: Leaves, now: Leaves, partial: bool) -> None:
+def _check_types(place: str, saved: Types, now: Types, partial: bool) -> None:
     for name in sorted(now.keys() | (() if partial else saved.keys())):
         there, here = saved.get(name, "nothing"), now.get(name, "nothing")
         if there != here:
@@ -198,6 +240,14 @@ def _check_leaves(place: str, saved: Leaves, now: Leaves, partial: bool) -> None
                 f"{place}: {name} is {_show(there)} in the checkpoint but {_show(here)} here.  "
                 "Use the model and optimizer config of that run, or start a new run folder."
             )
+
+
+def _check_digests(place: str, saved: Mapping[str, int], now: Mapping[str, int]) -> None:
+    if not saved:
+        raise DamagedError(place, "it has no digests of its arrays, so nobody can tell whether they are whole")
+    if wrong := [name for name in sorted(now) if saved.get(name) != now[name]]:
+        more = f" and {len(wrong) - 1} more arrays" if len(wrong) > 1 else ""
+        raise DamagedError(place, f"{wrong[0]}{more} is not what was saved")
 
 
 def _show(leaf: Any) -> str:

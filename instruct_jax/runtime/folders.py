@@ -1,15 +1,17 @@
 """The run folder: it explains itself, is never overwritten, and the same command on it goes on where it stopped."""
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,10 @@ def check_run(folder: Path, config: Mapping[str, Any]) -> bool:
     path = folder / "config.yaml"
     if path.exists():
         _check_config(path, yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(yaml.safe_dump(dict(config))))
+        if not os.access(folder, os.W_OK):
+            raise RunError(f"{folder} is read-only for this user: let it be written to, or go on with a copy of it")
         return True
-    if folder.exists() and any(entry.name != "run.json" for entry in folder.iterdir()):
+    if folder.exists() and any(entry.name.removesuffix(".partial") not in ("run.json", "config.yaml") for entry in folder.iterdir()):
         raise RunError(f"{folder} is not empty and has no config.yaml, so it is not a run folder: choose another folder")
     home = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not home.is_dir() or not os.access(home, os.W_OK):
@@ -113,16 +117,39 @@ def file_hash(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError of write() says which file it is about, as that of open() does."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Writes all of the text or nothing: a reader, or the next run, never sees half a file.  Of several processes, the first one writes."""
     if not is_main():
         return
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with writing(path), partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """One line of JSON more, in one write."""
+    with writing(path), path.open("ab", buffering=0) as file:
+        write_row(file, row)
+
+
+def write_row(file: io.FileIO, row: Mapping[str, Any]) -> None:
+    """One line of JSON, without a buffer that would be written, and fail, a second time when the file is closed."""
+    line = json.dumps(row, allow_nan=False).encode() + b"\n"
+    while line:
+        line = line[file.write(line) :]
 
 
 def _check_config(path: Path, there: Any, here: Any) -> None:

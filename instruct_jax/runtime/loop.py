@@ -1,6 +1,7 @@
 """The loop that runs every stage: step, watch, save, stop, go on."""
 
-import json
+import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from instruct_jax import sharding
 from instruct_jax.records import TrainState
 from instruct_jax.runtime.checkpoints import Checkpoints
+from instruct_jax.runtime.digests import named_leaves
+from instruct_jax.runtime.folders import append_row, writing
 from instruct_jax.runtime.hosts import is_main, several
-from instruct_jax.runtime.metrics import MetricsFile, Recompiles, peak_memory
+from instruct_jax.runtime.metrics import MetricsFile, Recompiles, cut_after, peak_memory
 from instruct_jax.runtime.progress import StageProgress
 from instruct_jax.runtime.signals import Interrupted, catch_signals
 
@@ -44,8 +48,9 @@ def train(
     the end; its metrics join the row of that step, which is then saved.  `show` names the metrics of the bar.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    damaged: list[str] = []
     if checkpoints.latest() is not None:
-        state = _restore(state, checkpoints)
+        state, damaged = checkpoints.restore_good(freed(state))
     first = step = int(state.step)
     saved_at = time.monotonic()
     pending: tuple[int, Mapping[str, Any], Any] | None = None  # the step whose metrics are not fetched yet
@@ -56,16 +61,29 @@ def train(
         catch_signals() as request,
     ):
 
-        def finish(at: int, metrics: Mapping[str, Any], batch: Any, measure: Callable[[], Mapping[str, Any]] | None = None) -> Row:
+        def check(at: int, metrics: Mapping[str, Any], batch: Any) -> Row:
             row = _fetch(metrics)
-            _check_finite(at, row, batch, folder)
+            if bad := _not_finite(row):
+                _keep_for_replay(folder / f"nonfinite_step_{at}", at, state, batch, checkpoints.fingerprints)
+                raise FloatingPointError(
+                    f"{folder.name} step {at}: {bad}.  The step was not applied.  The state before it and its batch are in "
+                    f"{folder}/nonfinite_step_{at}, and `instruct-jax replay {folder}/nonfinite_step_{at}` runs it again.  Lower the "
+                    "learning rate, or look at the batch, and start a new run."
+                )
+            return row
+
+        def finish(at: int, metrics: Mapping[str, Any], batch: Any, measure: Callable[[], Mapping[str, Any]] | None = None) -> Row:
+            row = check(at, metrics, batch)
             if measure:
                 row |= _fetch(measure())
-                _check_finite(at, row, batch, folder)
+                if bad := _not_finite(row):
+                    raise FloatingPointError(f"{folder.name}, evaluated after step {at}: {bad}.  Checkpoints of earlier steps are good.")
             file.write(at, row)
             progress.update(at, row)
             return row
 
+        for message in damaged:
+            progress.note(f"{message}; going on from step {first}")
         reason = stop_when(file.last) if stop_when and file.last else None  # it may have ended here before
         ending = step >= total_steps or bool(reason)
         while not ending:
@@ -77,9 +95,9 @@ def train(
                 finish(*pending)
             pending = (step, metrics, batch)
             if stop_when:
-                reason = stop_when(_fetch(metrics))
+                reason = stop_when(check(*pending))
             complete = step == total_steps or bool(reason)
-            ending = request.reached(step) or complete
+            ending = request.reached() or complete
             evaluating = evaluate is not None and (complete or _due(step, evaluate_every))
             late = not several() and time.monotonic() - saved_at > save_seconds  # several clocks may disagree
             if ending or evaluating or late or _due(step, save_every):
@@ -109,6 +127,7 @@ class _Session:
     """One line of sessions.jsonl for each start of a stage: how far it came, why it ended, how fast it was."""
 
     def __init__(self, path: Path, step: int):
+        cut_after(path, math.inf)
         self.path, self.first, self.step = path, step, step
         self.ended = ""
         self.recompiles = Recompiles()
@@ -140,16 +159,16 @@ class _Session:
             "recompiles_after_warmup": self.recompiles.after_warmup,
             **peak_memory(),
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():  # an error on its way out matters more
+            append_row(self.path, line)
 
 
-def _restore(state: TrainState, checkpoints: Checkpoints) -> TrainState:
-    """The newest checkpoint in the layout of `state`, whose memory is freed first: both together may not fit."""
+def freed(state: TrainState) -> TrainState:
+    """What to restore in the layout of `state`, whose memory is freed: both together may not fit."""
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     for leaf in jax.tree.leaves(state):
         leaf.delete()
-    return checkpoints.restore(abstract)
+    return abstract
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -160,15 +179,17 @@ def _fetch(metrics: Mapping[str, Any]) -> Row:
     return {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
 
 
-def _check_finite(step: int, row: Row, batch: Any, folder: Path) -> None:
-    bad = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
-    if not bad:
-        return
-    path = folder / f"nonfinite_step_{step}.npz"
-    leaves = jax.tree_util.tree_leaves_with_path(batch)
-    arrays: dict[str, Any] = {jax.tree_util.keystr(at, simple=True, separator=".") or "batch": np.asarray(leaf) for at, leaf in leaves}
-    np.savez(path, **arrays)
-    raise FloatingPointError(
-        f"{folder.name} step {step}: {', '.join(bad)}.  Its batch is saved in {path}.  Checkpoints up to the step before are good: "
-        "lower the learning rate, or look at the batch, and start a new run."
-    )
+def _not_finite(row: Row) -> str:
+    return ", ".join(f"{name} is {value}" for name, value in row.items() if not math.isfinite(value))
+
+
+def _keep_for_replay(place: Path, at: int, state: TrainState, batch: Any, fingerprints: Mapping[str, str]) -> None:
+    """The halted state, as it was before step `at`, and the batch of that step."""
+    if int(state.step) != ~(at - 1):
+        raise RuntimeError(f"{place.parent.name}: step {at} is not finite and was applied; make step_fn with sharding.compile_step")
+    with Checkpoints(place / "state", fingerprints=fingerprints) as checkpoints:
+        checkpoints.save(dataclasses.replace(state, step=~state.step))
+    arrays = named_leaves(sharding.fetch(batch))
+    if is_main():
+        with writing(place / "batch.npz"):
+            np.savez(place / "batch.npz", **arrays)

@@ -10,23 +10,22 @@ from typing import Any
 
 import jax
 
+from instruct_jax.runtime.folders import write_atomic, write_row, writing
 from instruct_jax.runtime.hosts import is_main
 
 
-def cut_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drops the rows of later steps, and a torn last row, from a JSONL file whose rows have a "step"; returns the rows that stay."""
+def cut_after(path: Path, step: float) -> list[dict[str, Any]]:
+    """Drops the rows of later steps, and a torn last row, from a JSONL file; returns the rows that stay.  No "step" is before all steps."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):  # the process was killed while it wrote
         lines.pop()
     rows = [(line, json.loads(line)) for line in lines]
-    rows = [(line, row) for line, row in rows if row["step"] <= step]
+    rows = [(line, row) for line, row in rows if row.get("step", 0) <= step]
     text = "".join(line for line, _ in rows)
     if is_main() and path.stat().st_size != len(text.encode()):
-        partial = path.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        write_atomic(path, text)
     return [row for _, row in rows]
 
 
@@ -39,16 +38,18 @@ class MetricsFile:
     def __init__(self, path: Path, step: int):
         rows = cut_after(path, step)
         self.last: dict[str, float] | None = rows[-1] if rows and rows[-1]["step"] == step else None
-        self._file = (path if is_main() else Path(os.devnull)).open("a", encoding="utf-8")
+        self.path = path
+        self._file = (path if is_main() else Path(os.devnull)).open("ab", buffering=0)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            write_row(self._file, {"step": step, **metrics})
 
     def sync(self) -> None:
         """Returns when the rows are on disk; called before a checkpoint, which must not be ahead of them."""
         if is_main():
-            os.fsync(self._file.fileno())
+            with writing(self.path):
+                os.fsync(self._file.fileno())
 
     def __enter__(self) -> "MetricsFile":
         return self

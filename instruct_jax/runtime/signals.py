@@ -1,5 +1,6 @@
 """Being stopped kindly: SIGTERM (a machine is taken away) and Ctrl-C."""
 
+import itertools
 import os
 import signal
 import threading
@@ -24,10 +25,11 @@ class StopRequest:
     """Which signal asked the run to stop, if any."""
 
     caught: signal.Signals | None = None
+    asked = itertools.count(1)  # of the whole process: jax agrees on the number to stop at, so a stage must not begin with 1 again
 
-    def reached(self, step: int) -> bool:
+    def reached(self) -> bool:
         """Is it time to stop, after this step?  Several processes stop after the same one, whichever was asked; jax sees to that."""
-        if several() and multihost_utils.reached_preemption_sync_point(step):
+        if several() and multihost_utils.reached_preemption_sync_point(next(self.asked)):
             self.caught = signal.SIGTERM
         return self.caught is not None
 

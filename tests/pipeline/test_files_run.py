@@ -2,11 +2,17 @@
 
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import userfiles
+from pipeline.conftest import OVERRIDES
 
 from instruct_jax.cli import main
 from instruct_jax.data.adapters import ADAPTERS
@@ -52,6 +58,21 @@ def test_trivial_baselines_stand_beside_what_they_are_for(finished):
     assert len(held_out) == 4
     assert summary["reward_model"]["accuracy_longer"] == pytest.approx((np.mean(pairs) + 1) / 2)
     assert set(evaluation["reward_model"]["per_labeler"]) <= {"of 2", "of 3"}
+
+
+def test_sigterm_outside_of_training(finished, place, tmp_path):
+    """It ends with code 0 and says how to go on; what was half done is done again."""
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("evaluate", "report.html"))
+    command = [sys.executable, "-m", "instruct_jax", "run", "--config", "run.yaml", *OVERRIDES, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True, env=os.environ | {"XLA_FLAGS": ""})
+    while not (tmp_path / "run" / "evaluate" / "inputs.json").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, said
+    assert said.endswith("stopped by SIGTERM; run the same command again to go on from the last checkpoint\n") and "Traceback" not in said
+    assert not (tmp_path / "run" / "evaluate" / "done.json").exists()
 
 
 def test_the_report_says_who_judges(finished):

@@ -3,6 +3,7 @@ elsewhere."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -99,6 +100,18 @@ def two(place):
 
 
 @pytest.fixture(scope="module")
+def preempted(place, two):
+    """Two processes, of which the second one gets SIGTERM between two trained stages; (run folder, how both ended)."""
+    shutil.copytree(two, place / "preempted", ignore=shutil.ignore_patterns("compare", "reward", "select", "ppo"))
+    job = start(place, "preempted", 2, 2)
+    while not (place / "preempted" / "compare" / "inputs.json").exists():
+        assert job[1].poll() is None, finish(job)
+        time.sleep(0.01)
+    job[1].send_signal(signal.SIGTERM)
+    return place / "preempted", finish(job)
+
+
+@pytest.fixture(scope="module")
 def killed(place, two):
     """The PPO stage of two processes, of which one is killed in the middle; (run folder, how the other one ended, how long it took)."""
     shutil.copytree(two, place / "killed", ignore=shutil.ignore_patterns("ppo"))
@@ -124,6 +137,15 @@ def test_four_processes_equal_one(place, one):
     four = run(place, "four", 4, 1)
     for stage in STAGES:
         same(one / stage, four / stage)
+
+
+def test_where_one_process_gets_sigterm_all_stop_after_the_same_step(preempted):
+    folder, ended = preempted
+    assert [code for code, _ in ended] == [0, 0], ended
+    stage, step = re.findall(r"(reward|ppo) was stopped by SIGTERM after step (\d+) of \d+; all of it is saved", ended[0][1])[0]
+    assert "Traceback" not in ended[0][1] + ended[1][1]
+    assert len(rows(folder / stage)) == int(step) == max(int(entry.name) for entry in (folder / stage / "checkpoints").iterdir())
+    assert not (folder / "ppo" / "done.json").exists()
 
 
 def test_where_one_process_is_killed_the_others_end_with_a_message(killed):

@@ -87,7 +87,7 @@ def test_stand_ins_are_what_a_run_has(finished, monkeypatch):
         run(ws)
         assert show((reached["state"], reached["batch"])) == show(programs[stage, "step"].arguments), stage
     train.ppo(ws, "ppo")
-    (weights, prompts, _), (state, _, ptx) = programs["ppo", "rollout"].arguments, programs["ppo", "update"].arguments
+    (weights, prompts, _), (state, _, ptx, _) = programs["ppo", "rollout"].arguments, programs["ppo", "update"].arguments
     assert show(reached["state"]) == show(state)
     assert show(reached["batch"]) == show((prompts, ptx))
     assert show(ws.for_sampling(ws.policy_of("sft"))) == show(weights)

@@ -108,10 +108,11 @@ def test_the_way_of_a_ppo_run_asks_each_kept_checkpoint_once(monkeypatch, tmp_pa
         asked.append((params, temperature))
         return types.SimpleNamespace(reward=np.arange(4.0), gold=np.ones(4))
 
-    monkeypatch.setattr(evaluate, "kept_steps", lambda folder: [10, 20])
+    monkeypatch.setattr(evaluate, "kept_steps", lambda folder: [10, 20, 25, 27])
     monkeypatch.setattr(evaluate, "_kl_to", lambda ws, examiner, sft, judged: 0.5)
-    ws = types.SimpleNamespace(folder=tmp_path, policy_of=lambda stage, step: f"{stage} at {step}")
+    config = types.SimpleNamespace(rl={"ppo": types.SimpleNamespace(keep_every=10)})
+    ws = types.SimpleNamespace(config=config, folder=tmp_path, policy_of=lambda stage, step: f"{stage} at {step}")
     rows = evaluate._path(ws, types.SimpleNamespace(ask=ask), "sft", "ppo")  # type: ignore[arg-type]
-    assert asked == [("sft", 1.0), ("ppo at 10", 1.0), ("ppo at 20", 1.0)]
-    assert [(row["step"], row["kl"]) for row in rows] == [(0, 0.0), (10, 0.5), (20, 0.5)]
+    assert asked == [("sft", 1.0), ("ppo at 10", 1.0), ("ppo at 20", 1.0), ("ppo at 27", 1.0)]
+    assert [(row["step"], row["kl"]) for row in rows] == [(0, 0.0), (10, 0.5), (20, 0.5), (27, 0.5)]
     assert rows[1]["reward"] == 1.5 and rows[1]["reward_se"] == pytest.approx(np.arange(4).std() / 2)

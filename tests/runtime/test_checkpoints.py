@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from runtime import toy
 
 from instruct_jax.runtime.checkpoints import CheckpointError, Checkpoints, restore_params
+from instruct_jax.runtime.digests import digests
 
 # where a save or a restore fails, orbax leaves futures behind that complain when they are collected, in whatever test runs then
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -122,8 +123,118 @@ def test_absent_and_damaged_checkpoints_say_so(saved):
     for file in (saved / "3" / "state").rglob("*"):
         if file.is_file() and file.parent.name == "d":
             file.write_bytes(b"")
-    with opened(saved) as checkpoints, pytest.raises(CheckpointError, match="(?s)cannot read the checkpoint .*3.*Remove that folder"):
+    with opened(saved) as checkpoints, pytest.raises(CheckpointError, match="the checkpoint .*3 is damaged"):
         checkpoints.restore(abstract(toy.create()))
+
+
+def flip(file, at=0.5):
+    """One bit of a file, at half of its length."""
+    data = bytearray(file.read_bytes())
+    data[int(len(data) * at)] ^= 1
+    file.write_bytes(data)
+
+
+def damage(checkpoint):
+    """Flips a bit in the largest file, which holds the arrays."""
+    flip(max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size))
+
+
+def large(step):
+    """Arrays that orbax keeps in a file of their own, where it checks nothing."""
+    return at(step).replace(ema={"w": jax.random.normal(jax.random.key(step), (64, 300))})
+
+
+def test_no_flipped_bit_is_read_as_a_number(tmp_path):
+    state = large(3)
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(state)
+    said = []
+    for file in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        whole = file.read_bytes()
+        flip(file)
+        try:
+            with opened(tmp_path) as checkpoints:
+                found = checkpoints.restore(abstract(state))
+        except CheckpointError as error:
+            said.append(str(error))
+        else:
+            jax.tree.map(np.testing.assert_array_equal, found.replace(key=None), state.replace(key=None))
+        file.write_bytes(whole)
+    assert any("ema.w is not what was saved" in message for message in said), said
+    assert len(said) >= 4 and all(f"{tmp_path}/3" in message for message in said)
+
+
+def test_a_damaged_result_of_a_stage_stops_with_the_repair(tmp_path):
+    with opened(tmp_path / "sft" / "checkpoints") as checkpoints:
+        checkpoints.save(large(3))
+    damage(tmp_path / "sft")
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints/3 is damaged: ema.w is not.*\nBring it back.*or remove .*/sft to run that stage"
+    ):
+        restore_params(tmp_path / "sft" / "checkpoints", {"w": abstract(large(3).ema["w"])}, part="ema")
+
+
+def test_the_last_whole_one_is_used_and_the_damaged_ones_are_out_of_the_way(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with opened(folder, keep=3) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(large(step))
+    for step in (2, 3):
+        damage(folder / str(step))
+    with opened(folder, keep=3) as checkpoints:
+        state, said = checkpoints.restore_good(abstract(large(0)))
+        jax.tree.map(np.testing.assert_array_equal, state.replace(key=None), large(1).replace(key=None))
+        assert ["damaged_checkpoint_3" in said[0], "damaged_checkpoint_2" in said[1], len(said)] == [True, True, 2]
+        checkpoints.save(large(2))
+    assert sorted(entry.name for entry in folder.iterdir()) == ["1", "2"]
+    damage(folder / "1")
+    damage(folder / "2")
+    with opened(folder) as checkpoints, pytest.raises(CheckpointError, match=r"(?s)no checkpoint .* is whole:.*/2 is.*/1 is.*Nothing was"):
+        checkpoints.restore_good(abstract(large(0)))
+    assert sorted(entry.name for entry in folder.iterdir()) == ["1", "2"]  # a second start does not begin afresh either
+
+
+def test_a_stage_goes_on_from_the_last_whole_checkpoint(tmp_path, capfd):
+    expected, folder = toy.run(tmp_path / "whole"), tmp_path / "run"
+    toy.run(folder, total_steps=9)
+    for file in (folder / "checkpoints" / "9").rglob("manifest.ocdbt"):
+        file.write_bytes(file.read_bytes()[:-9])  # cut short
+    found = toy.run(folder)
+    jax.tree.map(np.testing.assert_array_equal, found.replace(key=None), expected.replace(key=None))
+    assert (folder / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    said = capfd.readouterr().out
+    assert "checkpoints/9 is damaged: " in said and "/damaged_checkpoint_9; going on from step 6" in said
+
+
+def test_a_stage_never_begins_afresh_beside_checkpoints_that_cannot_be_read(tmp_path):
+    toy.run(tmp_path)
+    for file in [*(tmp_path / "checkpoints").rglob("manifest.ocdbt")]:
+        file.unlink()
+    before = (tmp_path / "metrics.jsonl").read_text()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="(?s)no checkpoint of .* is whole:.*remove .* to begin this stage again"):
+            toy.run(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_checkpoint_without_digests_is_not_trusted(tmp_path, monkeypatch):
+    monkeypatch.setattr("instruct_jax.runtime.checkpoints.digests", lambda state: {})
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(at(3))
+    with opened(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="has no digests of its arrays"):
+        checkpoints.restore(abstract(at(0)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "int8", "bool"])
+def test_a_digest_sees_each_element_and_its_place_but_not_the_layout(dtype):
+    x = jnp.maximum(9 * jax.random.normal(jax.random.key(0), (8, 6)), 0).astype(dtype)
+    found = digests({"x": x})
+    assert list(found) == ["x"]
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    assert digests({"x": jax.device_put(x, NamedSharding(mesh, PartitionSpec("a", "b")))}) == found
+    others = [x.at[7, 5].set(~x[7, 5] if dtype == "bool" else x[7, 5] + 1), x[::-1], x.T, x.reshape(6, 8), jnp.zeros_like(x)]
+    assert all(digests({"x": other}) != found for other in others[:3] + others[4:])
+    assert digests({"x": others[3]}) == found  # a place is a number: the shape is checked before
 
 
 def test_full_disk_leaves_the_last_good_checkpoint(saved):

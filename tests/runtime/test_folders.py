@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import yaml
@@ -33,8 +34,18 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         open_run(tmp_path, CONFIG)
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    open_run(tmp_path / "a", CONFIG)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RunError, match="a is read-only for this user: let it be written to, or go on with a copy"):
+        open_run(tmp_path / "a", CONFIG)
+    with pytest.raises(RunError, match="b cannot be made, .* is no folder that you may write to"):
+        open_run(tmp_path / "b", CONFIG)
+
+
 def test_a_run_killed_while_it_was_made_is_made_again(tmp_path):
-    (tmp_path / "run.json").write_text("{}")
+    for name in ("run.json", "run.json.partial", "config.yaml.partial"):
+        (tmp_path / name).write_text("{}")
     assert open_run(tmp_path, CONFIG) is False
 
 

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from runtime import toy
 
+from instruct_jax.runtime import signals
+from instruct_jax.runtime.checkpoints import Checkpoints
+from instruct_jax.runtime.loop import freed
 from instruct_jax.runtime.signals import Interrupted
 
 
@@ -27,12 +30,15 @@ def leaves(state):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in named}
 
 
-def assert_same(folder: Path, state, whole):
-    expected, rows = whole
-    found = leaves(state)
+def assert_equal(found, expected):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name, strict=True)
+
+
+def assert_same(folder: Path, state, whole):
+    expected, rows = whole
+    assert_equal(leaves(state), expected)
     assert (folder / "metrics.jsonl").read_text() == rows
 
 
@@ -73,6 +79,24 @@ def test_same_after_a_kind_stop(tmp_path, whole, number, code, step, capfd):
     assert "saving a checkpoint" in capfd.readouterr().err
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, step + 2))  # the step is finished and saved
     assert_same(tmp_path, toy.run(tmp_path), whole)
+
+
+def test_the_preemption_notice_of_several_processes(tmp_path, whole, monkeypatch):
+    """jax says after which call of all processes to stop; calls are counted through all stages, as that one may lie in the next stage."""
+    calls = []
+
+    def reached(number):
+        calls.append(number)
+        return len(calls) == 16
+
+    monkeypatch.setattr(signals, "several", lambda: True)
+    monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", reached)
+    assert_same(tmp_path / "one", toy.run(tmp_path / "one"), whole)
+    with pytest.raises(Interrupted, match="two was stopped by SIGTERM after step 4 of 12; all of it is saved") as stopped:
+        toy.run(tmp_path / "two")
+    assert stopped.value.exit_code == 0
+    assert calls == list(range(calls[0], calls[0] + 16))
+    assert_same(tmp_path / "two", toy.run(tmp_path / "two"), whole)
 
 
 def test_same_after_kill_9_anywhere(tmp_path, whole):
@@ -127,19 +151,30 @@ def test_host_never_waits_for_the_step_that_runs(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("save_every", [None, 1])
-def test_non_finite_metric_stops_with_its_batch(tmp_path, save_every):
-    def poisoned(at):
-        batch = toy.batch_at(at)
-        return {"x": batch["x"] * np.float32("nan")} if at == 4 else batch
+def poisoned(at):
+    batch = toy.batch_at(at)
+    return {"x": batch["x"] * np.float32("nan")} if at == 4 else batch
 
-    with pytest.raises(FloatingPointError, match=r"step 5: toy/loss is nan.*nonfinite_step_5.npz"):
-        toy.run(tmp_path, batches=poisoned, save_every=save_every)
-    assert np.isnan(np.load(tmp_path / "nonfinite_step_5.npz")["x"]).all()
+
+@pytest.mark.parametrize("options", [{"save_every": None}, {"save_every": 1}, {"stop_when": lambda row: None}], ids=str)
+def test_a_step_that_is_not_finite_is_not_applied(tmp_path, options):
+    """Also where the step after it is on its way already."""
+    message = r"step 5: toy/loss is nan.  The step was not applied.*instruct-jax replay .*nonfinite_step_5` runs it again"
+    with pytest.raises(FloatingPointError, match=message):
+        toy.run(tmp_path, batches=poisoned, **options)
+    place = tmp_path / "nonfinite_step_5"
+    assert np.isnan(np.load(place / "batch.npz")["x"]).all()
+    with Checkpoints(place / "state", fingerprints=toy.FINGERPRINTS) as checkpoints:
+        assert_equal(leaves(checkpoints.restore(freed(toy.create()))), leaves(toy.run(tmp_path / "good", total_steps=4)))
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
     saved = [int(entry.name) for entry in (tmp_path / "checkpoints").iterdir() if entry.name.isdigit()]
-    assert max(saved, default=0) == (4 if save_every else 0)
+    assert max(saved, default=None) == {None: None, 1: 4, 3: 3}[options.get("save_every", 3)]
     assert "FloatingPointError" in json.loads((tmp_path / "sessions.jsonl").read_text())["ended"]
+
+
+def test_a_step_without_the_guard_is_found_out(tmp_path):
+    with pytest.raises(RuntimeError, match="step 5 is not finite and was applied; make step_fn with sharding.compile_step"):
+        toy.run(tmp_path, batches=poisoned, step_fn=toy.update)
 
 
 def test_stop_when_ends_the_stage_and_a_restart_remembers(tmp_path):

@@ -18,6 +18,7 @@ import optax
 from instruct_jax.records import TrainState
 from instruct_jax.runtime.checkpoints import Checkpoints
 from instruct_jax.runtime.loop import train
+from instruct_jax.sharding import only_finite
 
 STEPS = 12
 FINGERPRINTS = {"model": "toy", "tokenizer": "t1"}
@@ -52,7 +53,7 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Arr
     return state, {"toy/loss": loss, "toy/kl_coef": kl_coef}
 
 
-step_fn = jax.jit(update, donate_argnums=0)
+step_fn = jax.jit(only_finite(update), donate_argnums=0)
 
 
 def batch_at(step: int) -> dict[str, np.ndarray]:

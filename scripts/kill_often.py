@@ -1,0 +1,175 @@
+"""Kills a run with SIGKILL at random moments of all its stages, starts it again with the same command each time, and compares what comes
+out, bit for bit, with a run that was never killed:
+
+    python scripts/kill_often.py --config tests/pipeline/tiny.yaml --out runs/kill_often --kills 50 --seed 0 [--dotted.key value ...]
+
+The kills are spread evenly over the stages.  In a stage that trains every second one waits for a checkpoint that is being written; all
+others come at a random moment, from somewhat before the stage goes on (imports, set-up) to a third of its whole time.  A first run fills a
+compilation cache, so that the others, and each restart, need not compile.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import absl.logging
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+STAGES = ("pretrain", "sft", "compare", "reward", "select", "ppo_start", "ppo", "ppo_ptx", "evaluate")
+LEFTOVERS = ("*.partial", "*.tmp", "*orbax-checkpoint-tmp*")
+SEEN = ".killed"  # a file in what a kill left half written, so that it is counted once
+PATIENCE = 600  # seconds that one start may take
+
+
+class Runs:
+    """Starts of one command."""
+
+    def __init__(self, arguments: list[str], out: Path, cache: Path):
+        self.out = out
+        self._command = [sys.executable, "-m", "instruct_jax", "run", *arguments, "--out", str(out)]
+        settings = {"DIR": str(cache.absolute()), "MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "0"}
+        names = {"DIR": "JAX_COMPILATION_CACHE_DIR"}
+        self._env = os.environ | {names.get(key, f"JAX_PERSISTENT_CACHE_{key}"): value for key, value in settings.items()}
+
+    def start(self) -> subprocess.Popen:
+        self._log = (self.out.parent / f"{self.out.name}.log").open("a")
+        return subprocess.Popen(self._command, env=self._env, stdout=self._log, stderr=self._log)
+
+    def finish(self) -> float:
+        """Runs to the end; returns the seconds before the first stage began."""
+        started = time.time()
+        code = self.start().wait(PATIENCE)
+        if code:
+            raise SystemExit(f"exit code {code}, see {self._log.name}")
+        return (self.out / STAGES[0] / "inputs.json").stat().st_mtime - started
+
+    def kill(self, stage: str, moment: float | None, startup: float) -> str:
+        """Kills the run `moment` seconds after the stage began or went on, or (None) while it writes a checkpoint; returns where it was."""
+        folder = self.out / stage
+        next_one = stage == STAGES[0] or (folder / "inputs.json").exists()  # no other stage is to be done before it
+        began = time.monotonic() + startup if next_one else None
+        process, limit = self.start(), time.monotonic() + PATIENCE
+        while process.poll() is None and time.monotonic() < limit:
+            if began is None and (folder / "inputs.json").exists():
+                began = time.monotonic()
+            due = began is not None and moment is not None and time.monotonic() >= began + moment
+            if due or (moment is None and writing(folder)) or (folder / "done.json").exists():
+                break
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() != -signal.SIGKILL:
+            raise SystemExit(f"{stage}: exit code {process.returncode} before the kill, see {self._log.name}")
+        half_written = [path for name in STAGES for path in writing(self.out / name)]
+        for path in half_written:
+            (path / SEEN).touch()
+        return ("a checkpoint of " if half_written else "") + self.at()
+
+    def at(self) -> str:
+        """The stage that is next, or under way."""
+        return next((name for name in STAGES if (self.out / name / "inputs.json").exists() and not self.done(name)), "between stages")
+
+    def done(self, stage: str) -> bool:
+        return (self.out / stage / "done.json").exists()
+
+
+def writing(stage: Path) -> list[Path]:
+    """The half written checkpoint of the stage, if there is one that no earlier kill left."""
+    return [path for path in stage.glob("checkpoints/*orbax-checkpoint-tmp*") if not (path / SEEN).exists()]
+
+
+def plan(whole: Path, killed: Runs, kills: int, startup: float, rng: random.Random) -> Iterator[tuple[str, float | None]]:
+    """(stage, moment) of each kill: the stages in their order, as many kills for each, and those that a stage did not live to see for
+    the ones after it."""
+    stages = [name for name in STAGES if (whole / name).exists()]
+    for i in range(kills):
+        left = [name for name in stages[i * len(stages) // kills :] if not killed.done(name)]
+        if not left:
+            raise SystemExit(f"the run was done after {i} kills: take a larger config, or fewer kills")
+        trains = (whole / left[0] / "checkpoints").exists()
+        seconds = json.loads((whole / left[0] / "done.json").read_text())["seconds"]
+        yield left[0], None if trains and i % 2 else rng.uniform(-startup / 3, seconds / 3)
+
+
+def arrays(checkpoint: Path) -> dict[str, bytes]:
+    """Name -> type, shape and bits of every array."""
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(checkpoint / "state").item_metadata.tree
+        request = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        state = reader.restore(checkpoint / "state", restore_args=request)
+    named = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): repr((x.dtype, x.shape)).encode() + x.tobytes() for path, x in named}
+
+
+def compare(whole: Path, killed: Path) -> dict[str, int]:
+    """How many things are the same; SystemExit names the first that is not."""
+    same: collections.Counter[str] = collections.Counter()
+
+    def check(kind: str, name: object, a: object, b: object) -> None:
+        if a != b:
+            raise SystemExit(f"DIFFERENT: {kind} {name}")
+        same[kind] += 1
+
+    for pattern in LEFTOVERS:
+        check("kinds of leftovers, all absent", pattern, [], [path for path in killed.rglob(pattern)])
+    for stage in [name for name in STAGES if (whole / name).exists()]:
+        a, b = whole / stage, killed / stage
+        done = [json.loads((folder / "done.json").read_text())["output"] for folder in (a, b)]
+        check("outputs of stages", stage, *done)
+        for path in sorted([*a.glob("*.json"), *a.glob("*.jsonl")]):
+            if path.name not in ("done.json", "inputs.json", "sessions.jsonl", "phases.jsonl"):  # these hold times, or hashes of times
+                check("files", path, path.read_bytes(), (b / path.name).read_bytes())
+        for name in ("metrics.jsonl", "phases.jsonl"):
+            if (a / name).exists():
+                rows = [[json.loads(line)["step"] for line in (folder / name).read_text().splitlines()] for folder in (a, b)]
+                check("files with each step once", b / name, rows[1], list(range(1, len(rows[0]) + 1)))
+        if (a / "checkpoints").exists():
+            steps = [sorted(entry.name for entry in (folder / "checkpoints").iterdir()) for folder in (a, b)]
+            check("sets of checkpoints", stage, *steps)
+            for step in steps[0]:
+                ours, theirs = arrays(a / "checkpoints" / step), arrays(b / "checkpoints" / step)
+                check("checkpoints", (stage, step), list(ours), list(theirs))
+                for name in ours:
+                    check("arrays", (stage, step, name), ours[name], theirs[name])
+    return same
+
+
+def main() -> None:
+    absl.logging.set_verbosity(absl.logging.FATAL)  # orbax has remarks
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args, overrides = parser.parse_known_args()
+    if args.out.exists():
+        raise SystemExit(f"{args.out} is there already; remove it or choose another --out")
+    args.out.mkdir(parents=True)
+    started = time.monotonic()
+    arguments = ["--config", args.config, *overrides]
+    first, whole, killed = (Runs(arguments, args.out / name, args.out / "compiled") for name in ("first", "whole", "killed"))
+    first.finish()
+    startup = whole.finish()
+    hit = collections.Counter()
+    for number, (stage, moment) in enumerate(plan(whole.out, killed, args.kills, startup, random.Random(args.seed)), 1):
+        where = killed.kill(stage, moment, startup)
+        hit[where] += 1
+        when = "while it writes a checkpoint" if moment is None else f"{moment:+.2f} s"
+        print(f"kill {number}: {stage}, {when}: hit {where}", flush=True)
+    killed.finish()
+    print(*(f"{count:4} x {where}" for where, count in hit.items()), sep="\n")
+    print(*(f"same: {count} {kind}" for kind, count in compare(whole.out, killed.out).items()), sep="\n")
+    print(f"{args.kills} kills, seed {args.seed}: the same, bit for bit, after {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
