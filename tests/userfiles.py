@@ -25,7 +25,7 @@ DATA = {
     "texts.jsonl": [{"text": "a b c"}] * 4,
     "demos.jsonl": [{"prompt": "a b", "completion": "c d"}] * 4,
     "ranks.jsonl": [{"prompt": "a", "completions": ["b", "c", "d"], "ranks": [1, 2, 2]}] * 4,
-    "prompts.jsonl": [{"prompt": "a b c"}] * 4,
+    "prompts.jsonl": [{"prompt": f"{x} {y}"} for x in "abc" for y in "efgh"],
 }
 
 

@@ -1,5 +1,6 @@
 """The one exception of bad data: it says where, what was found, and how to repair it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -7,6 +8,11 @@ def shorten(value: Any, limit: int = 60) -> str:
     """The value as it would be typed in Python, at most `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def names(found: Iterable[Any], limit: int = 200) -> str:
+    """The sorted names in brackets, at most `limit` characters: a field may be named by a megabyte."""
+    return shorten(sorted(found), limit)
 
 
 class DataError(ValueError):

@@ -1,5 +1,6 @@
 """Checkpoints: orbax, asynchronous and strict.  What does not fit is refused by name; nothing is padded, renamed or rebuilt in silence."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -129,6 +130,18 @@ def restore_params(
     for name in names:
         found = found[name]
     return found
+
+
+def saved_fingerprints(folder: Path) -> dict[str, str]:
+    """What travels with the newest checkpoint; {} where there is none.  Reads one small file and touches no device."""
+    found = {int(path.parent.name): path for path in folder.glob("*/_CHECKPOINT_METADATA") if path.parent.name.isdigit()}
+    if not found:
+        return {}
+    path = found[max(found)]
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["custom_metadata"] or {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(str(path.parent), error) from error
 
 
 def kept_steps(folder: Path) -> list[int]:
