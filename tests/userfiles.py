@@ -55,3 +55,4 @@ def refused(main: Callable[[list[str]], int], argv: list[str], message: tuple[st
     for part in message:
         assert part in shown.err
     assert shown.err.count("error: ") == 1 and "Traceback" not in shown.err and not shown.out
+    assert len(shown.err) < 1000

@@ -17,7 +17,7 @@ from typing import Any
 
 from instruct_jax.data import schemas
 from instruct_jax.data.errors import DataError, FieldError
-from instruct_jax.data.readers import OnBad, Records, read, read_texts
+from instruct_jax.data.readers import OnBad, Records, check_id, read, read_texts
 from instruct_jax.data.schemas import Record
 
 SCHEMAS = {"texts": schemas.text, "demonstrations": schemas.demonstration, "rankings": schemas.ranking, "prompts": schemas.prompt}
@@ -135,10 +135,11 @@ def split_path(path: str) -> tuple[str | None, str]:
 
 def _records(schema: schemas.Schema, found: list[Record], root: str | Path) -> Records:
     """Messages of trees in the schema's normal form."""
-    records = Records()
+    records, seen = Records(), {}
     records.places = [f"{_folder(root, 'oasst_en100')}: message {record['id']}" for record in found]
     for place, record in zip(records.places, found, strict=True):
         try:
+            check_id(record, place, seen)
             records.append(schema(record))
         except FieldError as error:
             raise DataError(f"{place}: {error}") from error

@@ -1,8 +1,9 @@
 """Normalised records to token ids for `packing` and `batches`, with one rule for what is too long."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -92,32 +93,37 @@ def _encode(
 ) -> Encoded[Item]:
     items, kept, long_prompts, long_completions = [], [], 0, 0
     for number, record in enumerate(records):
-        place = records.places[number] if isinstance(records, Records) else f"record {number + 1}"
-        try:
+        with _located(records.places[number] if isinstance(records, Records) else f"record {number + 1}"):
             prompt = encode_prompt(tok, record["prompt"], template=form.template)
             encoded = [(encode_completion(tok, text, prefix=form.completion_prefix), ended) for text, ended in completions_of(record)]
-        except DataError as error:
-            raise DataError(f"{place}: {error}") from error
-        completions = [ids if ended else ids[:-1] for ids, ended in encoded]
-        long_prompt, longest = len(prompt) > form.max_prompt, max(map(len, completions), default=0)
-        long_completion = longest > form.max_completion
-        long_prompts, long_completions = long_prompts + long_prompt, long_completions + long_completion
-        if form.on_long == "error" and (long_prompt or long_completion):
-            field, size, limit = ("prompt", len(prompt), "max_prompt") if long_prompt else ("completion", longest, "max_completion")
-            raise DataError(
-                f"{place}: prompt={shorten(record['prompt'])}: its {field} has {size} tokens, more than {limit}="
-                f"{getattr(form, limit)}; raise {limit}, or set on_long to drop, truncate_left or truncate_right"
-            )
-        if (form.on_long == "drop" and long_prompt) or ((form.on_long == "drop" or whole) and long_completion):
-            continue
-        if long_prompt:
-            prompt = _cut(tok, record["prompt"], form)
+            completions = [ids if ended else ids[:-1] for ids, ended in encoded]
+            long_prompt, longest = len(prompt) > form.max_prompt, max(map(len, completions), default=0)
+            long_completion = longest > form.max_completion
+            long_prompts, long_completions = long_prompts + long_prompt, long_completions + long_completion
+            if form.on_long == "error" and (long_prompt or long_completion):
+                field, size, limit = ("prompt", len(prompt), "max_prompt") if long_prompt else ("completion", longest, "max_completion")
+                raise DataError(
+                    f"prompt={shorten(record['prompt'])}: its {field} has {size} tokens, more than {limit}={getattr(form, limit)}; "
+                    f"raise {limit}, or set on_long to drop, truncate_left or truncate_right"
+                )
+            if (form.on_long == "drop" and long_prompt) or ((form.on_long == "drop" or whole) and long_completion):
+                continue
+            if long_prompt:
+                prompt = _cut(tok, record["prompt"], form)
         items.append(build(record, prompt, [ids[: form.max_completion] for ids in completions]))
         kept.append(number)
     found = Encoded(items, kept, long_prompts, long_completions)
     if long_prompts or long_completions:
         logger.warning("on_long=%s: %s of %d", form.on_long, found.message, len(records))
     return found
+
+
+@contextlib.contextmanager
+def _located(place: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
 
 
 def _cut(tok: PreTrainedTokenizerBase, prompt: Prompt, form: TextFormat) -> list[int]:

@@ -53,7 +53,7 @@ def read(
             value = _decode(raw) if isinstance(raw, bytes) else raw
             _check_value("record", value)
             record = schema(_rename(value, columns))
-            _check_id(record, where, seen)
+            check_id(record, where, seen)
             records.append(record)
             places.append(where)
         except FieldError as error:
@@ -150,7 +150,7 @@ def _check_encodable(name: str, text: str) -> None:
         raise FieldError(name, text, f"has half a surrogate pair at character {error.start}", "write the character in UTF-8") from None
 
 
-def _check_id(record: schemas.Record, where: str, seen: dict[str, str]) -> None:
+def check_id(record: schemas.Record, where: str, seen: dict[str, str]) -> None:
     """An id stands for one record of a file; of rankings, for one of each labeler."""
     if record.get("id") is None:
         return

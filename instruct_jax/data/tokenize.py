@@ -56,9 +56,9 @@ def _load_gpt2(folder: Path) -> PreTrainedTokenizerBase:
         merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if not line.startswith("#version")) if right]
         core = ByteLevelBPETokenizer(vocabulary, merges)
         return PreTrainedTokenizerFast(tokenizer_object=core._tokenizer, bos_token=GPT2_END, eos_token=GPT2_END, unk_token=GPT2_END)
-    except (OSError, EOFError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # the library raises bare Exceptions for words that are missing
         raise DataError(f"{folder}: broken GPT-2 tokenizer ({shorten(error, 200)}); copy encoder.json and vocab.bpe again") from error
 
 

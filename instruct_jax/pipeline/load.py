@@ -21,7 +21,7 @@ from instruct_jax.data.errors import shorten
 C = TypeVar("C")
 Where = Callable[[str], str]  # dotted key -> the place that its value comes from
 UNUSABLE = re.compile("[\x00\ud800-\udfff]")
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+WORDS = {int: "a whole number below 2**31", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
 def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
@@ -151,10 +151,10 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _usable(value: Any) -> bool:
-    """Finite; of text, without NUL and half surrogate pairs, which neither a file system nor a file takes."""
+    """Finite, and of 32 bits, as arrays count; of text, without NUL and half surrogate pairs, which no file system takes."""
     if isinstance(value, str):
         return not UNUSABLE.search(value)
-    return not isinstance(value, float) or math.isfinite(value)
+    return math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or abs(value) < 2**31
 
 
 def _shown(key: str) -> str:
