@@ -92,14 +92,19 @@ def novels(root: str | Path) -> Records:
     files = [path for path in files if not path.name.startswith("SOURCE")]
     if not files:
         raise DataError(f"{Path(root) / 'gutenberg'}: no *.txt or *.txt.gz in it; download the data set there")
-    return Records([{**record, "id": path.name.split(".")[0], "source": "gutenberg"} for path in files for record in read_texts(path)])
+    found = Records([{**record, "id": path.name.split(".")[0], "source": "gutenberg"} for path in files for record in read_texts(path)])
+    found.places = [str(path) for path in files]
+    return found
 
 
 def wikitext(root: str | Path, part: str = "valid") -> Records:
     """One document an article; `part` is valid or test."""
-    [whole] = read_texts(_file(root, "wikitext2", f"{part}.txt*"))
+    path = _file(root, "wikitext2", f"{part}.txt*")
+    [whole] = read_texts(path)
     articles = [article.strip() for article in TITLE.split(whole["text"]) if article.strip()]
-    return Records([{"text": article, "source": f"wikitext2/{part}"} for article in articles])
+    found = Records([{"text": article, "source": f"wikitext2/{part}"} for article in articles])
+    found.places = [f"{path}: article {i}" for i in range(1, len(articles) + 1)]
+    return found
 
 
 ADAPTERS: dict[str, dict[str, Callable[[str], Records]]] = {  # prefix -> kind of records -> function of the folder

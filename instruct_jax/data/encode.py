@@ -79,7 +79,19 @@ def encode_prompts(tok: PreTrainedTokenizerBase, records: Sequence[Record], form
 
 def encode_texts(tok: PreTrainedTokenizerBase, records: Sequence[Record], length: int) -> list[Sample]:
     """Documents as bos + text + eos, split where longer than a row; every token is learned."""
-    return chunk_documents([encode_document(tok, record["text"]) for record in records], length)
+    documents = []
+    for number, record in enumerate(records):
+        with _located(records, number):
+            documents.append(encode_document(tok, record["text"]))
+    return chunk_documents(documents, length)
+
+
+def check_texts(tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> None:
+    """Raises what encode_texts would, without tokenizing what is certainly good: texts may be many."""
+    for number, record in enumerate(records):
+        if any(name in record["text"] for name in tok.all_special_tokens):
+            with _located(records, number):
+                encode_document(tok, record["text"])
 
 
 def _encode(
@@ -93,7 +105,7 @@ def _encode(
 ) -> Encoded[Item]:
     items, kept, long_prompts, long_completions = [], [], 0, 0
     for number, record in enumerate(records):
-        with _located(records.places[number] if isinstance(records, Records) else f"record {number + 1}"):
+        with _located(records, number):
             prompt = encode_prompt(tok, record["prompt"], template=form.template)
             encoded = [(encode_completion(tok, text, prefix=form.completion_prefix), ended) for text, ended in completions_of(record)]
             completions = [ids if ended else ids[:-1] for ids, ended in encoded]
@@ -119,10 +131,12 @@ def _encode(
 
 
 @contextlib.contextmanager
-def _located(place: str) -> Iterator[None]:
+def _located(records: Sequence[Record], number: int) -> Iterator[None]:
+    """Errors name the place of the record."""
     try:
         yield
     except DataError as error:
+        place = records.places[number] if isinstance(records, Records) else f"record {number + 1}"
         raise DataError(f"{place}: {error}") from error
 
 

@@ -16,7 +16,7 @@ import jsonargparse
 import yaml
 
 from instruct_jax.config import ConfigError
-from instruct_jax.data.errors import shorten
+from instruct_jax.data.errors import shorten, shown
 
 C = TypeVar("C")
 Where = Callable[[str], str]  # dotted key -> the place that its value comes from
@@ -68,7 +68,7 @@ def _check_duplicates(node: yaml.Node, path: Path) -> None:
     for key, value in pairs:
         name = str(key.value)
         if name in seen and name != "<<":
-            raise ConfigError(f"{path}:{key.start_mark.line + 1}: {_shown(name)} stands twice in one section; remove one of them")
+            raise ConfigError(f"{path}:{key.start_mark.line + 1}: {shown(name)} stands twice in one section; remove one of them")
         seen.add(name)
         _check_duplicates(value, path)
 
@@ -103,7 +103,7 @@ def _set(tree: dict[str, Any], cls: type, dotted: str, text: str) -> None:
     try:
         tree[name] = text if _hints(_section(hint)).get(name) is str else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"command line: {_shown(dotted)}={shorten(text)} is not YAML; put quotes around it") from error
+        raise ConfigError(f"command line: {shown(dotted)}={shorten(text)} is not YAML; put quotes around it") from error
 
 
 def _build(cls: type[C], tree: Mapping[str, Any], prefix: str, default: C | None, where: Where) -> C:
@@ -112,7 +112,7 @@ def _build(cls: type[C], tree: Mapping[str, Any], prefix: str, default: C | None
     for name, value in tree.items():
         key = prefix + name
         if name not in hints:
-            raise ConfigError(f"{where(key)}: {_shown(key)}={shorten(value)} is unknown; {_suggestion(cls, name, prefix)}")
+            raise ConfigError(f"{where(key)}: {shown(key)}={shorten(value)} is unknown; {_suggestion(cls, name, prefix)}")
         section, optional = _section(hints[name]), type(None) in typing.get_args(hints[name])
         if section is None or (value is None and optional):
             values[name] = _leaf(hints[name], key, value, where(key))
@@ -155,11 +155,6 @@ def _usable(value: Any) -> bool:
     if isinstance(value, str):
         return not UNUSABLE.search(value)
     return math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or abs(value) < 2**31
-
-
-def _shown(key: str) -> str:
-    """A key as it stands, if that can be shown."""
-    return key if len(key) <= 60 and key.isprintable() else shorten(key)
 
 
 def _hints(cls: Any) -> dict[str, Any]:

@@ -203,6 +203,8 @@ def read_files(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -> 
     found: dict[str, list[readers.Records]] = {
         kind: [_noting(dropped, adapters.load(kind, path, skip)) for path in getattr(files, kind)] for kind in KINDS
     }
+    for texts in found["texts"]:
+        encode.check_texts(tok, texts)
     usable: dict[str, list[Record]] = {"texts": list(itertools.chain(*found["texts"]))}
 
     def encoded(kind: str, to_ids: Callable[..., encode.Encoded]) -> list[Any]:
