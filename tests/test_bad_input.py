@@ -79,6 +79,12 @@ def stage_of_another(folder: str, tokenizer: str = "0123456789abcdef") -> Callab
     return prepare
 
 
+def change_json(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
 def pipe(name: str) -> Callable[[Path], object]:
     def prepare(place: Path) -> None:
         (place / name).unlink()
@@ -295,6 +301,8 @@ CASES = [
          files={"broken/tokenizer.json": b"{"}),
     Case("no EOS", ("tok: eos_token=None", "set eos_token"), tokenizer={"eos_token": None}),
     Case("no PAD", ("tok: pad_token=None", "set pad_token"), tokenizer={"pad_token": None}),
+    Case("no UNK", ("prompts.jsonl:13: text='zebra': the tokenizer fails on it", "Missing [UNK]", "unk_token"), files=prompts("zebra"),
+         prepare=lambda place: change_json(place / "tok/tokenizer.json", lambda core: core["model"].update(unk_token="[UNK]"))),
     Case("PAD is EOS", ("tok: pad_token='<eos>' is also the eos_token", "its own token"), tokenizer={"pad_token": "<eos>"}),
     Case("vocabulary too small", ("model.vocab_size=16 is smaller than the tokenizer's 17", "at least 17"), "--model.vocab_size 16"),
     # folders and checkpoints

@@ -127,7 +127,7 @@ def encode_prompt(tok: PreTrainedTokenizerBase, prompt: Prompt, *, template: str
     if isinstance(prompt, str) or tok.chat_template is None:
         ids = _plain(tok, text)
     else:
-        ids = tok.encode(text, add_special_tokens=False)  # a chat template writes special tokens, and most write BOS
+        ids = _ids(tok, text)  # a chat template writes special tokens, and most write BOS
     if not ids:
         raise DataError(
             f"prompt={shorten(prompt)} makes no token of {shorten(text)}; correct chat_template, or use a tokenizer with such words"
@@ -153,9 +153,17 @@ def encode_document(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
     return bos_ids(tok) + _plain(tok, text) + [tok.eos_token_id]  # pyright: ignore
 
 
+def _ids(tok: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
+    try:
+        return tok.encode(text, add_special_tokens=False, **options)
+    except Exception as error:  # the library raises bare Exceptions, as for an unknown word where there is no UNK
+        repair = "give the tokenizer an unk_token, or bytes to fall back on"
+        raise DataError(f"text={shorten(text)}: the tokenizer fails on it ({shorten(error, 200)}); {repair}") from error
+
+
 def _plain(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of text that holds no special token."""
-    ids = tok.encode(text, add_special_tokens=False, split_special_tokens=True)
+    ids = _ids(tok, text, split_special_tokens=True)
     for name in ("bos_token", "eos_token", "pad_token"):  # a word-level vocabulary knows them as words
         if getattr(tok, f"{name}_id") in ids and getattr(tok, f"{name}_id") is not None:
             raise DataError(f"text={shorten(text)} holds the {name} {getattr(tok, name)!r} of the tokenizer; remove it from the text")
