@@ -46,6 +46,10 @@ class ModelConfig:
     def __post_init__(self):
         for key in ("vocab_size", "vocab_multiple", "context", "width", "layers", "heads", "logprob_chunk"):
             check(getattr(self, key) >= 1, f"model.{key}={getattr(self, key)} must be at least 1")
+        for key in ("kv_heads", "head_width", "mlp_width"):
+            check(getattr(self, key) is None or getattr(self, key) >= 1, f"model.{key}={getattr(self, key)} must be at least 1, or null")
+        for key in ("rotary_base", "norm_eps"):
+            check(getattr(self, key) > 0, f"model.{key}={getattr(self, key)} must be positive")
         check(
             self.head_width is not None or self.width % self.heads == 0,
             f"model.width={self.width} must be a multiple of model.heads={self.heads}, or set model.head_width",
@@ -93,10 +97,13 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0  # global gradient norm; None = no clipping
 
     def __post_init__(self):
-        check(self.learning_rate >= 0, f"learning_rate={self.learning_rate} must not be negative")
-        check(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must not be negative")
-        check(0 <= self.final_fraction <= 1, f"final_fraction={self.final_fraction} must lie in [0, 1]")
-        check(0 <= self.warmup_from <= 1, f"warmup_from={self.warmup_from} must lie in [0, 1]")
+        for key in ("learning_rate", "warmup_steps", "weight_decay"):
+            check(getattr(self, key) >= 0, f"{key}={getattr(self, key)} must not be negative")
+        for key in ("final_fraction", "warmup_from"):
+            check(0 <= getattr(self, key) <= 1, f"{key}={getattr(self, key)} must lie in [0, 1]")
+        for key in ("b1", "b2"):
+            check(0 <= getattr(self, key) < 1, f"{key}={getattr(self, key)} must lie in [0, 1)")
+        check(self.eps > 0, f"eps={self.eps} must be positive")
         check(self.clip_norm is None or self.clip_norm > 0, f"clip_norm={self.clip_norm} must be positive; use null for no clipping")
 
 

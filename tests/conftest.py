@@ -9,6 +9,7 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda or tpu: for tests/models/test_attention.py
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -21,3 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_dir", str(CACHE))  # safe to delete; the second run of the suite compiles little
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    # the same examples every time, on machines of any speed; nothing is left in the tree
+    slow = hypothesis.HealthCheck.too_slow
+    hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None, suppress_health_check=[slow])
+    hypothesis.settings.load_profile("suite")

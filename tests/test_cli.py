@@ -57,12 +57,12 @@ def test_check_shows_what_the_files_make(place, capsys):
     assert {"tokenizer 17 ids of 20 in the model", "4 demonstrations in 2 rows", "4 rankings of 12 completions"} <= set(shown)
 
 
-@pytest.mark.parametrize("rule", ["drop", "left", "right"])
+@pytest.mark.parametrize("rule", ["drop", "truncate_left", "truncate_right"])
 def test_long_prompts_are_counted(rule, place, capsys):
-    userfiles.write(place / "prompts.jsonl", [{"prompt": "a b"}, {"prompt": "a " * 10}])
+    userfiles.write(place / "prompts.jsonl", [*userfiles.DATA["prompts.jsonl"], {"prompt": "a " * 10}])
     assert main(["check", "--config", "run.yaml", "--text.on_long", rule]) == 0
     shown = capsys.readouterr().out
-    assert f"prompts.jsonl: {1 if rule == 'drop' else 2} records; too long: 1 prompts, 0 completions (on_long={rule})" in shown
+    assert f"prompts.jsonl: {12 if rule == 'drop' else 13} records; too long: 1 prompts, 0 completions (on_long={rule})" in shown
 
 
 def test_bad_records_are_skipped_and_listed(place, capsys):

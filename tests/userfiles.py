@@ -1,6 +1,7 @@
 """A folder of files as a user would have them: a tokenizer, four kinds of records, and a config over them; all tiny."""
 
 import json
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -25,7 +26,7 @@ DATA = {
     "texts.jsonl": [{"text": "a b c"}] * 4,
     "demos.jsonl": [{"prompt": "a b", "completion": "c d"}] * 4,
     "ranks.jsonl": [{"prompt": "a", "completions": ["b", "c", "d"], "ranks": [1, 2, 2]}] * 4,
-    "prompts.jsonl": [{"prompt": "a b c"}] * 4,
+    "prompts.jsonl": [{"prompt": f"{x} {y}"} for x in "abc" for y in "efgh"],
 }
 
 
@@ -54,4 +55,9 @@ def refused(main: Callable[[list[str]], int], argv: list[str], message: tuple[st
     assert code == 2
     for part in message:
         assert part in shown.err
-    assert shown.err.count("error: ") == 1 and "Traceback" not in shown.err and not shown.out
+    assert (
+        len(re.findall(r"^(?:instruct-jax[a-z -]*: )?error: ", shown.err, re.MULTILINE)) == 1
+        and "Traceback" not in shown.err
+        and not shown.out
+    )
+    assert len(shown.err) < 1000

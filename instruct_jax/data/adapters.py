@@ -13,14 +13,16 @@ import difflib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from instruct_jax.data import schemas
 from instruct_jax.data.errors import DataError, FieldError
-from instruct_jax.data.readers import OnBad, Records, read, read_rankings, read_texts
+from instruct_jax.data.readers import OnBad, Records, check_id, read, read_texts
 from instruct_jax.data.schemas import Record
 
 SCHEMAS = {"texts": schemas.text, "demonstrations": schemas.demonstration, "rankings": schemas.ranking, "prompts": schemas.prompt}
 ROLES = {"prompter": "user", "assistant": "assistant"}
+TREES = "use the files named *_tree*.jsonl of Open Assistant"
 TURN = re.compile(r"\n\n(Human|Assistant):")  # begins a turn of an HH transcript
 TITLE = re.compile(r"^(?= = [^=\n]+ = $)", re.MULTILINE)  # of a wikitext article
 
@@ -33,7 +35,7 @@ def oasst_demonstrations(root: str | Path) -> Records:
         if replies:
             best = min(replies, key=lambda reply: reply.get("rank") or 0)
             found.append({"prompt": prompt, "completion": best["text"], "id": best["message_id"], "source": "oasst"})
-    return Records(map(schemas.demonstration, found))
+    return _records(schemas.demonstration, found, root)
 
 
 def oasst_rankings(root: str | Path) -> Records:
@@ -44,21 +46,23 @@ def oasst_rankings(root: str | Path) -> Records:
         if len(replies) > 1:
             texts, ranks = [reply["text"] for reply in replies], [reply["rank"] + 1 for reply in replies]
             found.append({"prompt": prompt, "completions": texts, "ranks": ranks, "id": node["message_id"], "source": "oasst"})
-    return Records(map(schemas.ranking, found))
+    return _records(schemas.ranking, found, root)
 
 
 def oasst_prompts(root: str | Path) -> Records:
     """Every prompter message, with the conversation before it."""
     found = [{"prompt": prompt, "id": node["message_id"], "source": "oasst"} for node, prompt in _oasst(root)]
-    return Records(map(schemas.prompt, found))
+    return _records(schemas.prompt, found, root)
 
 
 def hh_rankings(root: str | Path) -> Records:
     """Pairs, K = 2; the transcript before them as messages.  The few with an empty reply are dropped, see `dropped`."""
-    records = read_rankings(_file(root, "hh_rlhf_harmless_test", "test.jsonl*"), on_bad_record="skip")
-    found = Records({**record, "prompt": _turns(record["prompt"]), "source": "hh"} for record in records)
-    found.dropped = records.dropped
-    return found
+
+    def schema(raw: Record) -> Record:
+        pair = schemas.ranking({key: raw.get(key) for key in ("chosen", "rejected")})
+        return schemas.ranking({**pair, "prompt": _turns(pair["prompt"]), "source": "hh"})
+
+    return read(schema, _file(root, "hh_rlhf_harmless_test", "test.jsonl*"), on_bad_record="skip")
 
 
 def seed_demonstrations(root: str | Path) -> Records:
@@ -76,9 +80,8 @@ def user_prompts(root: str | Path) -> Records:
     """The user-oriented instructions of self-instruct; user_id is the application that they were written for."""
 
     def schema(raw: Record) -> Record:
-        task, given = raw.get("instruction"), _instance(raw).get("input")
-        fields = {"id": raw.get("id"), "user_id": raw.get("motivation_app"), "source": "self_instruct_user"}
-        return schemas.prompt({"prompt": f"{task}\n\n{given}" if given else task, **fields})
+        prompt = schemas.instruction({"instruction": raw.get("instruction"), "input": _instance(raw).get("input")})
+        return {"prompt": prompt, "id": raw.get("id"), "user_id": raw.get("motivation_app"), "source": "self_instruct_user"}
 
     return read(schema, _file(root, "self_instruct_seed", "user_oriented_instructions.jsonl*"))
 
@@ -89,14 +92,19 @@ def novels(root: str | Path) -> Records:
     files = [path for path in files if not path.name.startswith("SOURCE")]
     if not files:
         raise DataError(f"{Path(root) / 'gutenberg'}: no *.txt or *.txt.gz in it; download the data set there")
-    return Records([{**record, "id": path.name.split(".")[0], "source": "gutenberg"} for path in files for record in read_texts(path)])
+    found = Records([{**record, "id": path.name.split(".")[0], "source": "gutenberg"} for path in files for record in read_texts(path)])
+    found.places = [str(path) for path in files]
+    return found
 
 
 def wikitext(root: str | Path, part: str = "valid") -> Records:
     """One document an article; `part` is valid or test."""
-    [whole] = read_texts(_file(root, "wikitext2", f"{part}.txt*"))
+    path = _file(root, "wikitext2", f"{part}.txt*")
+    [whole] = read_texts(path)
     articles = [article.strip() for article in TITLE.split(whole["text"]) if article.strip()]
-    return Records([{"text": article, "source": f"wikitext2/{part}"} for article in articles])
+    found = Records([{"text": article, "source": f"wikitext2/{part}"} for article in articles])
+    found.places = [f"{path}: article {i}" for i in range(1, len(articles) + 1)]
+    return found
 
 
 ADAPTERS: dict[str, dict[str, Callable[[str], Records]]] = {  # prefix -> kind of records -> function of the folder
@@ -130,8 +138,23 @@ def split_path(path: str) -> tuple[str | None, str]:
     return name, folder
 
 
-def _turns(transcript: str) -> list[dict[str, str]]:
+def _records(schema: schemas.Schema, found: list[Record], root: str | Path) -> Records:
+    """Messages of trees in the schema's normal form."""
+    records, seen = Records(), {}
+    records.places = [f"{_folder(root, 'oasst_en100')}: message {record['id']}" for record in found]
+    for place, record in zip(records.places, found, strict=True):
+        try:
+            check_id(record, place, seen)
+            records.append(schema(record))
+        except FieldError as error:
+            raise DataError(f"{place}: {error}") from error
+    return records
+
+
+def _turns(transcript: Any) -> list[dict[str, str]]:
     """Messages of "\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nAssistant:"; turns without text, as the last one, are none."""
+    if not isinstance(transcript, str):
+        raise FieldError("chosen", transcript, "is no transcript", "use the files of hh-rlhf as published")
     speakers = {"Human": "user", "Assistant": "assistant"}
     _, *parts = TURN.split(transcript)
     return [{"role": speakers[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True) if said.strip()]
@@ -152,9 +175,16 @@ def _oasst(root: str | Path) -> Iterator[tuple[Record, list[dict[str, str]]]]:
 
 
 def _tree(raw: Record) -> Record:
-    root = raw.get("prompt")
-    if not isinstance(root, dict) or not {"role", "text", "replies", "message_id"} <= root.keys():
-        raise FieldError("prompt", root, "is not the root of a conversation tree", "use the files named *_tree*.jsonl of Open Assistant")
+    """A conversation tree; every node is checked."""
+    nodes = [raw.get("prompt")]
+    while nodes:
+        match nodes.pop():
+            case {"role": "prompter" | "assistant", "text": str(), "replies": list(replies), "message_id": str(), **rest}:
+                if not isinstance(rest.get("rank"), int | None) or isinstance(rest.get("rank"), bool):
+                    raise FieldError("rank", rest["rank"], "is no rank", TREES)
+                nodes += replies
+            case node:
+                raise FieldError("prompt", node, "is no message of a conversation tree", TREES)
     return raw
 
 

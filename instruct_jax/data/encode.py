@@ -1,8 +1,9 @@
 """Normalised records to token ids for `packing` and `batches`, with one rule for what is too long."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from instruct_jax.data.batches import Ranking
 from instruct_jax.data.errors import DataError, shorten
 from instruct_jax.data.packing import Sample, chunk_documents
+from instruct_jax.data.readers import Records
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import Prompt, encode_completion, encode_document, encode_prompt
 
@@ -25,17 +27,17 @@ class TextFormat:
     completion_prefix: str = ""  # stands once before every completion; " " suits a BPE after a template that ends without a space
     max_prompt: int = 1024  # P, tokens, bos included
     max_completion: int = 1024  # T, tokens, eos included
-    # error: stop.  drop: leave the record out.  left, right: cut that end off the prompt's text (never off the template); a completion
-    # always keeps its beginning, and loses its eos; a ranking with such a completion is left out.
-    on_long: Literal["error", "drop", "left", "right"] = "error"
+    # error: stop.  drop: leave the record out.  truncate_left, truncate_right: cut that end off the prompt's text (never off the template);
+    # a completion always keeps its beginning, and loses its eos; a ranking with such a completion is left out.
+    on_long: Literal["error", "drop", "truncate_left", "truncate_right"] = "error"
 
     def __post_init__(self):
         if self.template.count("{prompt}") != 1:
             raise ValueError(f"template={self.template!r} must hold {{prompt}} exactly once; add it")
         if self.max_prompt < 1 or self.max_completion < 2:
             raise ValueError(f"max_prompt={self.max_prompt}, max_completion={self.max_completion} must be at least 1 and 2")
-        if self.on_long not in ("error", "drop", "left", "right"):
-            raise ValueError(f"on_long={self.on_long!r} is unknown; use error, drop, left or right")
+        if self.on_long not in ("error", "drop", "truncate_left", "truncate_right"):
+            raise ValueError(f"on_long={self.on_long!r} is unknown; use error, drop, truncate_left or truncate_right")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,9 @@ class Encoded(Generic[Item]):
 
 def encode_demonstrations(tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat) -> Encoded[Sample]:
     """(ids, learn): prompt + completion + eos; only the completion and eos are learned."""
-    return _encode(tok, records, form, lambda r: [r["completion"]], lambda r, p, cs: (p + cs[0], [False] * len(p) + [True] * len(cs[0])))
+    return _encode(
+        tok, records, form, lambda r: [(r["completion"], True)], lambda r, p, cs: (p + cs[0], [False] * len(p) + [True] * len(cs[0]))
+    )
 
 
 def encode_rankings(tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat) -> Encoded[Ranking]:
@@ -61,7 +65,12 @@ def encode_rankings(tok: PreTrainedTokenizerBase, records: Sequence[Record], for
 
     Where a record says that a completion had not `ended`, there is no eos: the reward model reads it as PPO will show it.
     """
-    return _encode(tok, records, form, lambda r: r["completions"], lambda r, p, cs: ([p + c for c in cs], r["ranks"]), whole=True)
+
+    def completions_of(record: Record) -> list[tuple[str, bool]]:
+        texts = record["completions"]
+        return list(zip(texts, record.get("ended") or [True] * len(texts), strict=True))
+
+    return _encode(tok, records, form, completions_of, lambda r, p, cs: ([p + c for c in cs], r["ranks"]), whole=True)
 
 
 def encode_prompts(tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat) -> Encoded[list[int]]:
@@ -70,46 +79,65 @@ def encode_prompts(tok: PreTrainedTokenizerBase, records: Sequence[Record], form
 
 def encode_texts(tok: PreTrainedTokenizerBase, records: Sequence[Record], length: int) -> list[Sample]:
     """Documents as bos + text + eos, split where longer than a row; every token is learned."""
-    return chunk_documents([encode_document(tok, record["text"]) for record in records], length)
+    documents = []
+    for number, record in enumerate(records):
+        with _located(records, number):
+            documents.append(encode_document(tok, record["text"]))
+    return chunk_documents(documents, length)
+
+
+def check_texts(tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> None:
+    """Raises what encode_texts would, without tokenizing what is certainly good: texts may be many."""
+    for number, record in enumerate(records):
+        if any(name in record["text"] for name in tok.all_special_tokens):
+            with _located(records, number):
+                encode_document(tok, record["text"])
 
 
 def _encode(
     tok: PreTrainedTokenizerBase,
     records: Sequence[Record],
     form: TextFormat,
-    completions_of: Callable[[Record], list[str]],
+    completions_of: Callable[[Record], list[tuple[str, bool]]],  # (text, has it ended?)
     build: Callable[[Record, list[int], list[list[int]]], Item],
     *,
     whole: bool = False,
 ) -> Encoded[Item]:
     items, kept, long_prompts, long_completions = [], [], 0, 0
     for number, record in enumerate(records):
-        try:
+        with _located(records, number):
             prompt = encode_prompt(tok, record["prompt"], template=form.template)
-            completions = [encode_completion(tok, text, prefix=form.completion_prefix) for text in completions_of(record)]
-        except DataError as error:
-            raise DataError(f"record {number + 1}: {error}") from error
-        ended = record.get("ended", [True] * len(completions))
-        completions = [ids if end else ids[:-1] for ids, end in zip(completions, ended, strict=True)]
-        long_prompt, longest = len(prompt) > form.max_prompt, max(map(len, completions), default=0)
-        long_completion = longest > form.max_completion
-        long_prompts, long_completions = long_prompts + long_prompt, long_completions + long_completion
-        if form.on_long == "error" and (long_prompt or long_completion):
-            field, size, limit = ("prompt", len(prompt), "max_prompt") if long_prompt else ("completion", longest, "max_completion")
-            raise DataError(
-                f"record {number + 1}: prompt={shorten(record['prompt'])}: its {field} has {size} tokens, more than {limit}="
-                f"{getattr(form, limit)}; raise {limit}, or set on_long to drop, left or right"
-            )
-        if (form.on_long == "drop" and long_prompt) or ((form.on_long == "drop" or whole) and long_completion):
-            continue
-        if long_prompt:
-            prompt = _cut(tok, record["prompt"], form)
+            encoded = [(encode_completion(tok, text, prefix=form.completion_prefix), ended) for text, ended in completions_of(record)]
+            completions = [ids if ended else ids[:-1] for ids, ended in encoded]
+            long_prompt, longest = len(prompt) > form.max_prompt, max(map(len, completions), default=0)
+            long_completion = longest > form.max_completion
+            long_prompts, long_completions = long_prompts + long_prompt, long_completions + long_completion
+            if form.on_long == "error" and (long_prompt or long_completion):
+                field, size, limit = ("prompt", len(prompt), "max_prompt") if long_prompt else ("completion", longest, "max_completion")
+                raise DataError(
+                    f"prompt={shorten(record['prompt'])}: its {field} has {size} tokens, more than {limit}={getattr(form, limit)}; "
+                    f"raise {limit}, or set on_long to drop, truncate_left or truncate_right"
+                )
+            if (form.on_long == "drop" and long_prompt) or ((form.on_long == "drop" or whole) and long_completion):
+                continue
+            if long_prompt:
+                prompt = _cut(tok, record["prompt"], form)
         items.append(build(record, prompt, [ids[: form.max_completion] for ids in completions]))
         kept.append(number)
-    encoded = Encoded(items, kept, long_prompts, long_completions)
+    found = Encoded(items, kept, long_prompts, long_completions)
     if long_prompts or long_completions:
-        logger.warning("on_long=%s: %s of %d", form.on_long, encoded.message, len(records))
-    return encoded
+        logger.warning("on_long=%s: %s of %d", form.on_long, found.message, len(records))
+    return found
+
+
+@contextlib.contextmanager
+def _located(records: Sequence[Record], number: int) -> Iterator[None]:
+    """Errors name the place of the record."""
+    try:
+        yield
+    except DataError as error:
+        place = records.places[number] if isinstance(records, Records) else f"record {number + 1}"
+        raise DataError(f"{place}: {error}") from error
 
 
 def _cut(tok: PreTrainedTokenizerBase, prompt: Prompt, form: TextFormat) -> list[int]:
@@ -137,7 +165,7 @@ def _shorter(tok: PreTrainedTokenizerBase, text: str, excess: int, form: TextFor
     ends = _ends(tok, text)
     if excess >= len(ends):
         raise DataError(f"prompt={shorten(text)}: max_prompt={form.max_prompt} leaves no room beside the template; raise max_prompt")
-    if form.on_long == "left":
+    if form.on_long == "truncate_left":
         return text[max(ends[excess - 1], 1) :]
     return text[: min(ends[-excess - 1], len(text) - 1)]
 

@@ -4,11 +4,13 @@ A bad record is a DataError that names file, line, field, value and repair.  on_
 in `Records.dropped`.  A line that is no UTF-8 or no JSON counts as a bad record; a missing, empty or broken file is always an error.
 """
 
+import collections
 import functools
 import gzip
 import itertools
 import json
 import logging
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,19 +18,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from instruct_jax.data import schemas
-from instruct_jax.data.errors import DataError, FieldError, shorten
+from instruct_jax.data.errors import DataError, FieldError, names, shorten
 
 logger = logging.getLogger(__name__)
 
 OnBad = Literal["error", "skip"]
 Columns = Mapping[str, str]  # our field -> column of the data set
+DEPTH = 200  # of lists and objects in each other: more would break Python's own limit somewhere on the way
 SHOWN = 10  # dropped records in the log; `Records.dropped` has them all
 SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", "each but parquet also with .gz")
 
 
 class Records(list[schemas.Record]):
-    """The good records of a file, and why the others were dropped."""
+    """The good records of a file, where each stands, and why the others were dropped."""
 
+    places: Sequence[str] = ()
     dropped: Sequence[str] = ()
 
 
@@ -43,10 +47,15 @@ def read(
     """The records of a file in the schema's normal form; `columns` renames fields first, `split` is one of a data set with several."""
     if on_bad_record not in ("error", "skip"):
         raise DataError(f"on_bad_record={on_bad_record!r} is unknown; use error or skip")
-    records, dropped = Records(), []
+    records, places, dropped, seen = Records(), [], [], {}
     for where, raw in _rows(path, split):
         try:
-            records.append(schema(_rename(_decode(raw) if isinstance(raw, bytes) else raw, columns)))
+            value = _decode(raw) if isinstance(raw, bytes) else raw
+            _check_value("record", value)
+            record = schema(_rename(value, columns))
+            check_id(record, where, seen)
+            records.append(record)
+            places.append(where)
         except FieldError as error:
             if on_bad_record == "error":
                 raise DataError(f"{where}: {error}") from error
@@ -58,7 +67,7 @@ def read(
     if dropped:
         shown = "\n  ".join([*dropped[:SHOWN], "..."] if len(dropped) > SHOWN else dropped)
         logger.warning("%s: dropped %d of %d records\n  %s", path, len(dropped), len(dropped) + len(records), shown)
-    records.dropped = dropped
+    records.places, records.dropped = places, dropped
     return records
 
 
@@ -90,7 +99,7 @@ def _rename(raw: Any, columns: Columns | None) -> schemas.Record:
         raise FieldError("record", raw, f"must be an object, not {type(raw).__name__}", 'write {"field": value, ...}')
     for ours, theirs in (columns or {}).items():
         if theirs not in raw:
-            raise FieldError("columns", {ours: theirs}, f"names no column; there are {sorted(raw)}", "correct the column map")
+            raise FieldError("columns", {ours: theirs}, f"names no column; there are {names(raw)}", "correct the column map")
     taken = set((columns or {}).values())
     return {key: value for key, value in raw.items() if key not in taken} | {ours: raw[theirs] for ours, theirs in (columns or {}).items()}
 
@@ -98,13 +107,60 @@ def _rename(raw: Any, columns: Columns | None) -> schemas.Record:
 def _decode(line: bytes) -> Any:
     """The value on one line of JSON Lines."""
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
+    except FieldError:
+        raise
     except UnicodeDecodeError as error:
-        bad = line[error.start : error.start + 8]
-        raise FieldError("line", bad, f"is not UTF-8 at byte {error.start + 1}", "convert the file: iconv -f latin1 -t utf-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+        bad, encoding = line[error.start : error.start + 8], "utf-16" if line[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
+        raise FieldError(
+            "line", bad, f"is not UTF-8 at byte {error.start + 1}", f"convert the file: iconv -f {encoding} -t utf-8"
+        ) from None
+    except (ValueError, RecursionError) as error:
         value = line.decode("utf-8-sig").strip()
         raise FieldError("line", value, f"is not JSON ({error})", "put one complete JSON object on each line") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON takes the last of two equal names without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in collections.Counter(name for name, _ in pairs).items() if count > 1)
+        raise FieldError("field", twice, "stands twice in one object", "remove one of them")
+    return found
+
+
+def _check_value(name: str, value: Any, depth: int = 0) -> None:
+    """What was read can be written again: a late stage does, and must not find out then."""
+    if isinstance(value, str):
+        _check_encodable(name, value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise FieldError(name, value, "is no number of JSON", "write null where there is none")
+    elif isinstance(value, dict | list) and depth == DEPTH:
+        raise FieldError(name, value, f"is nested deeper than {DEPTH} levels", "write it flat, or leave it out")
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            _check_encodable("field", key)
+            _check_value(f"{name}.{key}" if depth else key, part, depth + 1)
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            _check_value(f"{name}[{i}]", part, depth + 1)
+
+
+def _check_encodable(name: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FieldError(name, text, f"has half a surrogate pair at character {error.start}", "write the character in UTF-8") from None
+
+
+def check_id(record: schemas.Record, where: str, seen: dict[str, str]) -> None:
+    """An id stands for one record of a file; of rankings, for one of each labeler."""
+    if record.get("id") is None:
+        return
+    key = repr((record["id"], record.get("labeler_id")))
+    if key in seen:
+        raise FieldError("id", record["id"], f"is that of {seen[key]} too", "give each record an id of its own, or remove one of the two")
+    seen[key] = where
 
 
 def _rows(path: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
@@ -112,7 +168,7 @@ def _rows(path: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
     if str(path).startswith("hub:"):
         return _dataset_rows(str(path), split)
     path = Path(path)
-    if not path.exists():
+    if not exists(path):
         raise DataError(
             f"{path}: no such file or folder (looked in {Path.cwd()}); correct the path, or write hub:NAME for a data set of the hub"
         )
@@ -128,13 +184,27 @@ def _rows(path: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
     raise DataError(f"{path}: suffix {path.suffix!r} is unknown; use one of {', '.join(SUFFIXES)}, or a folder")
 
 
+def exists(path: Path) -> bool:
+    """DataError for what cannot be read, and for what can be read only once: a run reads its files twice."""
+    try:
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise DataError(f"{path}: is neither file nor folder but a pipe or a device; write its contents to a file")
+        return path.exists()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}); correct the path or its permissions")
+
+
 def _contents(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: broken gzip file ({error}); download or compress it again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}); check its permissions") from error
+        raise _unreadable(path, error) from error
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -183,4 +253,5 @@ def _dataset_rows(path: str | Path, split: str | None) -> Iterator[tuple[str, An
         if split is not None and split not in names:
             raise DataError(f"{path}: split={split!r} does not exist; choose one of {names}")
         data = data[names[0] if split is None else split]
-    yield from ((f"{path}: record {i}", dict(raw)) for i, raw in enumerate(data, 1))  # pyright: ignore
+    # dates and the like become text: JSON has none, and a late stage writes the record
+    yield from ((f"{path}: record {i}", json.loads(json.dumps(dict(raw), default=str))) for i, raw in enumerate(data, 1))  # pyright: ignore

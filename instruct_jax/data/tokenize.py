@@ -7,6 +7,7 @@ ends with EOS.  Text is data: "<eos>" typed by a user is spelled out in ordinary
 import gzip
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def load_tokenizer(path: str | Path, *, pad_token: str | None = None) -> PreTrai
     tokenizers without PAD get "<|pad|>" by themselves (GPT-2: id 50257), so the model needs vocab_size >= len(tokenizer).
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False also for a name that no file system takes
         raise DataError(f"{folder}: no such tokenizer folder; give a folder with tokenizer.json, or with encoder.json and vocab.bpe")
     tok = _load_gpt2(folder) if any(folder.glob("encoder.json*")) else _load_hf(folder)
     if pad_token is None and tok.pad_token_id is None and tok.eos_token == GPT2_END:
@@ -55,9 +56,9 @@ def _load_gpt2(folder: Path) -> PreTrainedTokenizerBase:
         merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if not line.startswith("#version")) if right]
         core = ByteLevelBPETokenizer(vocabulary, merges)
         return PreTrainedTokenizerFast(tokenizer_object=core._tokenizer, bos_token=GPT2_END, eos_token=GPT2_END, unk_token=GPT2_END)
-    except (OSError, EOFError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # the library raises bare Exceptions for words that are missing
         raise DataError(f"{folder}: broken GPT-2 tokenizer ({shorten(error, 200)}); copy encoder.json and vocab.bpe again") from error
 
 
@@ -110,9 +111,13 @@ def render(tok: PreTrainedTokenizerBase, prompt: Prompt, template: str = "{promp
         try:
             return str(tok.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # the template's own complaints, or jinja2 is missing
-            repair = "change the roles, or remove chat_template from the tokenizer"
+            repair = "correct the roles, or chat_template of the tokenizer"
             raise DataError(f"prompt={shorten(prompt)}: the chat template refuses it ({shorten(error, 200)}); {repair}") from error
-    turns = [SPEAKERS.get(m["role"], f"{m['role'].capitalize()}: ") + m["content"] for m in prompt]
+    for message in prompt:
+        if message["role"] not in SPEAKERS:
+            unknown = f"has the role {shorten(message['role'])}, which needs a chat template"
+            raise DataError(f"prompt={shorten(prompt)} {unknown}; use {', '.join(SPEAKERS)}, or a tokenizer with a chat_template")
+    turns = [SPEAKERS[message["role"]] + message["content"] for message in prompt]
     return "\n\n".join([*turns, "Assistant:"])
 
 
@@ -120,8 +125,13 @@ def encode_prompt(tok: PreTrainedTokenizerBase, prompt: Prompt, *, template: str
     """[bos] + ids of the rendered prompt."""
     text, bos = render(tok, prompt, template), bos_ids(tok)
     if isinstance(prompt, str) or tok.chat_template is None:
-        return bos + _plain(tok, text)
-    ids = tok.encode(text, add_special_tokens=False)  # a chat template writes special tokens, and most write BOS
+        ids = _plain(tok, text)
+    else:
+        ids = _ids(tok, text)  # a chat template writes special tokens, and most write BOS
+    if not ids:
+        raise DataError(
+            f"prompt={shorten(prompt)} makes no token of {shorten(text)}; correct chat_template, or use a tokenizer with such words"
+        )
     return ids if bos and ids[:1] == bos else bos + ids
 
 
@@ -143,9 +153,17 @@ def encode_document(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
     return bos_ids(tok) + _plain(tok, text) + [tok.eos_token_id]  # pyright: ignore
 
 
+def _ids(tok: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
+    try:
+        return tok.encode(text, add_special_tokens=False, **options)
+    except Exception as error:  # the library raises bare Exceptions, as for an unknown word where there is no UNK
+        repair = "give the tokenizer an unk_token, or bytes to fall back on"
+        raise DataError(f"text={shorten(text)}: the tokenizer fails on it ({shorten(error, 200)}); {repair}") from error
+
+
 def _plain(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of text that holds no special token."""
-    ids = tok.encode(text, add_special_tokens=False, split_special_tokens=True)
+    ids = _ids(tok, text, split_special_tokens=True)
     for name in ("bos_token", "eos_token", "pad_token"):  # a word-level vocabulary knows them as words
         if getattr(tok, f"{name}_id") in ids and getattr(tok, f"{name}_id") is not None:
             raise DataError(f"text={shorten(text)} holds the {name} {getattr(tok, name)!r} of the tokenizer; remove it from the text")

@@ -11,7 +11,15 @@ from instruct_jax.config import MESH, ModelConfig
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel, parameter_count
 from instruct_jax.pipeline.settings import RunConfig
-from instruct_jax.pipeline.validate import FileFacts, check_config, check_other_runs, missing_files, read_files
+from instruct_jax.pipeline.validate import (
+    FileFacts,
+    check_config,
+    check_mesh,
+    check_other_runs,
+    check_tokenizers,
+    missing_files,
+    read_files,
+)
 from instruct_jax.runtime.folders import check_run
 
 F32 = 4  # bytes
@@ -30,10 +38,13 @@ def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
     """The text; ConfigError, DataError or RunError where `run` could not begin.  Files that do not exist are only reported."""
     stages = config.stages if stages is None else stages
     check_config(config, stages)
+    check_mesh(config, None)
     goes_on = check_run(Path(config.out), dataclasses.asdict(config))
     check_other_runs(config)
     missing = [] if config.files is None else missing_files(config.files)
-    facts = read_files(config, config.files) if config.files is not None and not missing else None
+    facts = read_files(config, config.files, stages) if config.files is not None and not missing else None
+    if not missing:
+        check_tokenizers(config)
     sizes = Sizes(_parameters(config.model), _parameters(config.reward_model or config.model, scalar=True))
     judge = _shape(config.reward_model) if config.reward_model else "as the policy, with a scalar head"
     starts = ", ".join(dict.fromkeys(ppo.value_init for ppo in config.rl.values()))

@@ -13,7 +13,7 @@ import numpy as np
 
 from instruct_jax.data.packing import Ids
 from instruct_jax.data.readers import write_jsonl
-from instruct_jax.data.schemas import Record
+from instruct_jax.data.schemas import Record, named
 from instruct_jax.data.tokenize import bos_ids
 from instruct_jax.evaluation.preference import best_of_n, best_of_n_kl, win_rate
 from instruct_jax.pipeline.load import load_config
@@ -174,7 +174,7 @@ def _by_use_case(records: Sequence[Record], gold: dict[str, np.ndarray]) -> dict
 
 def _case(record: Record) -> str:
     """What the scores are reported by: the use case, or the data set that the prompt is from."""
-    return str(record.get("use_case", record.get("source", "all")))
+    return named(record, "use_case", "source", default="all")
 
 
 def _style(judged: Judged) -> dict[str, float]:

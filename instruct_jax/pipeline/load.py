@@ -2,7 +2,10 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
+import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,11 +16,12 @@ import jsonargparse
 import yaml
 
 from instruct_jax.config import ConfigError
-from instruct_jax.data.errors import shorten
+from instruct_jax.data.errors import shorten, shown
 
 C = TypeVar("C")
 Where = Callable[[str], str]  # dotted key -> the place that its value comes from
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+UNUSABLE = re.compile("[\x00\ud800-\udfff]")
+WORDS = {int: "a whole number below 2**31", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
 def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
@@ -25,12 +29,12 @@ def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -
     tree, given = read_yaml(Path(path)), dict(_pairs(overrides))
     for key, text in given.items():
         _set(tree, cls, key, text)
-    return _build(cls, tree, "", None, lambda key: "command line" if key in given else str(path))
+    return _build(cls, tree, "", None, lambda key: "command line" if any(f"{key}.".startswith(f"{k}.") for k in given) else str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys of a file; ConfigError where it holds none, or one twice."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"{path}: no such config file (looked in {Path.cwd()}); correct --config")
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
@@ -39,12 +43,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: holds no keys; write `key: value` lines, the ones of configs/ are examples")
         _check_duplicates(node, path)
         return _plain(loader.construct_document(node))
-    except (yaml.YAMLError, RecursionError) as error:  # an alias may hold itself
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{place}: not YAML ({getattr(error, 'problem', None) or error}); correct that line") from error
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start + 1}; convert the file: iconv -f latin1 -t utf-8") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date may have 13 months, an alias may hold itself
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{place}: not YAML ({_problem(error)}); correct that line") from error
+
+
+def _problem(error: Exception) -> str:
+    """What a library complains of, on one line."""
+    text = " ".join(str(getattr(error, "problem", None) or error).split())
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _check_duplicates(node: yaml.Node, path: Path) -> None:
@@ -52,9 +66,10 @@ def _check_duplicates(node: yaml.Node, path: Path) -> None:
     seen: set[str] = set()
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     for key, value in pairs:
-        if key.value in seen and key.value != "<<":
-            raise ConfigError(f"{path}:{key.start_mark.line + 1}: {key.value} stands twice in one section; remove one of them")
-        seen.add(str(key.value))
+        name = str(key.value)
+        if name in seen and name != "<<":
+            raise ConfigError(f"{path}:{key.start_mark.line + 1}: {shown(name)} stands twice in one section; remove one of them")
+        seen.add(name)
         _check_duplicates(value, path)
 
 
@@ -87,8 +102,8 @@ def _set(tree: dict[str, Any], cls: type, dotted: str, text: str) -> None:
         tree = tree[parent]
     try:
         tree[name] = text if _hints(_section(hint)).get(name) is str else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"command line: {dotted}={text} is not YAML; put quotes around it") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"command line: {shown(dotted)}={shorten(text)} is not YAML; put quotes around it") from error
 
 
 def _build(cls: type[C], tree: Mapping[str, Any], prefix: str, default: C | None, where: Where) -> C:
@@ -97,7 +112,7 @@ def _build(cls: type[C], tree: Mapping[str, Any], prefix: str, default: C | None
     for name, value in tree.items():
         key = prefix + name
         if name not in hints:
-            raise ConfigError(f"{where(key)}: {key}={shorten(value)} is unknown; {_suggestion(cls, name, prefix)}")
+            raise ConfigError(f"{where(key)}: {shown(key)}={shorten(value)} is unknown; {_suggestion(cls, name, prefix)}")
         section, optional = _section(hints[name]), type(None) in typing.get_args(hints[name])
         if section is None or (value is None and optional):
             values[name] = _leaf(hints[name], key, value, where(key))
@@ -123,14 +138,23 @@ def _leaf(hint: Any, key: str, value: Any, source: str) -> Any:
         found = parser.parse_object({"value": value}).value if value is not None or type(None) in typing.get_args(hint) else value
     except jsonargparse.ArgumentError:
         found = None
-    bad = (found is None and (value is not None or type(None) not in typing.get_args(hint))) or not all(map(math.isfinite, _floats(found)))
-    if bad:
+    if (found is None and (value is not None or type(None) not in typing.get_args(hint))) or not all(map(_usable, _leaves(found))):
         raise ConfigError(f"{source}: {key}={shorten(value)} must be {_says(hint)}")
     return found
 
 
-def _floats(value: Any) -> list[float]:
-    return [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, float)]
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | dict):
+        yield from itertools.chain.from_iterable(map(_leaves, (*value, *(value.values() if isinstance(value, dict) else ()))))
+    else:
+        yield value
+
+
+def _usable(value: Any) -> bool:
+    """Finite, and of 32 bits, as arrays count; of text, without NUL and half surrogate pairs, which no file system takes."""
+    if isinstance(value, str):
+        return not UNUSABLE.search(value)
+    return math.isfinite(value) if isinstance(value, float) else not isinstance(value, int) or abs(value) < 2**31
 
 
 def _hints(cls: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from instruct_jax.data import encode
 from instruct_jax.data.packing import Rows
-from instruct_jax.data.schemas import Record
+from instruct_jax.data.schemas import Record, named
 from instruct_jax.data.tokenize import bos_ids
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.records import Params
@@ -38,7 +38,7 @@ def nll_unigram(train: Rows, held_out: Rows, vocabulary: int) -> float:
 
 def reward_model(ws: Workspace, params: Params, groups: dict[str, list[Record]]) -> dict[str, Any]:
     """Pairwise accuracy by group and labeler and of "the longer reply is better", calibration, and mean score by length."""
-    scored = {name: _scored(ws, params, records[:MEASURED]) for name, records in groups.items() if records}
+    scored = {name: rows for name, records in groups.items() if (rows := _scored(ws, params, records[:MEASURED]))}
     pairs = {name: _pairs(rows) for name, rows in scored.items()}
     found: dict[str, Any] = {"accuracy_" + name.replace("held_out", "heldout"): _accuracy(p) for name, p in pairs.items()}
     unseen = pairs.get("held_out_prompts") or pairs["train"]
@@ -72,7 +72,7 @@ def _scored(ws: Workspace, params: Params, records: list[Record]) -> list[Scored
 def _pairs(rows: list[Scored]) -> list[tuple[float, str]]:
     """(score of the better minus score of the worse, labeler or data set) of every pair that is no tie."""
     return [
-        (float(scores[i] - scores[j]), record.get("labeler_id", record.get("source", "unknown")))
+        (float(scores[i] - scores[j]), named(record, "labeler_id", "source", default="unknown"))
         for record, scores, _ in rows
         for i, better in enumerate(record["ranks"])
         for j, worse in enumerate(record["ranks"])

@@ -58,6 +58,7 @@ class CompareConfig:
     early: float = 0.0  # share of each prompt's completions by the SFT model after its first epoch, which still makes other mistakes
 
     def __post_init__(self):
+        check(self.temperature >= 0, f"compare.temperature={self.temperature} must not be negative; 0 is greedy decoding")
         check(0 <= self.early < 1, f"compare.early={self.early} must lie in [0, 1)")
         check(self.prompts >= 1 and self.held_out_prompts >= 1, "compare.prompts and compare.held_out_prompts must be at least 1")
         check(
@@ -90,8 +91,11 @@ class EvaluationConfig:
     others: dict[str, str] = dataclasses.field(default_factory=dict)  # NAME: FOLDER:STAGE, models of other runs, measured beside ours
 
     def __post_init__(self):
-        check(self.prompts >= 1, f"evaluation.prompts={self.prompts} must be at least 1")
+        for key, least in {"prompts": 1, "best_of_prompts": 1, "shots": 0, "samples_shown": 0}.items():
+            check(getattr(self, key) >= least, f"evaluation.{key}={getattr(self, key)} must be at least {least}")
         check(len(self.temperatures) >= 1, "evaluation.temperatures=[] must name at least one")
+        check(min(self.temperatures) >= 0, f"evaluation.temperatures={list(self.temperatures)} must not be negative; 0 is greedy decoding")
+        check(min(self.best_of, default=1) >= 1, f"evaluation.best_of={list(self.best_of)} must be at least 1")
         check(self.chosen_best_of in self.best_of, f"evaluation.chosen_best_of={self.chosen_best_of} must be one of {self.best_of}")
         for name, place in self.others.items():
             folder, _, stage = place.rpartition(":")
@@ -120,6 +124,7 @@ class RunConfig:
     sample_batch: int = 256  # prompts per call of the sampler outside PPO
 
     def __post_init__(self):
+        check(self.seed >= 0, f"seed={self.seed} must not be negative")
         check(self.sample_batch >= 1, f"sample_batch={self.sample_batch} must be at least 1")
         check((self.world is None) != (self.files is None), "give exactly one of world (the embedded task) and files (your own records)")
         context, prompt = self.model.context, self.text.max_prompt

@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from instruct_jax.config import check
 from instruct_jax.data import adapters
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import load_tokenizer
@@ -43,12 +43,38 @@ class Task:
     shots: str = ""  # a few-shot prefix for the base model
 
 
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The records of files, as a run divides them."""
+
+    texts: list[Record]
+    held_out_texts: list[Record]
+    demonstrations: list[Record]  # but for those of held-out prompts
+    rankings: list[Record]
+    held_out_rankings: list[Record]
+    prompts: list[Record]
+    held_out_prompts: list[Record]
+
+
 def open_task(config: RunConfig, folder: Path) -> Task:
     """The task of a run; a world trains its tokenizer into folder/tokenizer the first time."""
     if config.world is not None:
         return _world(config, config.world, folder / "tokenizer")
     assert config.files is not None
     return _files(config, config.files)
+
+
+def task_tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that the task of a run has, or will have once the world has saved it in `folder`.  Writes nothing that stays."""
+    if config.files is not None:
+        return load_tokenizer(config.files.tokenizer)
+    if folder.exists():
+        return load_tokenizer(folder)
+    from instruct_jax.world.tokenizer import save_tokenizer
+
+    with tempfile.TemporaryDirectory() as place:
+        save_tokenizer(config.seed, place)
+        return load_tokenizer(place)
 
 
 def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
@@ -99,33 +125,32 @@ def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
 
 
 def _files(config: RunConfig, files: FilesConfig) -> Task:
-    def load(kind: str) -> list[Record]:
-        return [record for path in getattr(files, kind) for record in adapters.load(kind, path, on_bad)]
-
-    def split(records: list[Record]) -> tuple[list[Record], list[Record]]:
-        return hold_out(records, files.held_out, config.seed)
-
     on_bad: Any = files.on_bad_record
-    texts, held_out_texts = hold_out_texts(load("texts"), files.held_out, config.seed)
-    rankings, held_out_rankings = split(load("rankings"))
-    ppo, report = split(load("prompts"))
-    measured = {_beginning(record) for record in held_out_rankings + report}
-    demonstrations = [record for record in load("demonstrations") if _beginning(record) not in measured]
-    check(
-        not files.demonstrations or len(demonstrations) > 0,
-        f"files.demonstrations={list(files.demonstrations)} all answer held-out prompts; add demonstrations of other prompts",
-    )
-    check(
-        not files.prompts or len(report) > 0, f"files.prompts={list(files.prompts)} hold one prompt, too few to set some apart; add prompts"
-    )
+    loaded = {kind: [record for path in getattr(files, kind) for record in adapters.load(kind, path, on_bad)] for kind in adapters.SCHEMAS}
+    parts = split(loaded, files.held_out, config.seed)
     return Task(
         tokenizer=load_tokenizer(files.tokenizer),
-        texts=texts,
-        held_out_texts=held_out_texts,
-        demonstrations=demonstrations,
-        prompts={"normalisation": ppo[:256], "tuning": ppo[:256], "ppo": ppo, "report": report[: config.evaluation.prompts]},
-        rank=lambda samples, held_out: Rankings(rankings, held_out_rankings, [], None),
+        texts=parts.texts,
+        held_out_texts=parts.held_out_texts,
+        demonstrations=parts.demonstrations,
+        prompts={
+            "normalisation": parts.prompts[:256],
+            "tuning": parts.prompts[:256],
+            "ppo": parts.prompts,
+            "report": parts.held_out_prompts[: config.evaluation.prompts],
+        },
+        rank=lambda samples, held_out: Rankings(parts.rankings, parts.held_out_rankings, [], None),
     )
+
+
+def split(records: Mapping[str, list[Record]], share: float, seed: int) -> Split:
+    """All records of files, by their kind, into what is learned from and what is held out."""
+    texts, held_out_texts = hold_out_texts(records["texts"], share, seed)
+    rankings, held_out_rankings = hold_out(records["rankings"], share, seed)
+    prompts, held_out_prompts = hold_out(records["prompts"], share, seed)
+    measured = {_beginning(record) for record in held_out_rankings + held_out_prompts}
+    demonstrations = [record for record in records["demonstrations"] if _beginning(record) not in measured]
+    return Split(texts, held_out_texts, demonstrations, rankings, held_out_rankings, prompts, held_out_prompts)
 
 
 def hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:

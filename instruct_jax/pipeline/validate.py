@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,12 @@ from instruct_jax import sharding
 from instruct_jax.config import MESH, ConfigError, check
 from instruct_jax.data import adapters, encode, packing, readers
 from instruct_jax.data.errors import DataError
-from instruct_jax.data.tokenize import check_vocabulary, load_tokenizer
+from instruct_jax.data.schemas import Record
+from instruct_jax.data.tokenize import check_vocabulary, fingerprint, load_tokenizer
+from instruct_jax.pipeline.load import load_config
 from instruct_jax.pipeline.settings import STAGES, FilesConfig, RunConfig
+from instruct_jax.pipeline.tasks import Split, split, task_tokenizer
+from instruct_jax.runtime.checkpoints import saved_fingerprints
 from instruct_jax.runtime.folders import check_run, check_start
 
 KINDS = tuple(adapters.SCHEMAS)
@@ -34,10 +40,13 @@ class FileFacts:
 
 def validate(config: RunConfig, stages: Sequence[str] | None = None) -> FileFacts | None:
     """Raises ConfigError, DataError or RunError for what cannot run.  Reads and tokenizes the files, touches no device, writes nothing."""
-    check_config(config, config.stages if stages is None else stages)
+    stages = config.stages if stages is None else stages
+    check_config(config, stages)
     check_run(Path(config.out), dataclasses.asdict(config))
     check_other_runs(config)
-    return None if config.files is None else read_files(config, config.files)
+    facts = None if config.files is None else read_files(config, config.files, stages)
+    check_tokenizers(config)
+    return facts
 
 
 def check_other_runs(config: RunConfig) -> None:
@@ -49,8 +58,28 @@ def check_other_runs(config: RunConfig) -> None:
     for name, place in config.evaluation.others.items():
         folder, _, stage = place.rpartition(":")
         check(
-            (Path(folder) / stage / "checkpoints").is_dir(),
+            os.path.isdir(Path(folder) / stage / "checkpoints"),
             f"evaluation.others.{name}={place}: {folder} has no checkpoints of a stage {stage}; run that first",
+        )
+        load_config(RunConfig, Path(folder) / "config.yaml")
+
+
+def check_tokenizers(config: RunConfig) -> None:
+    """Models that are there already (this run's, those that it begins with or is measured beside) were made with its tokenizer: the ids
+    of another one mean other words to them."""
+    start, others = config.start, config.evaluation.others
+    places = {Path(config.out) / stage: "out" for stage in config.stages}
+    places |= {Path(start.folder) / stage: "start.folder" for stage in start.stages} if start else {}
+    places |= {Path(*place.rpartition(":")[::2]): f"evaluation.others.{name}" for name, place in others.items()}
+    made = {place: saved_fingerprints(place / "checkpoints").get("tokenizer") for place in places}
+    if not any(made.values()):
+        return
+    now = fingerprint(task_tokenizer(config, Path(config.out) / "tokenizer"))
+    for place, then in made.items():
+        check(
+            then in (None, now),
+            f"{places[place]}: the model {place} was made with the tokenizer {then}, and the one of this run is {now} "
+            f"({config.files.tokenizer if config.files else f'the world, seed={config.seed}'}); use the same tokenizer in both",
         )
 
 
@@ -58,9 +87,11 @@ def check_config(config: RunConfig, stages: Sequence[str]) -> None:
     """What needs neither data nor devices."""
     for stage in stages:
         near = difflib.get_close_matches(stage, STAGES, n=1)
+        check(bool(stage), f"--stages has an empty name; write names with one comma between two, of {', '.join(STAGES)}")
         check(stage in STAGES, f"--stages {stage} is unknown; " + (f"did you mean {near[0]}?" if near else f"use {', '.join(STAGES)}"))
         check(stage in config.stages, f"--stages {stage} needs a section {stage}; add it")
     _check_models(config)
+    _check_divided(config, _known_sizes(config))
     for name, sft in config.sfts.items():
         mixed = round(sft.batch * sft.pretrain_mix)
         check(
@@ -92,7 +123,6 @@ def _check_models(config: RunConfig) -> None:
         judge.vocab_size == config.model.vocab_size,
         f"reward_model.vocab_size={judge.vocab_size} is not model.vocab_size={config.model.vocab_size}; make them equal",
     )
-    _check_divided(config, {axis: max(getattr(config.mesh, axis), 1) for axis in MESH})  # as far as the sizes are known
 
 
 def _check_divided(config: RunConfig, sizes: dict[str, int]) -> None:
@@ -134,9 +164,15 @@ def _check_kinds(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -
             )
 
 
-def check_mesh(config: RunConfig, devices: int) -> None:
-    """The mesh fits the devices and divides the models, and the rows that are computed at one time divide among the devices."""
-    sizes = dict(zip(MESH, config.mesh.shape(devices), strict=True))
+def _known_sizes(config: RunConfig) -> dict[str, int]:
+    """The sizes of the mesh, where a -1 is 1: whatever it stands for is a multiple of that."""
+    return {axis: max(getattr(config.mesh, axis), 1) for axis in MESH}
+
+
+def check_mesh(config: RunConfig, devices: int | None) -> None:
+    """The mesh fits the devices and divides the models, and the rows that are computed at one time divide among the devices; None: as far
+    as that can be known without the devices."""
+    sizes: dict[str, int] = _known_sizes(config) if devices is None else dict(zip(MESH, config.mesh.shape(devices), strict=True))
     _check_divided(config, sizes)
     in_parts = {"pretrain": config.pretrain, **config.sfts, "reward": config.reward}
     rows = {f"{name}.batch / {name}.micro_batches": stage.batch / stage.micro_batches for name, stage in in_parts.items()}
@@ -154,30 +190,36 @@ def check_mesh(config: RunConfig, devices: int) -> None:
 def missing_files(files: FilesConfig) -> list[str]:
     """The paths that do not exist."""
     paths = [files.tokenizer, *(path for kind in KINDS for path in getattr(files, kind))]
-    return [path for path in paths if not path.startswith("hub:") and not Path(adapters.split_path(path)[1]).exists()]
+    return [path for path in paths if not path.startswith("hub:") and not readers.exists(Path(adapters.split_path(path)[1]))]
 
 
-def read_files(config: RunConfig, files: FilesConfig) -> FileFacts:
+def read_files(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -> FileFacts:
     """Reads, checks and tokenizes all records; texts are only read, as they may be many."""
     form = config.text
-    counts: dict[str, int] = dict.fromkeys(KINDS, 0)
     dropped: list[str] = []
     tok = load_tokenizer(files.tokenizer)
     check_vocabulary(tok, config.model.vocab_size)
     skip: Any = files.on_bad_record
-    for path in files.texts:
-        counts["texts"] += len(_noting(dropped, adapters.load("texts", path, skip)))
+    found: dict[str, list[readers.Records]] = {
+        kind: [_noting(dropped, adapters.load(kind, path, skip)) for path in getattr(files, kind)] for kind in KINDS
+    }
+    for texts in found["texts"]:
+        encode.check_texts(tok, texts)
+    usable: dict[str, list[Record]] = {"texts": list(itertools.chain(*found["texts"]))}
 
     def encoded(kind: str, to_ids: Callable[..., encode.Encoded]) -> list[Any]:
-        items = [
-            item for path in getattr(files, kind) for item in _encode(tok, path, adapters.load(kind, path, skip), to_ids, form, dropped)
+        parts = [
+            _encode(tok, path, records, to_ids, form, dropped) for path, records in zip(getattr(files, kind), found[kind], strict=True)
         ]
-        counts[kind] = len(items)
-        return items
+        usable[kind] = [records[i] for part, records in zip(parts, found[kind], strict=True) for i in part.kept]
+        return [item for part in parts for item in part.items]
 
     samples = encoded("demonstrations", encode.encode_demonstrations)
     rankings = encoded("rankings", encode.encode_rankings)
     encoded("prompts", encode.encode_prompts)
+    _check_split(
+        config, files, split({kind: list(itertools.chain(*found[kind])) for kind in KINDS}, files.held_out, config.seed), usable, stages
+    )
     rows = {}
     for name, sft in config.sfts.items():
         try:
@@ -185,7 +227,34 @@ def read_files(config: RunConfig, files: FilesConfig) -> FileFacts:
         except DataError as error:
             raise ConfigError(f"{name}.length={sft.length} is too short for the demonstrations: {error}") from error
     sizes = [len(ranks) for _, ranks in rankings]
-    return FileFacts(len(tok), counts, rows, sum(sizes), max(sizes, default=0), dropped)
+    return FileFacts(len(tok), {kind: len(usable[kind]) for kind in KINDS}, rows, sum(sizes), max(sizes, default=0), dropped)
+
+
+def _check_split(config: RunConfig, files: FilesConfig, parts: Split, usable: dict[str, list[Record]], stages: Sequence[str]) -> None:
+    """Each part of the records has enough to go on; a batch of PPO holds no prompt twice."""
+    short = {id(record) for records in usable.values() for record in records}
+
+    def left(records: list[Record]) -> int:
+        return sum(id(record) in short for record in records)
+
+    apart = f"files.held_out={files.held_out} sets whole conversations apart"
+    for kind in ("demonstrations", "rankings"):
+        check(
+            not getattr(files, kind) or left(getattr(parts, kind)) > 0,
+            f"files.{kind}={list(getattr(files, kind))}: of {len(usable[kind])} records none is left to learn from, {apart}; "
+            "add some of other prompts",
+        )
+    check(
+        not files.prompts or left(parts.held_out_prompts) > 0,
+        f"files.prompts={list(files.prompts)}: of {len(usable['prompts'])} records none is left to measure with, {apart}; add prompts",
+    )
+    for name in config.rl:
+        batch, prompts = config.rl[name].batch, left(parts.prompts)
+        check(
+            name not in stages or prompts >= batch,
+            f"{name}.batch={batch}, but of {len(usable['prompts'])} records in files.prompts {prompts} are left to learn from, {apart}; "
+            f"add prompts, or lower {name}.batch",
+        )
 
 
 def _encode(
@@ -195,17 +264,14 @@ def _encode(
     to_ids: Callable[..., encode.Encoded],
     form: encode.TextFormat,
     dropped: list[str],
-) -> list[Any]:
-    try:
-        found = to_ids(tok, _noting(dropped, records), form)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+) -> encode.Encoded:
+    found = to_ids(tok, records, form)
     if not found.items:
         raise DataError(f"{path}: all {len(records)} records are longer than text.max_prompt={form.max_prompt} or text.max_completion="
                         f"{form.max_completion} and text.on_long={form.on_long} leaves none; raise them")  # fmt: skip
     if found.long_prompts or found.long_completions:
         dropped.append(f"{path}: {found.message} (on_long={form.on_long})")
-    return found.items
+    return found
 
 
 def _noting(dropped: list[str], records: readers.Records) -> readers.Records:

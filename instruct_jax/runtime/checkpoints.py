@@ -3,6 +3,7 @@
 Orbax reads most flipped bits as other numbers.  So each checkpoint keeps a digest of every array, and every restore checks them.
 """
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -174,6 +175,18 @@ def restore_params(
     for name in names:
         found = found[name]
     return found
+
+
+def saved_fingerprints(folder: Path) -> dict[str, str]:
+    """What travels with the newest checkpoint; {} where there is none.  Reads one small file and touches no device."""
+    found = {int(path.parent.name): path for path in folder.glob("*/_CHECKPOINT_METADATA") if path.parent.name.isdigit()}
+    if not found:
+        return {}
+    path = found[max(found)]
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["custom_metadata"] or {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(str(path.parent), error) from error
 
 
 def kept_steps(folder: Path) -> list[int]:

@@ -31,15 +31,19 @@ def check_run(folder: Path, config: Mapping[str, Any]) -> bool:
 
     Place, mesh and saving may change from session to session: they do not change what is computed.
     """
-    if folder.exists() and not folder.is_dir():
+    try:
+        there = folder.exists()
+    except OSError as error:
+        raise RunError(f"{str(folder)[:60]} cannot be a run folder ({error.strerror}): choose another folder") from error
+    if there and not folder.is_dir():
         raise RunError(f"{folder} is a file, so it cannot be a run folder: choose another folder")
     path = folder / "config.yaml"
     if path.exists():
-        _check_config(path, yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(yaml.safe_dump(dict(config))))
+        _check_config(path, _read_config(path), yaml.safe_load(yaml.safe_dump(dict(config))))
         if not os.access(folder, os.W_OK):
             raise RunError(f"{folder} is read-only for this user: let it be written to, or go on with a copy of it")
         return True
-    if folder.exists() and any(entry.name.removesuffix(".partial") not in ("run.json", "config.yaml") for entry in folder.iterdir()):
+    if there and any(entry.name.removesuffix(".partial") not in ("run.json", "config.yaml") for entry in folder.iterdir()):
         raise RunError(f"{folder} is not empty and has no config.yaml, so it is not a run folder: choose another folder")
     home = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not home.is_dir() or not os.access(home, os.W_OK):
@@ -69,12 +73,24 @@ def link_stages(folder: Path, start: Path, stages: Sequence[str]) -> None:
 def check_start(start: Path, stages: Sequence[str], config: Mapping[str, Any], same: Sequence[str]) -> None:
     """RunError unless the run folder `start` has finished the stages, with the same values as `config` in the sections `same`."""
     for stage in stages:
-        if not (start / stage / "done.json").exists():
+        if not os.path.exists(start / stage / "done.json"):
             raise RunError(f"start.folder={start} has not finished the stage {stage}; run it there, or take {stage} out of start.stages")
-    there, here = yaml.safe_load((start / "config.yaml").read_text(encoding="utf-8")), yaml.safe_load(yaml.safe_dump(dict(config)))
+    there, here = _read_config(start / "config.yaml"), yaml.safe_load(yaml.safe_dump(dict(config)))
     if changed := _differences({key: there.get(key) for key in same}, {key: here.get(key) for key in same}):
         key, old, new = changed[0]
         raise RunError(f"start.folder={start} was run with {key}: {old}, and here it is {new}; make them equal, or start from another run")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The config of another session or run."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise RunError(f"{path} cannot be read ({problem}): restore it, or choose another run folder") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path} is not the config of a run: restore it, or choose another run folder")
+    return config
 
 
 def stage_done(folder: Path, inputs: Mapping[str, str]) -> dict[str, Any] | None:

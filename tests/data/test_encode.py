@@ -54,8 +54,8 @@ SHORT = {"prompt": "i", "completion": "j"}
     ("on_long", "expected", "kept"),
     [
         ("drop", [[BOS, *ids("task : i reply :")]], [1]),
-        ("left", [[BOS, *ids("task : b c d reply :")], [BOS, *ids("task : i reply :")]], [0, 1]),
-        ("right", [[BOS, *ids("task : a b c reply :")], [BOS, *ids("task : i reply :")]], [0, 1]),
+        ("truncate_left", [[BOS, *ids("task : b c d reply :")], [BOS, *ids("task : i reply :")]], [0, 1]),
+        ("truncate_right", [[BOS, *ids("task : a b c reply :")], [BOS, *ids("task : i reply :")]], [0, 1]),
     ],
 )
 def test_long_prompt(on_long, expected, kept, caplog):
@@ -70,17 +70,17 @@ def test_long_prompt(on_long, expected, kept, caplog):
         assert len(cut) == 6
 
 
-@pytest.mark.parametrize("on_long", ["left", "right"])
+@pytest.mark.parametrize("on_long", ["truncate_left", "truncate_right"])
 def test_long_conversation_loses_its_oldest_exchange_first(on_long):
     turns = [{"role": role, "content": text} for role, text in (("user", "a b c"), ("assistant", "d"), ("user", "e f"))]
     form = TextFormat(max_prompt=6, on_long=on_long)  # bos, Human:, e, f, Assistant: are 5 ids
     assert encode_prompts(words(), [{"prompt": turns}], form).items == encode_prompts(words(), [{"prompt": turns[2:]}], form).items
 
 
-@pytest.mark.parametrize(("on_long", "expected"), [("left", "> fgh:"), ("right", "> xab:")])
+@pytest.mark.parametrize(("on_long", "expected"), [("truncate_left", "> fgh:"), ("truncate_right", "> xab:")])
 def test_long_prompt_loses_no_more_than_it_must(tmp_path, on_long, expected):
     tok = load_tokenizer(gpt2_folder(tmp_path))
-    limit = len(expected) - (on_long == "right")  # "ab" is one token
+    limit = len(expected) - (on_long == "truncate_right")  # "ab" is one token
     [ids] = encode_prompts(tok, [{"prompt": "xabcdefgh"}], TextFormat("> {prompt}:", max_prompt=limit, on_long=on_long)).items
     assert tok.decode(ids) == expected
     emoji = encode_prompts(tok, [{"prompt": "\U0001f600" * 5}], TextFormat(max_prompt=9, on_long=on_long)).items[0]
@@ -89,13 +89,13 @@ def test_long_prompt_loses_no_more_than_it_must(tmp_path, on_long, expected):
 
 def test_long_completion():
     records = [{"prompt": "a", "completion": "a b c d e"}, {"prompt": "a", "completion": "f"}]
-    cut = encode_demonstrations(words(), records, TextFormat(max_completion=4, on_long="left"))
+    cut = encode_demonstrations(words(), records, TextFormat(max_completion=4, on_long="truncate_left"))
     assert cut.items[0][0] == [BOS, *ids("a a b c d")]  # no eos: this is not where the text ends
     assert cut.items[1][0][-1] == EOS and cut.long_completions == 1
     assert len(encode_demonstrations(words(), records, TextFormat(max_completion=4, on_long="drop")).items) == 1
 
 
-@pytest.mark.parametrize("on_long", ["drop", "left", "right"])
+@pytest.mark.parametrize("on_long", ["drop", "truncate_left", "truncate_right"])
 def test_a_ranking_is_never_cut(on_long):
     """People ranked whole completions."""
     records = [
@@ -109,10 +109,10 @@ def test_a_ranking_is_never_cut(on_long):
 def test_errors_say_where_and_how():
     with pytest.raises(DataError, match=r"record 2: prompt='a b c d': its prompt has 9 tokens, more than max_prompt=8; raise max_prompt"):
         encode_demonstrations(words(), [SHORT, LONG], FORM)
-    with pytest.raises(DataError, match="its completion has 6 tokens, more than max_completion=4; .*drop, left or right"):
+    with pytest.raises(DataError, match="its completion has 6 tokens, more than max_completion=4; .*drop, truncate_left or truncate_right"):
         encode_demonstrations(words(), [{"prompt": "a", "completion": "a b c d e"}], FORM)
     with pytest.raises(DataError, match="max_prompt=3 leaves no room beside the template; raise max_prompt"):
-        encode_prompts(words(), [SHORT], TextFormat(template=FORM.template, max_prompt=3, on_long="left"))
+        encode_prompts(words(), [SHORT], TextFormat(template=FORM.template, max_prompt=3, on_long="truncate_left"))
     with pytest.raises(DataError, match="record 1: text='a <eos>' holds the eos_token"):
         encode_prompts(words(), [{"prompt": "a <eos>"}], TextFormat())
 

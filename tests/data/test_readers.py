@@ -32,7 +32,7 @@ BAD_LINES = [
     ("prompts", b'{"prompt": "caf\xe9"}', ["line=", r"b'\xe9", "not UTF-8 at byte 16", "iconv"]),
     ("prompts", b'{"prompt": "a\\ud800b"}', ["prompt=", "surrogate", "character 1", "write the character in UTF-8"]),
     ("prompts", b'{"text": "x"}', ["prompt=None", "is missing", "['text']", "add prompt"]),
-    ("prompts", line("prompts", prompt=None), ["prompt=None", "is missing", "columns"]),
+    ("prompts", line("prompts", prompt=None), ["prompt=None", "is null", "fill it in"]),
     ("prompts", line("prompts", prompt=7), ["prompt=7", "text, not int", "JSON string"]),
     ("prompts", line("prompts", prompt=" \n "), ["prompt=' \\n '", "is empty", "fill it in"]),
     ("prompts", line("prompts", prompt=[]), ["prompt=[]", "is empty", "at least one message"]),

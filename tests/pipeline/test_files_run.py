@@ -148,6 +148,6 @@ def test_the_config_of_the_real_data(tmp_path, monkeypatch, capsys):
     given = [part for key, value in places.items() for part in (f"--files.{key}", json.dumps(value).strip('"'))]
     assert main(["check", "--config", str(REAL), *given]) == 0
     shown = capsys.readouterr().out
-    assert "50,258 ids of 50,258 in the model" in shown and "2,520 rankings of 5,257 completions" in shown
+    assert "50,258 ids of 50,258 in the model" in shown and "2,325 rankings of 4,727 completions" in shown
     assert "427 demonstrations" in shown and "732 prompts" in shown
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from runtime import toy
 
-from instruct_jax.runtime.checkpoints import CheckpointError, Checkpoints, restore_params
+from instruct_jax.runtime.checkpoints import CheckpointError, Checkpoints, restore_params, saved_fingerprints
 from instruct_jax.runtime.digests import digests
 
 # where a save or a restore fails, orbax leaves futures behind that complain when they are collected, in whatever test runs then
@@ -22,6 +22,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 def collect_orbax_leftovers():
     yield
     gc.collect()
+
+
+def test_fingerprints_can_be_read_without_a_device(tmp_path):
+    assert saved_fingerprints(tmp_path) == saved_fingerprints(tmp_path / "nowhere") == {}
+    for step, name in ((9, "old"), (10, "new")):
+        with opened(tmp_path, fingerprints={"tokenizer": name}) as checkpoints:
+            checkpoints.save(at(step))
+    assert saved_fingerprints(tmp_path) == {"tokenizer": "new"}
+    (tmp_path / "10" / "_CHECKPOINT_METADATA").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot read the checkpoint .*/10: "):
+        saved_fingerprints(tmp_path)
 
 
 def abstract(state):
