@@ -65,7 +65,7 @@ class Runs:
             due = began is not None and moment is not None and time.monotonic() >= began + moment
             if due or (moment is None and writing(folder)) or (folder / "done.json").exists():
                 break
-            time.sleep(0.001)
+            time.sleep(0.0005)
         process.send_signal(signal.SIGKILL)
         if process.wait() != -signal.SIGKILL:
             raise SystemExit(f"{stage}: exit code {process.returncode} before the kill, see {self._log.name}")
@@ -97,7 +97,7 @@ def plan(whole: Path, killed: Runs, kills: int, startup: float, rng: random.Rand
             raise SystemExit(f"the run was done after {i} kills: take a larger config, or fewer kills")
         trains = (whole / left[0] / "checkpoints").exists()
         seconds = json.loads((whole / left[0] / "done.json").read_text())["seconds"]
-        yield left[0], None if trains and i % 2 else rng.uniform(-startup / 3, seconds / 3)
+        yield left[0], None if trains and i % 2 == 0 else rng.uniform(-startup / 3, seconds / 3)
 
 
 def arrays(checkpoint: Path) -> dict[str, bytes]:
@@ -147,7 +147,7 @@ def main() -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)  # orbax has remarks
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=lambda text: Path(text).absolute())
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args, overrides = parser.parse_known_args()
