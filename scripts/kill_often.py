@@ -3,8 +3,8 @@ out, bit for bit, with a run that was never killed:
 
     python scripts/kill_often.py --config tests/pipeline/tiny.yaml --out runs/kill_often --kills 50 --seed 0 [--dotted.key value ...]
 
-The kills are spread evenly over the stages.  In a stage that trains every second one waits for a checkpoint that is being written; all
-others come at a random moment, from somewhat before the stage goes on (imports, set-up) to a third of its whole time.  A first run fills a
+The kills are spread evenly over the stages.  Where a stage trains, every second one waits for a checkpoint that is being written, every
+fourth for a random step; all others come at a random time, in imports and set-up or in the first quarter of the stage.  A first run fills a
 compilation cache, so that the others, and each restart, need not compile.
 """
 
@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import absl.logging
@@ -53,19 +53,17 @@ class Runs:
             raise SystemExit(f"exit code {code}, see {self._log.name}")
         return (self.out / STAGES[0] / "inputs.json").stat().st_mtime - started
 
-    def kill(self, stage: str, moment: float | None, startup: float) -> str:
-        """Kills the run `moment` seconds after the stage began or went on, or (None) while it writes a checkpoint; returns where it was."""
-        folder = self.out / stage
-        next_one = stage == STAGES[0] or (folder / "inputs.json").exists()  # no other stage is to be done before it
+    def kill(self, stage: str, due: Callable[[float], bool], startup: float) -> str:
+        """Kills the run when `due(seconds since the stage began or went on)`, or the stage is over; returns where it was."""
+        next_one = stage == STAGES[0] or (self.out / stage / "inputs.json").exists()  # no other stage is to be done before it
         began = time.monotonic() + startup if next_one else None
         process, limit = self.start(), time.monotonic() + PATIENCE
-        while process.poll() is None and time.monotonic() < limit:
-            if began is None and (folder / "inputs.json").exists():
+        while process.poll() is None and time.monotonic() < limit and not self.done(stage):
+            if began is None and (self.out / stage / "inputs.json").exists():
                 began = time.monotonic()
-            due = began is not None and moment is not None and time.monotonic() >= began + moment
-            if due or (moment is None and writing(folder)) or (folder / "done.json").exists():
+            if began is not None and due(time.monotonic() - began):
                 break
-            time.sleep(0.001)
+            time.sleep(0.0005)
         process.send_signal(signal.SIGKILL)
         if process.wait() != -signal.SIGKILL:
             raise SystemExit(f"{stage}: exit code {process.returncode} before the kill, see {self._log.name}")
@@ -87,17 +85,30 @@ def writing(stage: Path) -> list[Path]:
     return [path for path in stage.glob("checkpoints/*orbax-checkpoint-tmp*") if not (path / SEEN).exists()]
 
 
-def plan(whole: Path, killed: Runs, kills: int, startup: float, rng: random.Random) -> Iterator[tuple[str, float | None]]:
-    """(stage, moment) of each kill: the stages in their order, as many kills for each, and those that a stage did not live to see for
-    the ones after it."""
+def rows(stage: Path) -> int:
+    """How many steps its metrics have."""
+    path = stage / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def plan(whole: Path, killed: Runs, kills: int, startup: float, rng: random.Random) -> Iterator[tuple[str, str, Callable[[float], bool]]]:
+    """(stage, moment, is it there) of each kill: the stages in their order, as many kills for each; those that a stage did not live to
+    see are for the ones after it, and are left out where none is."""
     stages = [name for name in STAGES if (whole / name).exists()]
     for i in range(kills):
         left = [name for name in stages[i * len(stages) // kills :] if not killed.done(name)]
         if not left:
-            raise SystemExit(f"the run was done after {i} kills: take a larger config, or fewer kills")
-        trains = (whole / left[0] / "checkpoints").exists()
-        seconds = json.loads((whole / left[0] / "done.json").read_text())["seconds"]
-        yield left[0], None if trains and i % 2 else rng.uniform(-startup / 3, seconds / 3)
+            return
+        stage, folder = left[0], killed.out / left[0]
+        steps = rows(whole / stage) * len(stages) // kills  # so many for each kill, and the stage is not over too soon
+        seconds = rng.uniform(-startup / 2, json.loads((whole / stage / "done.json").read_text())["seconds"] / 4)
+        reached = rows(folder) + rng.randint(1, max(steps, 1))
+        if rows(whole / stage) and i % 2 == 0:
+            yield stage, "while it writes a checkpoint", lambda _, folder=folder: bool(writing(folder))
+        elif rows(whole / stage) and i % 4 == 1:
+            yield stage, f"after step {reached}", lambda _, folder=folder, reached=reached: rows(folder) >= reached
+        else:
+            yield stage, f"{seconds:+.2f} s", lambda since, seconds=seconds: since >= seconds
 
 
 def arrays(checkpoint: Path) -> dict[str, bytes]:
@@ -147,7 +158,7 @@ def main() -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)  # orbax has remarks
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=lambda text: Path(text).absolute())
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args, overrides = parser.parse_known_args()
@@ -160,15 +171,14 @@ def main() -> None:
     first.finish()
     startup = whole.finish()
     hit = collections.Counter()
-    for number, (stage, moment) in enumerate(plan(whole.out, killed, args.kills, startup, random.Random(args.seed)), 1):
-        where = killed.kill(stage, moment, startup)
+    for stage, moment, due in plan(whole.out, killed, args.kills, startup, random.Random(args.seed)):
+        where = killed.kill(stage, due, startup)
         hit[where] += 1
-        when = "while it writes a checkpoint" if moment is None else f"{moment:+.2f} s"
-        print(f"kill {number}: {stage}, {when}: hit {where}", flush=True)
+        print(f"kill {hit.total()}: {stage}, {moment}: hit {where}", flush=True)
     killed.finish()
     print(*(f"{count:4} x {where}" for where, count in hit.items()), sep="\n")
     print(*(f"same: {count} {kind}" for kind, count in compare(whole.out, killed.out).items()), sep="\n")
-    print(f"{args.kills} kills, seed {args.seed}: the same, bit for bit, after {time.monotonic() - started:.0f} s")
+    print(f"{hit.total()} kills, seed {args.seed}: the same, bit for bit, after {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,9 @@ class Checkpoints:
                 state = self.restore(abstract, step)
             except DamagedError as error:
                 if several():
-                    raise
+                    raise CheckpointError(
+                        f"{error}\nRemove it and start all processes again: they go on from the checkpoint before it."
+                    ) from error
                 damaged[step] = error
                 continue
             return state, [f"{error}.  It is now in {self._moved_away(bad)}" for bad, error in damaged.items()]
