@@ -188,7 +188,7 @@ def saved_fingerprints(folder: Path) -> dict[str, str]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))["custom_metadata"] or {}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(str(path.parent), error) from error
+        raise DamagedError(str(path.parent), error) from error
 
 
 def kept_steps(folder: Path) -> list[int]:
