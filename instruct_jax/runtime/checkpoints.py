@@ -186,8 +186,9 @@ def saved_fingerprints(folder: Path) -> dict[str, str]:
         return {}
     path = found[max(found)]
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["custom_metadata"] or {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        notes = json.loads(path.read_text(encoding="utf-8"))["custom_metadata"] or {}
+        return {name: value for name, value in notes.items() if name != "digests"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(str(path.parent), error) from error
 
 

@@ -31,7 +31,7 @@ def test_fingerprints_can_be_read_without_a_device(tmp_path):
             checkpoints.save(at(step))
     assert saved_fingerprints(tmp_path) == {"tokenizer": "new"}
     (tmp_path / "10" / "_CHECKPOINT_METADATA").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot read the checkpoint .*/10: "):
+    with pytest.raises(CheckpointError, match="the checkpoint .*/10 is damaged: "):
         saved_fingerprints(tmp_path)
 
 
