@@ -115,7 +115,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     from instruct_jax.runtime import hosts
 
     hosts.join(args.coordinator, args.processes, args.process)
-    check_mesh(config, jax.device_count())
+    check_mesh(config, jax.device_count(), stages)
     from instruct_jax.pipeline.run import run
 
     try:
@@ -159,7 +159,7 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     check_config(config, stages)
     topology = parse_topology(args.topology)
     check_compiler(topology)
-    check_mesh(config, topology.devices)
+    check_mesh(config, topology.devices, stages)
     compiled = [stage for stage in stages if stage in STAGES]
     check(bool(compiled), f"--stages {','.join(stages)} have no steps to compile; plan knows those of {', '.join(STAGES)}")
     rows = plan(config, compiled, topology)

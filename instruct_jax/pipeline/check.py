@@ -38,7 +38,7 @@ def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
     """The text; ConfigError, DataError or RunError where `run` could not begin.  Files that do not exist are only reported."""
     stages = config.stages if stages is None else stages
     check_config(config, stages)
-    check_mesh(config, None)
+    check_mesh(config, None, stages)
     goes_on = check_run(Path(config.out), dataclasses.asdict(config))
     check_other_runs(config)
     missing = [] if config.files is None else missing_files(config.files)

@@ -169,17 +169,21 @@ def _known_sizes(config: RunConfig) -> dict[str, int]:
     return {axis: max(getattr(config.mesh, axis), 1) for axis in MESH}
 
 
-def check_mesh(config: RunConfig, devices: int | None) -> None:
-    """The mesh fits the devices and divides the models, and the rows that are computed at one time divide among the devices; None: as far
-    as that can be known without the devices."""
+def check_mesh(config: RunConfig, devices: int | None, stages: Sequence[str] | None = None) -> None:
+    """The mesh fits the devices and divides the models, and the rows that the stages (None: all) compute at one time divide among the
+    devices; devices None: as far as that can be known without them."""
     sizes: dict[str, int] = _known_sizes(config) if devices is None else dict(zip(MESH, config.mesh.shape(devices), strict=True))
     _check_divided(config, sizes)
+    asked_for = config.stages if stages is None else stages
     in_parts = {"pretrain": config.pretrain, **config.sfts, "reward": config.reward}
-    rows = {f"{name}.batch / {name}.micro_batches": stage.batch / stage.micro_batches for name, stage in in_parts.items()}
+    rows = {
+        f"{name}.batch / {name}.micro_batches": stage.batch / stage.micro_batches for name, stage in in_parts.items() if name in asked_for
+    }
     sampled = {"sample_batch": config.sample_batch}
     for name, ppo in config.rl.items():
-        rows |= {f"{name}.{key} / {name}.micro_batches": getattr(ppo, key) / ppo.micro_batches for key in ("minibatch", "ptx_batch")}
-        sampled[f"{name}.batch"] = ppo.batch
+        if name in asked_for:
+            rows |= {f"{name}.{key} / {name}.micro_batches": getattr(ppo, key) / ppo.micro_batches for key in ("minibatch", "ptx_batch")}
+            sampled[f"{name}.batch"] = ppo.batch
     training, sampling = sharding.TRAINING | config.mesh.training, sharding.SAMPLING | config.mesh.sampling
     for asked, axes in ((rows, training["batch"]), (sampled, sampling["rows"])):
         parts, says = math.prod(sizes[axis] for axis in axes), " * ".join(f"{axis} {sizes[axis]}" for axis in axes)
