@@ -57,7 +57,7 @@ def tries(config: RunConfig, size: str, kind: str, stage: str) -> Iterator[Try]:
 
 
 def held(config: RunConfig, size: str, stage: str, n: int, tensor: int) -> float:
-    """Bytes that one device needs for certain: states (docs/scale.md), and while PPO samples the cache and the policy in bfloat16, twice."""
+    """Bytes that one device needs for certain: states (docs/scale.md); while PPO samples, the cache and the policy in bfloat16, twice."""
     policy, judge = PARAMETERS[size], PARAMETERS["6b"]
     if stage != "ppo_ptx":
         return 12 * (policy if stage == "sft" else judge) / n
@@ -111,7 +111,7 @@ def times(config: RunConfig, stage: str) -> int:
 
 
 def tables(folder: Path, sizes: list[str], kinds: list[str]) -> Iterator[str]:
-    yield "| size | stage | chips | slice | mesh | peak GiB | of | a step, at best | bound by | MFU at best | steps | all of them, at best |"
+    yield "| size | stage | chips | slice | mesh | peak GiB | of | a step, at best | bound by | MFU at best | steps | all, at best |"
     yield "|---|---|---|--:|---|--:|--:|--:|---|--:|--:|--:|"
     for size in sizes:
         config = load_config(RunConfig, ROOT / f"configs/instructgpt_{size}.yaml")

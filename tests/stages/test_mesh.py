@@ -36,12 +36,15 @@ PPO = ppo.PpoConfig(
 )  # fmt: skip
 
 
-def models(shape):
+UNEVEN = dataclasses.replace(MODEL, vocab_size=30, vocab_multiple=8)  # 30 words in 32 rows, which eight devices can split
+
+
+def models(shape, model=MODEL):
     """(training layout, language model, the same for sampling, scalar model)"""
     config = MeshConfig(*shape)
     layout, sampling = sharding.layouts(config, sharding.make_mesh(config))
-    lm = LanguageModel(MODEL, layout)
-    return layout, lm, LanguageModel(MODEL, sampling), ScalarModel(lm)
+    lm = LanguageModel(model, layout)
+    return layout, lm, LanguageModel(model, sampling), ScalarModel(lm)
 
 
 def supervised(shape, name):
@@ -104,6 +107,29 @@ def test_eight_devices_equal_one(name, shape):
     expected_params, expected_metrics = on_one_device(name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), metrics, expected_metrics)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), params, expected_params)
+
+
+def test_a_vocabulary_that_is_padded_on_a_mesh():
+    """Log-probs, gradients and samples are those of one device; no token beyond the vocabulary is ever drawn."""
+
+    def run(shape):
+        layout, lm, sampler, _ = models(shape, UNEVEN)
+        params = sharding.create_sharded(lm.init, layout, jax.random.key(0))
+        batch = tiny.token_batch(rows=16)
+        batch = jax.device_put(dataclasses.replace(batch, tokens=batch.tokens % 30), layout.sharding("batch"))
+        loss = jax.jit(jax.value_and_grad(lambda p: pretrain.make_loss(lm, "sft")(p, batch, jax.random.key(0))[0]))(params)
+        weights = sharding.reshard(params, jax.eval_shape(lm.init, jax.random.key(0)), sampler.layout)
+        prompts = jax.device_put(tiny.prompt_batch(rows=16), layout.sharding("batch"))
+        prompts = dataclasses.replace(prompts, tokens=prompts.tokens % 30)
+        rollout = jax.jit(make_rollout(sampler, SamplerConfig(max_tokens=12), eos=tiny.EOS, pad=tiny.PAD))(
+            weights, prompts, jax.random.key(1)
+        )
+        return jax.device_get((loss, rollout.tokens, rollout.logp))
+
+    (loss, tokens, logp), (one_loss, one_tokens, one_logp) = run((1, 1, 8, 1)), run((1, 1, 1, 1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), (loss, logp), (one_loss, one_logp))
+    np.testing.assert_array_equal(tokens, one_tokens)
+    assert tokens.max() < 30
 
 
 def test_parameters_and_optimizer_are_born_sharded():
