@@ -152,7 +152,7 @@ def test_where_one_process_is_killed_the_others_end_with_a_message(killed):
 
 def test_the_restarted_job_goes_on_bitwise(place, two, killed):
     folder = run(place, "killed", 2, 2)
-    assert [session["ended"] == "complete" for session in map(json.loads, (folder / "ppo" / "sessions.jsonl").open())][-1]
+    assert [session["ended"] == "complete" for session in map(json.loads, (folder / "ppo" / "sessions.jsonl").read_text().splitlines())][-1]
     assert rows(folder / "ppo") == rows(two / "ppo")
     a, b = last_state(folder / "ppo"), last_state(two / "ppo")
     for name in a:
