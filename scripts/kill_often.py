@@ -102,7 +102,7 @@ def plan(whole: Path, killed: Runs, kills: int, startup: float, rng: random.Rand
         stage, folder = left[0], killed.out / left[0]
         steps = rows(whole / stage) * len(stages) // kills  # so many for each kill, and the stage is not over too soon
         seconds = rng.uniform(-startup / 2, json.loads((whole / stage / "done.json").read_text())["seconds"] / 4)
-        reached = rows(folder) + rng.randint(1, max(steps, 1))
+        reached = min(rows(folder) + rng.randint(1, max(steps, 1)), rows(whole / stage) - 1)
         if rows(whole / stage) and i % 2 == 0:
             yield stage, "while it writes a checkpoint", lambda _, folder=folder: bool(writing(folder))
         elif rows(whole / stage) and i % 4 == 1:
