@@ -34,9 +34,23 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "tiny": Size(ModelConfig(1024, 128, 128, 4, 4), 64, (64, 32, 64), (128, 32, 32), {"sft": 32, "reward": 16, "ppo": 4}),
-    "small": Size(ModelConfig(8192, 256, 512, 8, 8), 8, (64, 32, 64), (16, 64, 64), {"sft": 4, "reward": 4, "ppo": 2}),
-    "1.3b": Size(ModelConfig(50304, 2048, 2048, 24, 16, remat="dots"), 8, (64, 512, 128), (64, 512, 128), {}),
+    "tiny": Size(
+        ModelConfig(vocab_size=1024, context=128, width=128, layers=4, heads=4),
+        64,
+        (64, 32, 64),
+        (128, 32, 32),
+        {"sft": 32, "reward": 16, "ppo": 4},
+    ),
+    "small": Size(
+        ModelConfig(vocab_size=8192, context=256, width=512, layers=8, heads=8),
+        8,
+        (64, 32, 64),
+        (16, 64, 64),
+        {"sft": 4, "reward": 4, "ppo": 2},
+    ),
+    "1.3b": Size(
+        ModelConfig(vocab_size=50304, context=2048, width=2048, layers=24, heads=16, remat="dots"), 8, (64, 512, 128), (64, 512, 128), {}
+    ),
 }
 
 

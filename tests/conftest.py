@@ -13,11 +13,14 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from instruct_jax.runtime import hosts  # noqa: E402
+
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "instruct_jax" / "tests"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    hosts.settle_fake_devices()
     jax.config.update("jax_debug_key_reuse", True)
     jax.config.update("jax_compilation_cache_dir", str(CACHE))  # safe to delete; the second run of the suite compiles little
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -22,12 +22,20 @@ class Lost(Exception):
         )
 
 
+def settle_fake_devices() -> None:
+    """On a CPU that plays several devices: one program after the other.  Two in flight wait for each other's threads for ever (XLA aborts
+    them after 40 s) when there are fewer cores than devices."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Makes this process one of its job, before anything touches a device.
 
     TPU VMs, SLURM, Open MPI and Kubernetes tell by themselves; elsewhere all three must be given: HOST:PORT of process 0, how many there
     are, and which one this is.  ConfigError where the others cannot be reached.
     """
+    settle_fake_devices()
     given = (coordinator, processes, process)
     if None in given and given != (None, None, None):
         raise ConfigError(f"--coordinator {coordinator} --processes {processes} --process {process}: give all three, or none")
