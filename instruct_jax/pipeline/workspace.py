@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from instruct_jax.pipeline.steps import build_models, compile_rollout
 from instruct_jax.pipeline.tasks import Task
 from instruct_jax.records import Params, PromptBatch, Rollout, TokenBatch
 from instruct_jax.runtime.checkpoints import restore_params
-from instruct_jax.runtime.folders import begin_stage, file_hash, finish_stage, stage_done
+from instruct_jax.runtime.folders import begin_stage, file_hash, finish_stage, read_note, stage_done
 from instruct_jax.runtime.hosts import barrier
 from instruct_jax.stages import pretrain
 from instruct_jax.stages.experience import response_logprobs
@@ -107,7 +106,7 @@ class Workspace:
 
     def output(self, stage: str) -> dict[str, Any]:
         """What a finished stage found."""
-        return json.loads((self.folder / stage / "done.json").read_text(encoding="utf-8"))["output"]
+        return read_note(self.folder / stage / "done.json")["output"]
 
     def stage(self, name: str, needs: Sequence[str], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Runs `work` unless folder/name/done.json says that it was done from the same inputs; returns its output."""

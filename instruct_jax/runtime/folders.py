@@ -93,12 +93,23 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def read_note(path: Path) -> dict[str, Any]:
+    """done.json or inputs.json of a stage."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"{path} is damaged ({problem}): restore it from a copy, or remove {path.parent} to make that stage again"
+        ) from error
+
+
 def stage_done(folder: Path, inputs: Mapping[str, str]) -> dict[str, Any] | None:
     """What `finish_stage` wrote, or None where the stage is not finished; RunError where it was made from other inputs."""
     path = folder / "done.json"
     if not path.exists():
         return None
-    done = json.loads(path.read_text(encoding="utf-8"))
+    done = read_note(path)
     _check_inputs(path, done["inputs"], inputs)
     return done
 
@@ -108,7 +119,7 @@ def begin_stage(folder: Path, inputs: Mapping[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "inputs.json"
     if path.exists():
-        _check_inputs(path, json.loads(path.read_text(encoding="utf-8")), inputs)
+        _check_inputs(path, read_note(path), inputs)
     else:
         write_atomic(path, json.dumps(dict(inputs), indent=2) + "\n")
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 
 import jax
@@ -23,10 +24,13 @@ class Lost(Exception):
 
 
 def settle_fake_devices() -> None:
-    """On a CPU that plays several devices: one program after the other.  Two in flight wait for each other's threads for ever (XLA aborts
-    them after 40 s) when there are fewer cores than devices."""
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    """Before jax starts on a CPU that plays several devices: threads for all that may wait at a time.
+
+    XLA gives a device no order in which to run collectives that do not depend on each other.  With as many threads as devices (its default
+    where cores are fewer) each may wait in another one, for ever; XLA aborts after 40 s.
+    """
+    if fake := re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")):
+        os.environ.setdefault("NPROC", str(8 * int(fake[1])))  # where XLA looks for the size of its pools
 
 
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:

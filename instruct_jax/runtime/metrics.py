@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from instruct_jax.runtime.folders import write_atomic, write_row, writing
+from instruct_jax.runtime.folders import RunError, write_atomic, write_row, writing
 from instruct_jax.runtime.hosts import is_main
 
 
@@ -21,7 +21,11 @@ def cut_after(path: Path, step: float) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):  # the process was killed while it wrote
         lines.pop()
-    rows = [(line, json.loads(line)) for line in lines]
+    try:
+        rows = [(line, dict(json.loads(line))) for line in lines]
+    except (ValueError, TypeError) as error:
+        repair = f"restore it from a copy, or remove {path.parent} to make that stage again"
+        raise RunError(f"{path} is damaged ({' '.join(str(error).split())[:200]}): {repair}") from error
     rows = [(line, row) for line, row in rows if row.get("step", 0) <= step]
     text = "".join(line for line, _ in rows)
     if is_main() and path.stat().st_size != len(text.encode()):

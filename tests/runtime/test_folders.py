@@ -4,7 +4,8 @@ import os
 import pytest
 import yaml
 
-from instruct_jax.runtime.folders import RunError, file_hash, finish_stage, open_run, stage_done, write_atomic
+from instruct_jax.runtime.folders import RunError, begin_stage, file_hash, finish_stage, open_run, stage_done, write_atomic
+from instruct_jax.runtime.metrics import cut_after
 
 CONFIG = {"seed": 1, "model": {"width": 8, "layers": 2}, "sizes": (1, 2), "lr": 1e-5}
 
@@ -70,3 +71,16 @@ def test_atomic_write_replaces_all_or_nothing(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_atomic(path, "\ud800")
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("text", ['{"inputs": {', "[1, 2]", "7", "\x00\x00"])
+def test_damaged_notes_are_named_with_the_repair(tmp_path, text):
+    (tmp_path / "done.json").write_text(text)
+    with pytest.raises(RunError, match=r"done\.json is damaged .*restore it from a copy, or remove .* to make that stage again"):
+        stage_done(tmp_path, {})
+    (tmp_path / "inputs.json").write_text(text)
+    with pytest.raises(RunError, match=r"inputs\.json is damaged"):
+        begin_stage(tmp_path, {})
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + text + '\n{"step": 3}\n')
+    with pytest.raises(RunError, match=r"metrics\.jsonl is damaged .*remove .* to make that stage again"):
+        cut_after(tmp_path / "metrics.jsonl", 5)
