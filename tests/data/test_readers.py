@@ -1,5 +1,6 @@
 """Files in, records out; and every way in which a file can be bad."""
 
+import datetime
 import gzip
 import json
 import os
@@ -9,6 +10,7 @@ import pytest
 from instruct_jax.data import readers
 from instruct_jax.data.errors import DataError
 from instruct_jax.data.readers import read_demonstrations, read_prompts, read_rankings, read_samples, read_texts, write_jsonl
+from instruct_jax.data.schemas import named
 
 GOOD = {
     "prompts": {"prompt": "p"},
@@ -191,3 +193,18 @@ def test_text_file_is_one_document(tmp_path):
     assert read_texts(tmp_path / "a.txt.gz") == [{"text": "one\n\ntwo\n"}]
     (tmp_path / "b.txt").write_text("three")
     assert read_texts(tmp_path) == [{"text": "one\n\ntwo\n"}, {"text": "three"}]
+
+
+def test_who_is_named_is_text_and_null_is_absent():
+    """The reward model's accuracy is sorted by labeler: a number beside a text, or a null, would end a run there."""
+    records = [{"labeler_id": 7}, {"labeler_id": None, "source": "hh"}, {"labeler_id": None}, {}]
+    assert [named(record, "labeler_id", "source", default="unknown") for record in records] == ["7", "hh", "unknown", "unknown"]
+
+
+def test_dates_of_a_data_set_become_text(tmp_path, monkeypatch):
+    """JSON has none, and `compare` writes what it read."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.Dataset.from_list([{"prompt": "p", "made": datetime.datetime(2020, 1, 2)}]).to_parquet(tmp_path / "a.parquet")
+    [record] = read_prompts(tmp_path / "a.parquet")
+    assert record == {"prompt": "p", "made": "2020-01-02 00:00:00"}
