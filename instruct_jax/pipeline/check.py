@@ -73,14 +73,14 @@ def _parameters(model: ModelConfig, *, scalar: bool = False) -> int:
 
 def _shape(m: ModelConfig) -> str:
     heads = f"{m.heads} heads of {m.head_size}" + (f" ({m.groups} for keys and values)" if m.groups != m.heads else "")
-    return f"{_plural(m.layers, 'layer')}, width {m.width}, {heads}, context {m.context}, vocabulary {m.vocab_size}, {m.dtype}"
+    return f"{plural(m.layers, 'layer')}, width {m.width}, {heads}, context {m.context}, vocabulary {m.vocab_size}, {m.dtype}"
 
 
 def _mesh(config: RunConfig) -> str:
     axes = {axis: getattr(config.mesh, axis) for axis in MESH}
     known = abs(math.prod(axes.values()))
     devices = (
-        _plural(known, "device") if -1 not in axes.values() else f"a multiple of {known} devices" if known > 1 else "any number of devices"
+        plural(known, "device") if -1 not in axes.values() else f"a multiple of {known} devices" if known > 1 else "any number of devices"
     )
     sizes = " x ".join(f"{name} {'(all the rest)' if size == -1 else size}" for name, size in axes.items())
     return f"{sizes}: needs {devices}"
@@ -105,7 +105,7 @@ def _stages(config: RunConfig, facts: FileFacts | None) -> Iterator[tuple[str, s
     k = facts.most_completions if facts else compare.max_completions
     batch = f"{reward.batch} prompts x {k} x {form.max_prompt + form.max_completion}"
     yield "reward", _epochs(reward.epochs, steps, "about "), batch, "-"
-    yield "select", "-", f"{_plural(config.sft.epochs if config.sft.select else 1, 'epoch')} x 256 prompts", "-"
+    yield "select", "-", f"{plural(config.sft.epochs if config.sft.select else 1, 'epoch')} x 256 prompts", "-"
     if config.ppo_start is not None:
         yield _fine_tuning(config, facts, "ppo_start")
     for name, ppo in config.rl.items():
@@ -127,10 +127,10 @@ def _fine_tuning(config: RunConfig, facts: FileFacts | None, name: str) -> tuple
 
 
 def _epochs(epochs: int, steps: int | None, hedge: str) -> str:
-    return _plural(epochs, "epoch") if steps is None else f"{hedge}{steps:,} ({_plural(epochs, 'epoch')})"
+    return plural(epochs, "epoch") if steps is None else f"{hedge}{steps:,} ({plural(epochs, 'epoch')})"
 
 
-def _plural(n: int, noun: str) -> str:
+def plural(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 

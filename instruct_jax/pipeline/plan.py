@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from instruct_jax.config import MESH
+from instruct_jax.pipeline.check import plural
 from instruct_jax.pipeline.check import table as text_table
 from instruct_jax.pipeline.costs import Work
 from instruct_jax.pipeline.settings import RunConfig
@@ -186,7 +187,7 @@ def table(rows: Sequence[Row], config: RunConfig, topology: Topology) -> str:
         if "sent" in row
     ]
     lines = [
-        f"{topology.name}: {topology.devices} devices of {_gib(topology.memory)} GiB; mesh {mesh}",
+        f"{topology.name}: {plural(topology.devices, 'device')} of {_gib(topology.memory)} GiB; mesh {mesh}",
         "",
         "memory of one device, GiB; waiting: what is no argument of the step, but lies there meanwhile",
         *text_table(head, memory),
