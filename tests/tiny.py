@@ -24,7 +24,7 @@ CONFIGS = {"gpt": GPT, "llama": LLAMA}
 @functools.cache
 def params(config: ModelConfig = GPT, seed: int = 0):
     """Parameters with random biases, so that nothing hides behind zeros."""
-    tree = nn.unbox(LanguageModel(config).init(jax.random.key(seed)))
+    tree = nn.unbox(jax.jit(LanguageModel(config).init)(jax.random.key(seed)))
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(seed + 100), len(leaves))
     return jax.tree.unflatten(treedef, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])

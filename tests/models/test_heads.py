@@ -9,29 +9,30 @@ from instruct_jax.models.heads import ScalarModel, recentred
 from instruct_jax.models.lm import LanguageModel
 
 MODEL = ScalarModel(LanguageModel(tiny.GPT))
+values, score = jax.jit(MODEL.values), jax.jit(MODEL.score)
 
 
 def test_score_reads_the_last_real_token_wherever_the_padding_stands():
     params, tokens = tiny.scalar_params(), tiny.tokens((3, 7))
     ones = np.ones_like(tokens, bool)
-    expected = MODEL.values(params, tokens, ones.astype(np.int32))[:, -1]
+    expected = values(params, tokens, ones.astype(np.int32))[:, -1]
     for left in (0, 2, 5):
-        score = MODEL.score(params, tiny.shift(tokens, left, 12), tiny.shift(ones, left, 12))
-        np.testing.assert_allclose(score, expected, atol=1e-5)
+        found = score(params, tiny.shift(tokens, left, 12), tiny.shift(ones, left, 12))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_nothing_after_the_last_token_changes_the_score():
     params, tokens = tiny.scalar_params(), tiny.tokens((3, 9))
     mask = np.broadcast_to(np.arange(9) < 6, tokens.shape)
     other = np.where(mask, tokens, 31 - tokens % 7)
-    np.testing.assert_array_equal(MODEL.score(params, tokens, mask), MODEL.score(params, other, mask))
+    np.testing.assert_array_equal(score(params, tokens, mask), score(params, other, mask))
 
 
 def test_recentred_maps_the_output():
     params, tokens = tiny.scalar_params(), tiny.tokens((3, 7))
     mask = np.ones_like(tokens, bool)
-    before = MODEL.score(params, tokens, mask)
-    after = MODEL.score(recentred(params, jnp.asarray(0.7), jnp.asarray(2.0)), tokens, mask)
+    before = score(params, tokens, mask)
+    after = score(recentred(params, jnp.asarray(0.7), jnp.asarray(2.0)), tokens, mask)
     np.testing.assert_allclose(after, (before - 0.7) / 2, atol=1e-6)
 
 

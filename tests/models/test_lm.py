@@ -1,6 +1,7 @@
 """The decoder against a slow twin in numpy, and the invariances that everything above relies on."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,7 @@ def slow_logits(config, params, tokens):
     return norm(x, p["final_norm"]) @ p["embedding" if config.tied else "unembedding"].T
 
 
+@functools.partial(jax.jit, static_argnums=0)  # one program; op by op, each op is one
 def logits(config, params, tokens, segments):
     lm = LanguageModel(config)
     return lm.hidden(params, tokens, segments) @ lm.unembedding(params).T
@@ -100,7 +102,7 @@ def test_no_token_sees_the_future(config):
     def output(embedding):
         return lm.hidden({**params, "embedding": embedding}, tokens, np.ones_like(tokens))[0, 4].sum()
 
-    moved = np.abs(jax.grad(output)(params["embedding"])).sum(-1)
+    moved = np.abs(jax.jit(jax.grad(output))(params["embedding"])).sum(-1)
     assert (moved[tokens[0, :5]] > 0).all() and (moved[tokens[0, 5:]] == 0).all()
 
 
@@ -111,11 +113,12 @@ def test_prefill_and_decode_equal_the_full_forward(config):
     prompts, response = tiny.prompt_batch(rows=4), tiny.tokens((4, 5), seed=3)
     tokens = np.concatenate([prompts.tokens, response], axis=1)
     segments = np.concatenate([prompts.mask, np.ones((4, 5), bool)], axis=1).astype(np.int32)
-    full = lm.hidden(params, tokens, segments)
-    hidden, cache = lm.prefill(params, PromptBatch(jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask)), 11)
+    full = jax.jit(lm.hidden)(params, tokens, segments)
+    prefill, decode = jax.jit(lm.prefill, static_argnums=2), jax.jit(lm.decode)
+    hidden, cache = prefill(params, PromptBatch(jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask)), 11)
     np.testing.assert_allclose(hidden, full[:, 5], atol=1e-5)
     for t in range(5):
-        hidden, cache = lm.decode(params, cache, response[:, t])
+        hidden, cache = decode(params, cache, response[:, t])
         np.testing.assert_allclose(hidden, full[:, 6 + t], atol=1e-5)
 
 
@@ -126,8 +129,8 @@ def test_remat_changes_no_gradient(remat):
     def loss(params, config):
         return jnp.square(LanguageModel(config).hidden(params, batch.tokens, batch.segments)).mean()
 
-    plain = jax.grad(loss)(params, tiny.GPT)
-    again = jax.grad(loss)(params, dataclasses.replace(tiny.GPT, remat=remat))
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    plain, again = gradient(params, tiny.GPT), gradient(params, dataclasses.replace(tiny.GPT, remat=remat))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, again)
 
 

@@ -12,6 +12,7 @@ from instruct_jax.stages import pretrain, reward_model
 from instruct_jax.stages.gradient import accumulate
 
 LM = LanguageModel(tiny.GPT)
+compiled = jax.jit(accumulate, static_argnums=(0, 4))  # one program; op by op, each op is one
 LOSSES = {
     "language model": (pretrain.make_loss(LM, "sft"), tiny.params, tiny.token_batch),
     "reward model": (reward_model.make_loss(ScalarModel(LM)), tiny.scalar_params, tiny.ranking_batch),
@@ -22,9 +23,9 @@ LOSSES = {
 def test_micro_batches_equal_one_batch(name):
     loss_fn, params, batch = LOSSES[name]
     key = jax.random.key(0)
-    whole_grads, whole = accumulate(loss_fn, params(), batch(), key, 1)
+    whole_grads, whole = compiled(loss_fn, params(), batch(), key, 1)
     for parts in (2, 4, 8):
-        grads, metrics = accumulate(loss_fn, params(), batch(), key, parts)
+        grads, metrics = compiled(loss_fn, params(), batch(), key, parts)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, whole_grads)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, whole)
     assert optax.tree.norm(whole_grads) > 1e-3
@@ -46,7 +47,7 @@ def test_packed_rows_give_the_gradients_of_unpacked_ones():
     unpacked = tiny.TokenBatch(rows, np.ones_like(rows), weight)
     packed = tiny.TokenBatch(rows.reshape(2, 12), np.tile(np.repeat([1, 2], 6), (2, 1)), weight.reshape(2, 12))
     loss_fn = LOSSES["language model"][0]
-    a, b = (accumulate(loss_fn, tiny.params(), batch, jax.random.key(0), 1) for batch in (unpacked, packed))
+    a, b = (compiled(loss_fn, tiny.params(), batch, jax.random.key(0), 1) for batch in (unpacked, packed))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
@@ -59,5 +60,5 @@ def test_a_ranking_is_all_its_pairs():
     pairs = tiny.RankingBatch(
         whole.tokens[0][pick], whole.mask[0][pick], np.tile([1, 2], (len(pick), 1)).astype(np.int32), np.full(len(pick), 1 / 6, np.float32)
     )
-    a, b = (accumulate(loss_fn, params, batch, jax.random.key(0), 1) for batch in (whole, pairs))
+    a, b = (compiled(loss_fn, params, batch, jax.random.key(0), 1) for batch in (whole, pairs))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
