@@ -136,6 +136,26 @@ def tables(folder: Path, sizes: list[str], kinds: list[str]) -> Iterator[str]:
                 )
 
 
+def whole(folder: Path, sizes: list[str], kinds: list[str]) -> Iterator[str]:
+    """The paper's run, its stages one after the other, each on its smallest slice."""
+    yield "| size | chips | SFT | reward model | PPO's start | PPO-ptx | hours in all, at best | chip-hours |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|"
+    for size in sizes:
+        config = load_config(RunConfig, ROOT / f"configs/instructgpt_{size}.yaml")
+        for kind in kinds:
+            found = [smallest(folder, "6b" if stage == "reward" else size, kind, stage) for stage in STAGES]
+            if None in found:
+                continue
+            plans = dict(zip(STAGES, [one[1] for one in found if one], strict=True))
+            hours = {stage: times(config, stage) * sum(row["seconds"] for row in rows) / 3600 for stage, rows in plans.items()}
+            assert config.ppo_start is not None
+            start = hours["sft"] * config.ppo_start.epochs / config.sft.epochs  # the same step (paper C.3: a tenth of the rows more)
+            parts = hours["sft"], hours["reward"], start, hours["ppo_ptx"]
+            chips = [plans[stage][0]["devices"] for stage in ("sft", "reward", "sft", "ppo_ptx")]
+            spent = sum(n * part for n, part in zip(chips, parts, strict=True))
+            yield f"| {size.upper()} | {kind} | {' | '.join(f'{part:.3g}' for part in parts)} | {sum(parts):.3g} | {spent:,.0f} |"
+
+
 def detail(folder: Path, sizes: list[str], kinds: list[str]) -> Iterator[str]:
     """What an iteration of PPO-ptx is made of."""
     yield "| size | slice | step | arguments | temporaries | waiting | peak | sent | FLOPs/byte | at best | bound by | MFU at best |"
@@ -158,7 +178,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["v5p", "v6e", "v5e"], choices=[*SLICES])
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    print(*tables(args.folder, args.sizes, args.kinds), "", *detail(args.folder, args.sizes, args.kinds), sep="\n")
+    asked = args.folder, args.sizes, args.kinds
+    print(*tables(*asked), "", *whole(*asked), "", *detail(*asked), sep="\n")
 
 
 if __name__ == "__main__":
