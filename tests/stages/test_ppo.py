@@ -26,6 +26,8 @@ CONFIG = ppo.PpoConfig(
     iterations=3, batch=8, minibatch=4, epochs=2, optimizer=RATE, value_optimizer=RATE, warmup_iterations=0, kl_coef=0.1,
     sampler=SamplerConfig(max_tokens=8, temperature=0.7), experience=ExperienceConfig(),
 )  # fmt: skip
+compiled = jax.jit(accumulate, static_argnums=(0, 4))  # one program; op by op, each op is one
+hidden, values_of = jax.jit(LM.hidden), jax.jit(SCALAR.values)
 FROZEN = {"reference": tiny.params(), "reward": tiny.scalar_params()}
 
 
@@ -74,11 +76,11 @@ def test_score_lands_on_the_last_token_and_value_stands_before_each(rollout):
         ones = np.ones_like(ids)
 
         def logp(params, ids=ids, ones=ones, first=prompt.size):
-            logits = (LM.hidden(params, ids, ones) @ LM.unembedding(params).T)[0] / CONFIG.sampler.temperature
+            logits = (hidden(params, ids, ones) @ LM.unembedding(params).T)[0] / CONFIG.sampler.temperature
             table = np.asarray(jax.nn.log_softmax(logits))
             return np.array([table[t - 1, ids[0, t]] for t in range(first, ids.shape[1])])
 
-        values = np.asarray(SCALAR.values(FROZEN["reward"], ids, ones))[0]
+        values = np.asarray(values_of(FROZEN["reward"], ids, ones))[0]
         score = values[-1]
         reward = -CONFIG.kl_coef * (logp(moved) - logp(FROZEN["reference"]))
         reward[-1] += score
@@ -118,7 +120,7 @@ def test_nothing_beyond_eos_changes_any_loss(rollout):
     )
     weight = rollout.mask / rollout.mask.sum()
     for loss_fn, params in zip(ppo.make_losses(LM, SCALAR, CONFIG), (tiny.params(), FROZEN["reward"]), strict=True):
-        a, b = (accumulate(loss_fn, params, (x, weight), jax.random.key(0), 1) for x in (made, spoiled))
+        a, b = (compiled(loss_fn, params, (x, weight), jax.random.key(0), 1) for x in (made, spoiled))
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
 
 
@@ -155,11 +157,11 @@ def test_ptx_adds_its_gradient_to_the_same_step(rollout):
     params = {"policy": tiny.params(), "value": FROZEN["reward"]}
     opt_state = {"policy": sgd.init(params["policy"]), "value": sgd.init(params["value"])}
     state = TrainState(jnp.zeros((), jnp.int32), params, opt_state, params["policy"], jax.random.key(0), jnp.asarray(0.1))
-    after, metrics = ppo.make_update(LM, SCALAR, config, sgd, sgd)(state, made, ptx_rows(config))
+    after, metrics = jax.jit(ppo.make_update(LM, SCALAR, config, sgd, sgd))(state, made, ptx_rows(config))
     weight = rollout.mask / rollout.mask.sum()
-    rl, _ = accumulate(ppo.make_losses(LM, SCALAR, config)[0], tiny.params(), (made, weight), jax.random.key(0), 1)
+    rl, _ = compiled(ppo.make_losses(LM, SCALAR, config)[0], tiny.params(), (made, weight), jax.random.key(0), 1)
     rows = jax.tree.map(lambda x: x[0], ptx_rows(config))
-    ptx, ptx_metrics = accumulate(make_loss(LM, "ptx"), tiny.params(), rows, jax.random.key(0), 1)
+    ptx, ptx_metrics = compiled(make_loss(LM, "ptx"), tiny.params(), rows, jax.random.key(0), 1)
     expected = jax.tree.map(lambda p, a, b: p - (a + 0.5 * b), tiny.params(), rl, ptx)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.params["policy"], expected)
     np.testing.assert_allclose(metrics["policy/grad_norm"], optax.tree.norm(rl), rtol=1e-4)

@@ -61,11 +61,12 @@ def test_two_keys_two_rollouts_one_key_one_rollout():
 def test_greedy_takes_the_most_likely_token():
     params, prompts = tiny.params(tiny.LLAMA), tiny.prompt_batch()
     out = sampler(SamplerConfig(max_tokens=4, temperature=0))(params, prompts, jax.random.key(0))
+    hidden = jax.jit(LM.hidden)
     for row in range(8):
         ids = list(prompts.tokens[row][prompts.mask[row]])
         for t in range(int(out.mask[row].sum())):
             tokens = jnp.asarray([ids])
-            best = int((LM.hidden(params, tokens, jnp.ones_like(tokens))[0, -1] @ LM.unembedding(params).T).argmax())
+            best = int((hidden(params, tokens, jnp.ones_like(tokens))[0, -1] @ LM.unembedding(params).T).argmax())
             assert out.tokens[row, t] == best
             ids.append(best)
 
