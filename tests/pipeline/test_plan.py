@@ -170,9 +170,9 @@ def test_a_broken_compiler_is_told(monkeypatch, capsys):
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install '.[tpu]'")
 def test_the_compiler_of_tpus(capsys):
-    """SFT and the sampler with splash attention on four chips that are not here."""
-    args = "--stages sft,ppo --mesh.data 2 --mesh.tensor 2 --model.dtype bfloat16 --ppo.batch 32".split()
-    code, rows = planned(capsys, "--topology", "v5e:2x2", *args)
+    """SFT and PPO with splash attention on sixteen chips that are not here; 8 x 2 has to split a side of 4 x 4."""
+    args = "--stages sft,ppo --mesh.data 1 --mesh.fsdp 8 --mesh.tensor 2 --model.dtype bfloat16 --ppo.batch 32".split()
+    code, rows = planned(capsys, "--topology", "v5e:4x4", *args)
     assert code == 0 and [row["step"] for row in rows] == ["step", "rollout", "experience", "update"]
     for row in rows:
         assert set(row) == KEYS | {"seconds", "bound", "needs", "mfu"}

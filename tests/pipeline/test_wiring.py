@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from instruct_jax.config import ConfigError
-from instruct_jax.pipeline import compare, evaluate
+from instruct_jax.pipeline import compare, evaluate, workspace
 from instruct_jax.pipeline.load import load_config
 from instruct_jax.pipeline.settings import CompareConfig, RunConfig, SftConfig
 from instruct_jax.pipeline.tasks import open_task
@@ -92,6 +92,15 @@ def test_a_half_made_stage_is_not_finished_from_other_inputs(tmp_path):
     (tmp_path / "sft" / "done.json").write_text('{"inputs": {"pretrain": "new"}}')
     with pytest.raises(RunError, match=r"inputs\.json: the input sft changed.*Remove .*reward to make it again"):
         Workspace.stage(ws, "reward", ("sft",), lambda: {})  # type: ignore[arg-type]
+
+
+def test_no_process_does_a_stage_before_all_have_seen_that_it_is_not_done(tmp_path, monkeypatch):
+    """A slow one would find it done by a fast one, skip it, and meet the others at the barrier of another stage."""
+    seen = []
+    monkeypatch.setattr(workspace, "barrier", lambda name: seen.append((name, (tmp_path / "sft" / "done.json").exists())))
+    ws = types.SimpleNamespace(folder=tmp_path)
+    Workspace.stage(ws, "sft", (), lambda: seen.append("work") or {})  # type: ignore[arg-type]
+    assert seen == [("sft begins", False), "work", ("sft", True)]
 
 
 def test_scores_by_use_case_by_hand():
