@@ -16,8 +16,32 @@ def check(condition: bool, message: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Rotary frequencies stretched to a longer context than a model was first trained on (ops/rotary.py)."""
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_context: int = 8192  # of the first training; llama3 and yarn
+    low_frequency: float = 1.0  # llama3: waves fewer than this in the original context are stretched by factor
+    high_frequency: float = 4.0  # llama3: waves more than this stay as they are
+    beta_fast: float = 32.0  # yarn: the same bounds, the other way round
+    beta_slow: float = 1.0
+    attention_factor: float | None = None  # yarn: of the rotated queries and keys; None = 0.1 ln(factor) + 1
+
+    def __post_init__(self):
+        for key in ("factor", "original_context", "low_frequency", "high_frequency", "beta_fast", "beta_slow"):
+            check(getattr(self, key) > 0, f"rope_scaling.{key}={getattr(self, key)} must be positive")
+        check(self.low_frequency < self.high_frequency, f"rope_scaling.low_frequency={self.low_frequency} must be less than high_frequency")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer.  The defaults are the GPT-2 / GPT-3 block: learned positions, pre-LN, GELU, biases, tied embeddings."""
+    """A decoder-only transformer.  The defaults are the GPT-2 / GPT-3 block: learned positions, pre-LN, GELU, biases, tied embeddings.
+
+    What the families of Hugging Face models set is in models/families.py.
+    """
+
+    family: str | None = None  # of Hugging Face, that an export belongs to (models/families.py); None = the first that can hold the model
 
     vocab_size: int = 50257
     vocab_multiple: int = 1  # rows of the embedding are rounded up to a multiple, which mesh.tensor can divide; nothing predicts the rest
@@ -29,11 +53,28 @@ class ModelConfig:
     head_width: int | None = None  # C; None = width / heads
     mlp_width: int | None = None  # F; None = 4 * width
     positions: Literal["learned", "rotary"] = "learned"
+    position_offset: int = 0  # learned: rows of the table before that of position 0 (OPT: 2)
     rotary_base: float = 10000.0
+    rotary_fraction: float = 1.0  # share of each head that is rotated, from its beginning
+    rope_scaling: RopeScaling | None = None
+    local_rotary_base: float | None = None  # of the layers with a window, which are not scaled; None = as the others
+    window: int | None = None  # tokens that a query sees, itself included; None = all before it
+    full_layers: tuple[int, ...] = ()  # layers, from 0, without the window
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    activation: Literal["gelu", "silu"] = "gelu"
+    norm_offset: float = 0.0  # added to the scale of every norm (Gemma: 1)
+    norm_place: Literal["pre", "post", "both"] = "pre"  # x + f(norm(x)), x + norm(f(x)), x + norm(f(norm(x)))
+    parallel: bool = False  # attention and MLP read the same x
+    qk_norm: Literal["none", "head", "width"] = "none"  # norm of queries and keys, in each head or over all heads together
+    query_scale: float | None = None  # of attention's logits; None = head_width ** -0.5
+    scale_by_layer: bool = False  # logits of layer n, from 1, divided by n
+    attention_softcap: float | None = None  # c tanh(logits / c)
+    logit_softcap: float | None = None  # the same, of the vocabulary
+    scale_embedding: bool = False  # embeddings times width ** 0.5
+    activation: Literal["gelu", "gelu_exact", "relu", "silu"] = "gelu"  # gelu is the one with tanh
     gated: bool = False  # gated MLP (SwiGLU, GEGLU)
     bias: bool = True  # biases in the projections
+    qkv_bias: bool | None = None  # of queries, keys and values; None = bias
+    mlp_bias: bool | None = None  # None = bias
     qk_bias_std: float = 0.0  # initial scale of the q and k biases; 1 helps tiny rotary models find the previous token
     tied: bool = True  # unembedding = embedding
     init_std: float = 0.02  # residual projections: init_std / sqrt(2 N)
@@ -48,16 +89,27 @@ class ModelConfig:
             check(getattr(self, key) >= 1, f"model.{key}={getattr(self, key)} must be at least 1")
         for key in ("kv_heads", "head_width", "mlp_width"):
             check(getattr(self, key) is None or getattr(self, key) >= 1, f"model.{key}={getattr(self, key)} must be at least 1, or null")
-        for key in ("rotary_base", "norm_eps"):
-            check(getattr(self, key) > 0, f"model.{key}={getattr(self, key)} must be positive")
+        for key in ("rotary_base", "norm_eps", "local_rotary_base", "window", "query_scale", "attention_softcap", "logit_softcap"):
+            value = getattr(self, key)
+            check(value is None or value > 0, f"model.{key}={value} must be positive")
+        check(0 < self.rotary_fraction <= 1, f"model.rotary_fraction={self.rotary_fraction} must lie in (0, 1]")
+        check(self.position_offset >= 0, f"model.position_offset={self.position_offset} must not be negative")
+        check(
+            all(0 <= layer < self.layers for layer in self.full_layers),
+            f"model.full_layers={list(self.full_layers)} must be numbers of layers, 0 to {self.layers - 1}",
+        )
+        check(
+            self.attention_softcap is None or self.attention != "cudnn",
+            f"model.attention=cudnn has no attention_softcap={self.attention_softcap}; use auto",
+        )
         check(
             self.head_width is not None or self.width % self.heads == 0,
             f"model.width={self.width} must be a multiple of model.heads={self.heads}, or set model.head_width",
         )
         check(self.heads % self.groups == 0, f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}")
         check(
-            self.positions == "learned" or self.head_size % 2 == 0,
-            f"model.head_width={self.head_size} must be even for model.positions=rotary",
+            self.positions == "learned" or (self.rotated > 0 and self.rotated % 2 == 0),
+            f"model.head_width={self.head_size} * rotary_fraction={self.rotary_fraction} must be even for model.positions=rotary",
         )
 
     @property
@@ -74,6 +126,11 @@ class ModelConfig:
     def head_size(self) -> int:
         """C, the width of one head."""
         return self.width // self.heads if self.head_width is None else self.head_width
+
+    @property
+    def rotated(self) -> int:
+        """How much of each head rotary positions turn."""
+        return int(self.head_size * self.rotary_fraction)
 
     @property
     def mlp_size(self) -> int:

@@ -1,5 +1,6 @@
 """The seam between models and stages: pure functions over a plain dict of parameters.  Nothing above this floor imports flax.linen."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from instruct_jax.config import ModelConfig
 from instruct_jax.models.attention import Attention, make_attention
 from instruct_jax.models.transformer import KVCache, Transformer, gathered
 from instruct_jax.ops import masking
-from instruct_jax.ops.logprobs import token_logprobs
+from instruct_jax.ops.logprobs import softcap, token_logprobs
 from instruct_jax.records import Params, PromptBatch
 from instruct_jax.sharding import Layout
 
@@ -25,7 +26,7 @@ class LanguageModel(NamedTuple):
     def init(self, key: jax.Array) -> Params:
         """Parameters, each boxed with its logical axis names (sharding.create_sharded unboxes them)."""
         tokens = jnp.zeros((1, 2), jnp.int32)
-        attention = Attention()
+        attention = self._plain
         return Transformer(self.config, None, attention).init(key, tokens, attention.prepare(tokens), tokens)["params"]
 
     def hidden(
@@ -41,6 +42,11 @@ class LanguageModel(NamedTuple):
         tokens, segments = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % attention.multiple))) for x in (tokens, segments))
         return self._run(attention, params, tokens, attention.prepare(segments), masking.positions(segments), **options)
 
+    @property
+    def _plain(self) -> Attention:
+        """Attention as any device can compute it."""
+        return make_attention(dataclasses.replace(self.config, attention="xla"), None)
+
     def _run(self, attention: Attention, params: Params, *inputs: Any, dropout: float = 0.0, **options: Any) -> Any:
         return Transformer(self.config, self.layout, attention, dropout).apply({"params": params}, *inputs, **options)
 
@@ -51,7 +57,9 @@ class LanguageModel(NamedTuple):
     def logprobs(self, params: Params, hidden: jax.Array, targets: jax.Array, *, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
         """log p(target) and entropy in nats, f32, of hidden states [B, L, D], targets [B, L] under softmax(logits / temperature)."""
         cfg, layout = self.config, self.layout
-        read = functools.partial(token_logprobs, temperature=temperature, chunk=cfg.logprob_chunk, vocab=cfg.vocab_size)
+        read = functools.partial(
+            token_logprobs, temperature=temperature, chunk=cfg.logprob_chunk, vocab=cfg.vocab_size, cap=cfg.logit_softcap
+        )
         if layout is None or layout.parts("batch") * layout.parts("sequence") == 1:
             return read(hidden, self.unembedding(params), targets)
         # Every device reads its own positions, so the gradient of the unembedding is summed over devices once, not once per chunk.
@@ -73,7 +81,8 @@ class LanguageModel(NamedTuple):
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """[B, V] f32 logits of one position per row [B, D]."""
         weight = self.unembedding(params).astype(hidden.dtype)
-        return jnp.einsum("bd,vd->bv", hidden, weight, preferred_element_type=jnp.float32)[:, : self.config.vocab_size]
+        logits = jnp.einsum("bd,vd->bv", hidden, weight, preferred_element_type=jnp.float32)[:, : self.config.vocab_size]
+        return softcap(logits, self.config.logit_softcap)
 
     def prefill(self, params: Params, prompts: PromptBatch, length: int) -> tuple[jax.Array, KVCache]:
         """Reads left-padded prompts [B, P].  Returns the last hidden state [B, D] and a cache with `length` slots."""
@@ -100,9 +109,9 @@ class LanguageModel(NamedTuple):
 
     def decode(self, params: Params, cache: KVCache, tokens: jax.Array) -> tuple[jax.Array, KVCache]:
         """Appends one token [B] to every row.  Returns its hidden state [B, D] and the cache.  params: plain or unstacked."""
-        positions = cache.mask.sum(-1, dtype=jnp.int32)[:, None]
+        attention, positions = self._plain, cache.mask.sum(-1, dtype=jnp.int32)[:, None]
         seen = jax.lax.dynamic_update_slice(cache.mask, jnp.ones((tokens.shape[0], 1), bool), (0, cache.slot))
-        hidden, (k, v) = self._run(Attention(), params, tokens[:, None], seen[:, None, None, :], positions, cache)
+        hidden, (k, v) = self._run(attention, params, tokens[:, None], attention.seen_by(seen, cache.slot), positions, cache)
         return hidden[:, 0], KVCache(k, v, seen, cache.slot + 1)
 
 

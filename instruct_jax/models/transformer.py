@@ -4,17 +4,22 @@ Layers are scanned, so compile time does not grow with depth.  Parameters are fl
 are computed in float32.  The logical axis names beside each initialiser are mapped to mesh axes in `sharding.py`.
 """
 
-from typing import Any
+import functools
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 
 from instruct_jax.config import ModelConfig
-from instruct_jax.models.attention import Attention, attend
+from instruct_jax.models.attention import Attention
+from instruct_jax.ops import rotary
 from instruct_jax.sharding import Layout
 
+ACTIVATIONS = {"gelu": nn.gelu, "gelu_exact": functools.partial(nn.gelu, approximate=False), "relu": nn.relu, "silu": nn.silu}
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
@@ -28,31 +33,49 @@ class KVCache:
     slot: jax.Array  # [] int32, the next slot to write
 
 
-def rotary(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
-    """Rotates the halves of each head by position * base^(-2i/C) (Su et al. 2021, arXiv:2104.09864); x [B, L, H, C]."""
-    half = x.shape[-1] // 2
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+class Facts(NamedTuple):
+    """What is not the same in every layer; arrays [N] where layers are scanned."""
+
+    layer: Any  # its number, from 0
+    local: Any  # has it the window?
+
+
+def rotary_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray, float]:
+    """Frequencies of whole layers and of those with a window, and the factor of what is rotated."""
+    base, scaling = config.rotary_base, config.rope_scaling
+    plain = rotary.frequencies(config.rotated, base)
+    local = plain if config.local_rotary_base is None else rotary.frequencies(config.rotated, config.local_rotary_base)
+    if scaling is None:
+        return plain, local, 1.0
+    context, factor = scaling.original_context, 1.0
+    if scaling.kind == "linear":
+        whole = plain / np.float32(scaling.factor)
+    elif scaling.kind == "llama3":
+        whole = rotary.stretch_llama3(plain, scaling.factor, context, scaling.low_frequency, scaling.high_frequency)
+    else:
+        whole = rotary.stretch_yarn(plain, base, scaling.factor, context, scaling.beta_fast, scaling.beta_slow)
+        factor = 0.1 * math.log(scaling.factor) + 1 if scaling.attention_factor is None else scaling.attention_factor
+    return whole, whole if config.local_rotary_base is None else local, factor
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).  Returns x and the keys and values [B, G, S, C] that were attended to."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).  Returns x and the keys and values [B, G, S, C] that were attended to.
+
+    Where the config says so, norms stand elsewhere, and attention and MLP read the same x.
+    """
 
     config: ModelConfig
     layout: Layout | None
     attention: Attention
     dropout: float = 0.0
 
-    def _dense(self, name: str, features, axes: tuple[str, ...], contract: int = 1, std: float | None = None, bias_std: float = 0.0):
+    def _dense(self, name: str, features, axes: tuple[str, ...], bias: bool, contract: int = 1, std: float | None = None, bias_std=0.0):
         """A projection over the last `contract` axes whose kernel has these logical axis names."""
         cfg = self.config
         return nn.DenseGeneral(
             features,
             axis=tuple(range(-contract, 0)),
-            use_bias=cfg.bias,
+            use_bias=bias,
             dtype=cfg.dtype,
             kernel_init=nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std if std is None else std), axes),
             bias_init=nn.with_logical_partitioning(
@@ -62,38 +85,67 @@ class Block(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x, visible, positions, deterministic, past=None):
+    def __call__(self, x, visible, positions, deterministic, facts, past=None):
         """past: keys and values so far and the slot where those of x go; None if x is all there is.  visible: what each query may see, as
-        self.attention has it, and with a past a mask [B, 1, 1, S]."""
+        self.attention has it."""
         cfg = self.config
-        residual_std = cfg.init_std * (2 * cfg.layers) ** -0.5
+        before, after = cfg.norm_place != "post", cfg.norm_place != "pre"
 
-        y = Norm(cfg, name="attention_norm")(x)
-        q = self._dense("q", (cfg.heads, cfg.head_size), ("embed", "heads", "head"), bias_std=cfg.qk_bias_std)(y)
-        k = self._dense("k", (cfg.groups, cfg.head_size), ("embed", "kv_heads", "head"), bias_std=cfg.qk_bias_std)(y)
-        v = self._dense("v", (cfg.groups, cfg.head_size), ("embed", "kv_heads", "head"))(y)
+        y, seen = self._attend(Norm(cfg, name="attention_norm")(x) if before else x, visible, positions, facts, past)
+        y = Norm(cfg, name="attention_out_norm")(y) if after else y
+        between = x if cfg.parallel else self._residual(x, y, deterministic)
+        z = self._mlp(Norm(cfg, name="mlp_norm")(between) if before else between)
+        z = Norm(cfg, name="mlp_out_norm")(z) if after else z
+        return self._residual(between, y + z if cfg.parallel else z, deterministic), seen
+
+    def _attend(self, x, visible, positions, facts, past):
+        cfg = self.config
+        bias = cfg.bias if cfg.qkv_bias is None else cfg.qkv_bias
+        q = self._dense("q", (cfg.heads, cfg.head_size), ("embed", "heads", "head"), bias, bias_std=cfg.qk_bias_std)(x)
+        k = self._dense("k", (cfg.groups, cfg.head_size), ("embed", "kv_heads", "head"), bias, bias_std=cfg.qk_bias_std)(x)
+        v = self._dense("v", (cfg.groups, cfg.head_size), ("embed", "kv_heads", "head"), bias)(x)
+        if cfg.qk_norm != "none":
+            heads = 1 if cfg.qk_norm == "head" else 2  # axes that are normed together
+            q, k = Norm(cfg, ("heads", "head")[-heads:], name="q_norm")(q), Norm(cfg, ("kv_heads", "head")[-heads:], name="k_norm")(k)
         if cfg.positions == "rotary":
-            q, k = rotary(q, positions, cfg.rotary_base), rotary(k, positions, cfg.rotary_base)
+            whole, local, factor = rotary_tables(cfg)
+            frequency = jnp.where(facts.local, local, whole)
+            q, k = rotary.rotate(q, positions, frequency, factor), rotary.rotate(k, positions, frequency, factor)
+        if cfg.scale_by_layer:
+            q = q / jnp.asarray(facts.layer + 1, q.dtype)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if past is None:
-            y = self.attention(q, k, v, visible)
+            y = self.attention(q, k, v, visible, facts.local)
         else:
             start = (0, 0, past[2], 0)
             k, v = jax.lax.dynamic_update_slice(past[0], k, start), jax.lax.dynamic_update_slice(past[1], v, start)
-            y = attend(q, k, v, visible)
-        y = self._dense("out", cfg.width, ("heads", "head", "embed"), contract=2, std=residual_std)(y)
-        x = self._residual(x, y, deterministic)
+            y = self.attention.decode(q, k, v, visible, facts.local)
+        return self._dense("out", cfg.width, ("heads", "head", "embed"), cfg.bias, contract=2, std=self._residual_std)(y), (k, v)
 
-        y = Norm(cfg, name="mlp_norm")(x)
-        act = {"gelu": nn.gelu, "silu": nn.silu}[cfg.activation]
-        up = self._dense("up", cfg.mlp_size, ("embed", "mlp"))(y)
-        up = act(self._dense("gate", cfg.mlp_size, ("embed", "mlp"))(y)) * up if cfg.gated else act(up)
-        y = self._dense("down", cfg.width, ("mlp", "embed"), std=residual_std)(up)
-        return self._residual(x, y, deterministic), (k, v)
+    def _mlp(self, x):
+        cfg = self.config
+        bias = cfg.bias if cfg.mlp_bias is None else cfg.mlp_bias
+        act = ACTIVATIONS[cfg.activation]
+        up = self._dense("up", cfg.mlp_size, ("embed", "mlp"), bias)(x)
+        up = act(self._dense("gate", cfg.mlp_size, ("embed", "mlp"), bias)(x)) * up if cfg.gated else act(up)
+        return self._dense("down", cfg.width, ("mlp", "embed"), bias, std=self._residual_std)(up)
+
+    @property
+    def _residual_std(self) -> float:
+        return self.config.init_std * (2 * self.config.layers) ** -0.5
 
     def _residual(self, x, y, deterministic):
         y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
         return constrained(self.layout, x + y)
+
+
+def _words(config: ModelConfig) -> nn.initializers.Initializer:
+    """Of an embedding; the rows that only make its size rounder are 0, as an import has them."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return nn.initializers.normal(config.init_std)(key, shape, dtype).at[config.vocab_size :].set(0)
+
+    return init
 
 
 def constrained(layout: Layout | None, x: jax.Array) -> jax.Array:
@@ -109,18 +161,26 @@ def gathered(layout: Layout | None, table: jax.Array, rows: str | None) -> jax.A
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm, computed in float32."""
+    """LayerNorm or RMSNorm over the last axes, which have these logical names; computed in float32."""
 
     config: ModelConfig
+    axes: tuple[str, ...] = ("norm",)
 
     @nn.compact
     def __call__(self, x):
-        cfg = self.config
-        scale = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        if cfg.norm == "rmsnorm":
-            return nn.RMSNorm(epsilon=cfg.norm_eps, dtype=cfg.dtype, scale_init=scale, name="norm")(x)
-        bias = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
-        return nn.LayerNorm(epsilon=cfg.norm_eps, dtype=cfg.dtype, scale_init=scale, bias_init=bias, name="norm")(x)
+        cfg, over = self.config, tuple(range(-len(self.axes), 0))
+
+        def weight(name: str, value: float) -> Any:
+            init = nn.with_logical_partitioning(nn.initializers.constant(value), self.axes)
+            return self.param(name, init, x.shape[-len(self.axes) :], jnp.float32)
+
+        y = x.astype(jnp.float32)
+        if cfg.norm == "layernorm":
+            y = y - y.mean(over, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(over, keepdims=True) + cfg.norm_eps)
+        y = y * (weight("scale", 1 - cfg.norm_offset) + cfg.norm_offset)[(None,) * (x.ndim - len(self.axes))]
+        y = y + weight("bias", 0.0)[None, None] if cfg.norm == "layernorm" else y
+        return y.astype(cfg.dtype)
 
 
 class Transformer(nn.Module):
@@ -138,35 +198,38 @@ class Transformer(nn.Module):
         Without a cache keys and values are one array [N, B, G, L, C] each; with one they are as in KVCache.
         """
         cfg = self.config
-        table = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), ("vocab", "embed"))
+        table = nn.with_logical_partitioning(_words(cfg), ("vocab", "embed"))
         embedding: Any = self.param("embedding", table, (cfg.vocab_rows, cfg.width), jnp.float32)
         if not cfg.tied:
             self.param("unembedding", table, (cfg.vocab_rows, cfg.width), jnp.float32)
         x = gathered(self.layout, embedding.astype(cfg.dtype), "vocab")[tokens]
+        if cfg.scale_embedding:
+            x = x * jnp.asarray(cfg.width**0.5, x.dtype)
         if cfg.positions == "learned":
             table = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std / 2), ("position", "embed"))
-            position: Any = self.param("position", table, (cfg.context, cfg.width), jnp.float32)
-            x = x + gathered(self.layout, position.astype(cfg.dtype), None)[positions]
+            position: Any = self.param("position", table, (cfg.context + cfg.position_offset, cfg.width), jnp.float32)
+            x = x + gathered(self.layout, position.astype(cfg.dtype), None)[positions + cfg.position_offset]
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
         x = constrained(self.layout, x)
 
+        local = [cfg.window is not None and layer not in cfg.full_layers for layer in range(cfg.layers)]
         if cache is None:
             block = Block if cfg.remat == "none" else nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False, static_argnums=(4,))
             layers = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
                 length=cfg.layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(cfg, self.layout, self.attention, self.dropout, name="layers")
-            x, seen = layers(x, visible, positions, deterministic)
+            x, seen = layers(x, visible, positions, deterministic, Facts(jnp.arange(cfg.layers), jnp.array(local)))
         else:
             weights, pairs = self.get_variable("params", "layers"), []
             for layer, (k, v) in enumerate(zip(cache.k, cache.v, strict=True)):
                 own = {"params": jax.tree.map(lambda w, i=layer: w[i], weights, is_leaf=lambda w: isinstance(w, tuple))}
                 block = Block(cfg, self.layout, self.attention, parent=None)
-                x, pair = block.apply(own, x, visible, positions, True, (k, v, cache.slot))
+                x, pair = block.apply(own, x, visible, positions, True, Facts(layer, local[layer]), (k, v, cache.slot))
                 pairs.append(pair)
             seen = tuple(zip(*pairs, strict=True))
         return Norm(cfg, name="final_norm")(x), seen

@@ -41,14 +41,17 @@ def positions(segments: jax.Array) -> jax.Array:
     return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=segments.ndim - 1)
 
 
-def attention_mask(segments: jax.Array) -> jax.Array:
+def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:
     """Who may see whom: segments [B, L] -> bool [B, 1, L, L], query before key; the 1 stands for the heads.
 
-    Query q sees key k if k <= q, both belong to the same segment, and it is not padding (segment 0).  A padding query sees nothing.
+    Query q sees key k if k <= q, both belong to the same segment, it is not padding (segment 0), and, with a window, q - k < window.  A
+    padding query sees nothing.
     """
     chex.assert_rank(segments, 2)
     query, key = segments[:, :, None], segments[:, None, :]
     causal = jnp.tril(jnp.ones((1, segments.shape[1], segments.shape[1]), bool))
+    if window is not None:
+        causal &= jnp.triu(causal, 1 - window)
     return ((query == key) & (key > 0) & causal)[:, None]
 
 

@@ -227,10 +227,11 @@ class Workspace:
 
 
 def model_fingerprint(config: ModelConfig) -> str:
-    """Changes with every key that changes what the parameters mean."""
+    """Changes with every key that changes what the parameters mean; a key that has its default is as if it were not there."""
+    silent = ("family", "dtype", "remat", "logprob_chunk", "attention", "init_std", "qk_bias_std")
     meaning = {
-        k: v
-        for k, v in dataclasses.asdict(config).items()
-        if k not in ("dtype", "remat", "logprob_chunk", "attention", "init_std", "qk_bias_std")
+        field.name: value
+        for field in dataclasses.fields(config)
+        if field.name not in silent and (value := getattr(config, field.name)) != field.default
     }
     return hashlib.sha256(repr(sorted(meaning.items())).encode()).hexdigest()[:16]

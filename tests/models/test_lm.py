@@ -21,9 +21,9 @@ def slow_logits(config, params, tokens):
 
     def norm(x, w):
         if config.norm == "rmsnorm":
-            return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * w["norm"]["scale"]
+            return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * w["scale"]
         x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * w["norm"]["scale"] + w["norm"]["bias"]
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * w["scale"] + w["bias"]
 
     def dense(x, w):
         flat = w["kernel"].reshape(x.shape[-1], -1)

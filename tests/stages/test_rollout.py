@@ -84,8 +84,8 @@ def test_early_exit_leaves_the_rest_blank():
     """A model that always says eos stops after one token, whatever the limit."""
     params = dict(tiny.params(tiny.LLAMA))
     params["unembedding"] = params["unembedding"].at[:].set(0.0)
-    norm = params["final_norm"]["norm"]["scale"]
-    params["final_norm"] = {"norm": {"scale": jnp.zeros_like(norm)}}
+    norm = params["final_norm"]["scale"]
+    params["final_norm"] = {"scale": jnp.zeros_like(norm)}
     greedy = sampler(SamplerConfig(max_tokens=10, temperature=1.0))
     uniform = greedy(params, tiny.prompt_batch(), jax.random.key(0))
     np.testing.assert_allclose(uniform.logp[uniform.mask], -np.log(32), atol=1e-5)
