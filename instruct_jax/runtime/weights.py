@@ -153,7 +153,8 @@ def _placed(view: np.ndarray, shape: tuple[int, ...], where: NamedSharding) -> j
     def part(index: Any) -> np.ndarray:
         x = view[index]
         wanted = [len(range(*s.indices(size))) for s, size in zip(index, shape, strict=True)]
-        return np.ascontiguousarray(np.pad(x, [(0, want - size) for want, size in zip(wanted, x.shape, strict=True)]))
+        missing = [want - size for want, size in zip(wanted, x.shape, strict=True)]
+        return np.asarray(np.pad(x, [(0, n) for n in missing]) if any(missing) else x, order="C")
 
     return jax.make_array_from_callback(shape, where, part)
 
