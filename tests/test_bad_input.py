@@ -221,7 +221,7 @@ CASES = [
          files={"ranks.jsonl": [{**userfiles.DATA["ranks.jsonl"][0], "ended": [0, 1, 1]}]}),
     Case("prompt is a whole conversation", ("prompts.jsonl:13: prompt=[", "asks for a reply to a reply", "role user"),
          files=prompts(chat("user a", "assistant b"))),
-    Case("unknown role", ("prompts.jsonl:13: prompt=[", "has the role 'wizard'", "use user, assistant, system"),
+    Case("unknown role", ("prompts.jsonl:13: prompt=[", "the role wizard needs a chat template; use user, assistant, system"),
          files=prompts(chat("wizard a"))),
     Case("chat template fails", ("prompts.jsonl:13: prompt=[", "the chat template refuses it (TemplateError('no wizards'))",
          "correct the roles"),

@@ -13,7 +13,7 @@ from instruct_jax.data.errors import DataError, shorten
 from instruct_jax.data.packing import Sample, chunk_documents
 from instruct_jax.data.readers import Records
 from instruct_jax.data.schemas import Record
-from instruct_jax.data.tokenize import Prompt, encode_completion, encode_document, encode_prompt
+from instruct_jax.data.tokenize import Prompt, encode_completion, encode_conversation, encode_document
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -53,10 +53,13 @@ class Encoded(Generic[Item]):
 
 
 def encode_demonstrations(tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat) -> Encoded[Sample]:
-    """(ids, learn): prompt + completion + eos; only the completion and eos are learned."""
-    return _encode(
-        tok, records, form, lambda r: [(r["completion"], True)], lambda r, p, cs: (p + cs[0], [False] * len(p) + [True] * len(cs[0]))
-    )
+    """(ids, learn): prompt + completion + eos; the completion, the replies in the prompt's messages, and their eos are learned."""
+
+    def build(record: Record, prompt: Sample, completions: list[list[int]]) -> Sample:
+        (ids, learn), [completion] = prompt, completions
+        return [*ids, *completion], [*learn, *[True] * len(completion)]
+
+    return _encode(tok, records, form, lambda r: [(r["completion"], True)], build)
 
 
 def encode_rankings(tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat) -> Encoded[Ranking]:
@@ -70,11 +73,11 @@ def encode_rankings(tok: PreTrainedTokenizerBase, records: Sequence[Record], for
         texts = record["completions"]
         return list(zip(texts, record.get("ended") or [True] * len(texts), strict=True))
 
-    return _encode(tok, records, form, completions_of, lambda r, p, cs: ([p + c for c in cs], r["ranks"]), whole=True)
+    return _encode(tok, records, form, completions_of, lambda r, p, cs: ([[*p[0], *c] for c in cs], r["ranks"]), whole=True)
 
 
 def encode_prompts(tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat) -> Encoded[list[int]]:
-    return _encode(tok, records, form, lambda r: [], lambda r, p, cs: p)
+    return _encode(tok, records, form, lambda r: [], lambda r, p, cs: list(p[0]))
 
 
 def encode_texts(tok: PreTrainedTokenizerBase, records: Sequence[Record], length: int) -> list[Sample]:
@@ -99,21 +102,21 @@ def _encode(
     records: Sequence[Record],
     form: TextFormat,
     completions_of: Callable[[Record], list[tuple[str, bool]]],  # (text, has it ended?)
-    build: Callable[[Record, list[int], list[list[int]]], Item],
+    build: Callable[[Record, Sample, list[list[int]]], Item],  # (record, prompt, completions)
     *,
     whole: bool = False,
 ) -> Encoded[Item]:
     items, kept, long_prompts, long_completions = [], [], 0, 0
     for number, record in enumerate(records):
         with _located(records, number):
-            prompt = encode_prompt(tok, record["prompt"], template=form.template)
+            prompt = _encode_prompt(tok, record["prompt"], form)
             encoded = [(encode_completion(tok, text, prefix=form.completion_prefix), ended) for text, ended in completions_of(record)]
             completions = [ids if ended else ids[:-1] for ids, ended in encoded]
-            long_prompt, longest = len(prompt) > form.max_prompt, max(map(len, completions), default=0)
+            long_prompt, longest = len(prompt[0]) > form.max_prompt, max(map(len, completions), default=0)
             long_completion = longest > form.max_completion
             long_prompts, long_completions = long_prompts + long_prompt, long_completions + long_completion
             if form.on_long == "error" and (long_prompt or long_completion):
-                field, size, limit = ("prompt", len(prompt), "max_prompt") if long_prompt else ("completion", longest, "max_completion")
+                field, size, limit = ("prompt", len(prompt[0]), "max_prompt") if long_prompt else ("completion", longest, "max_completion")
                 raise DataError(
                     f"prompt={shorten(record['prompt'])}: its {field} has {size} tokens, more than {limit}={getattr(form, limit)}; "
                     f"raise {limit}, or set on_long to drop, truncate_left or truncate_right"
@@ -140,24 +143,29 @@ def _located(records: Sequence[Record], number: int) -> Iterator[None]:
         raise DataError(f"{place}: {error}") from error
 
 
-def _cut(tok: PreTrainedTokenizerBase, prompt: Prompt, form: TextFormat) -> list[int]:
-    """Ids of the prompt without the end of its text (of its longest message) that is too much.
+def _encode_prompt(tok: PreTrainedTokenizerBase, prompt: Prompt, form: TextFormat) -> Sample:
+    return encode_conversation(tok, prompt, template=form.template, prefix=form.completion_prefix)
+
+
+def _cut(tok: PreTrainedTokenizerBase, prompt: Prompt, form: TextFormat) -> Sample:
+    """The prompt without the end of its text (of the longest message that is no reply) that is too much.
 
     A conversation whose longest message is shorter than what is too much loses its oldest exchange first.
     """
-    while len(ids := encode_prompt(tok, prompt, template=form.template)) > form.max_prompt:
-        excess = len(ids) - form.max_prompt
+    while (excess := len((sample := _encode_prompt(tok, prompt, form))[0]) - form.max_prompt) > 0:
         if isinstance(prompt, str):
             prompt = _shorter(tok, prompt, excess, form)
+            continue
+        said = [i for i, message in enumerate(prompt) if message["role"] != "system"]
+        later = [i for i in said[1:] if prompt[i]["role"] == "user"]
+        sizes = [0 if message["role"] == "assistant" else len(message["content"]) for message in prompt]
+        longest = sizes.index(max(sizes))
+        content = prompt[longest]["content"]
+        if later and excess >= len(_ends(tok, content)):
+            prompt = prompt[: said[0]] + prompt[later[0] :]
         else:
-            longest = max(prompt, key=lambda message: len(message["content"]))
-            later = [i for i, message in enumerate(prompt) if i and message["role"] == "user"]
-            if later and excess >= len(_ends(tok, longest["content"])):
-                prompt = prompt[later[0] :]
-                continue
-            cut = {**longest, "content": _shorter(tok, longest["content"], excess, form)}
-            prompt = [cut if message is longest else message for message in prompt]
-    return ids
+            prompt = [*prompt[:longest], {**prompt[longest], "content": _shorter(tok, content, excess, form)}, *prompt[longest + 1 :]]
+    return sample
 
 
 def _shorter(tok: PreTrainedTokenizerBase, text: str, excess: int, form: TextFormat) -> str:

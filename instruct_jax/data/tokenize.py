@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ from instruct_jax.data.errors import DataError, shorten
 Prompt = str | list[dict[str, str]]  # text, or messages with `role` and `content`
 
 GPT2_END, GPT2_PAD = "<|endoftext|>", "<|pad|>"
-SPEAKERS = {"user": "Human: ", "assistant": "Assistant: ", "system": ""}  # of messages, where the tokenizer has no chat template
+DEFAULT_TEMPLATE = (  # of messages, where the tokenizer has no chat template
+    "{% for message in messages %}"
+    "{% if message.role == 'user' %}Human: {{ message.content }}\n\n"
+    "{% elif message.role == 'assistant' %}Assistant:{{ message.content }}{{ eos_token }}\n\n"
+    "{% elif message.role == 'system' %}{{ message.content }}\n\n"
+    "{% else %}{{ raise_exception('the role ' ~ message.role ~ ' needs a chat template; use user, assistant, system') }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+MARK = "\ue000{}\ue001"  # stands for the content of message number ... while a template is filled in; characters of private use
 
 
 def load_tokenizer(path: str | Path, *, pad_token: str | None = None) -> PreTrainedTokenizerBase:
@@ -103,36 +112,64 @@ def bos_ids(tok: PreTrainedTokenizerBase) -> list[int]:
     return [] if tok.bos_token_id in (None, tok.eos_token_id) else [tok.bos_token_id]  # pyright: ignore
 
 
-def render(tok: PreTrainedTokenizerBase, prompt: Prompt, template: str = "{prompt}") -> str:
-    """The prompt as text: plain text goes into the template, messages into the tokenizer's chat template (or "Human: ... Assistant:")."""
+def encode_prompt(tok: PreTrainedTokenizerBase, prompt: Prompt, *, template: str = "{prompt}", prefix: str = "") -> list[int]:
+    """[bos] + ids of the prompt: text in the template, or messages in the tokenizer's chat template, up to where the reply begins."""
+    return encode_conversation(tok, prompt, template=template, prefix=prefix)[0]
+
+
+def encode_conversation(
+    tok: PreTrainedTokenizerBase, prompt: Prompt, *, template: str = "{prompt}", prefix: str = ""
+) -> tuple[list[int], list[bool]]:
+    """The ids of encode_prompt, and True on the replies among them, each of which is encoded as a completion is."""
     if isinstance(prompt, str):
-        return template.replace("{prompt}", prompt)
-    if tok.chat_template is not None:
-        try:
-            return str(tok.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # the template's own complaints, or jinja2 is missing
-            repair = "correct the roles, or chat_template of the tokenizer"
-            raise DataError(f"prompt={shorten(prompt)}: the chat template refuses it ({shorten(error, 200)}); {repair}") from error
-    for message in prompt:
-        if message["role"] not in SPEAKERS:
-            unknown = f"has the role {shorten(message['role'])}, which needs a chat template"
-            raise DataError(f"prompt={shorten(prompt)} {unknown}; use {', '.join(SPEAKERS)}, or a tokenizer with a chat_template")
-    turns = [SPEAKERS[message["role"]] + message["content"] for message in prompt]
-    return "\n\n".join([*turns, "Assistant:"])
-
-
-def encode_prompt(tok: PreTrainedTokenizerBase, prompt: Prompt, *, template: str = "{prompt}") -> list[int]:
-    """[bos] + ids of the rendered prompt."""
-    text, bos = render(tok, prompt, template), bos_ids(tok)
-    if isinstance(prompt, str) or tok.chat_template is None:
-        ids = _plain(tok, text)
+        pieces = [(_plain(tok, template.replace("{prompt}", prompt)), False)]
     else:
-        ids = _ids(tok, text)  # a chat template writes special tokens, and most write BOS
+        pieces = _pieces(tok, prompt, prefix)
+    ids, bos = [i for piece, _ in pieces for i in piece], bos_ids(tok)
     if not ids:
-        raise DataError(
-            f"prompt={shorten(prompt)} makes no token of {shorten(text)}; correct chat_template, or use a tokenizer with such words"
-        )
-    return ids if bos and ids[:1] == bos else bos + ids
+        raise DataError(f"prompt={shorten(prompt)} makes no token; correct chat_template, or use a tokenizer with such words")
+    bos = [] if ids[:1] == bos else bos  # most chat templates write it
+    return bos + ids, [False] * len(bos) + [reply for piece, reply in pieces for _ in piece]
+
+
+def _pieces(tok: PreTrainedTokenizerBase, messages: list[dict[str, str]], prefix: str) -> list[tuple[list[int], bool]]:
+    """(ids, is it a reply?) for the parts of messages: replies, contents that hold the text of a special token, what is between."""
+    special = [token.content for token in tok.added_tokens_decoder.values() if token.special]
+    apart = [i for i, m in enumerate(messages) if m["role"] == "assistant" or any(token in m["content"] for token in special)]
+    marked = [{**m, "content": MARK.format(i)} if i in apart else m for i, m in enumerate(messages)]
+    _check_end(tok, marked, special)
+    parts = re.split(MARK.format(r"(\d+)"), _render(tok, marked, add_generation_prompt=True))
+    numbers = [int(part) for part in parts[1::2]]
+    if sorted(numbers) != apart:
+        raise DataError(f"prompt={shorten(messages)}: the chat template does not write every message once; correct it, or the roles")
+    pieces, replies = [], [messages[i]["role"] == "assistant" for i in numbers]
+    for text, after, before, i in zip(parts[::2], [False, *replies], [*replies, False], [*numbers, None], strict=True):
+        text = text.removesuffix(prefix) if before else text
+        text = text.lstrip() if after and text.lstrip().startswith(str(tok.eos_token)) else text
+        ids = _ids(tok, text)
+        pieces.append((ids[1:] if after and ids[:1] == [tok.eos_token_id] else ids, False))  # the reply has its eos
+        if i is not None:
+            content = messages[i]["content"]
+            pieces.append((encode_completion(tok, content, prefix=prefix) if before else _plain(tok, content), before))
+    return pieces
+
+
+def _check_end(tok: PreTrainedTokenizerBase, messages: list[dict[str, str]], special: list[str]) -> None:
+    """A chat template ends a reply with eos, or with no special token."""
+    mark = MARK.format(len(messages))
+    text = _render(tok, [*messages, {"role": "assistant", "content": mark}], add_generation_prompt=False)
+    end = max((token for token in special if text.rpartition(mark)[2].lstrip().startswith(token)), key=len, default=tok.eos_token)
+    if end != tok.eos_token:
+        raise DataError(f"the chat template ends replies with {end!r}, but eos_token={tok.eos_token!r}; set files.eos_token={end!r}")
+
+
+def _render(tok: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any) -> str:
+    own = None if tok.chat_template is not None else DEFAULT_TEMPLATE
+    try:
+        return str(tok.apply_chat_template(messages, chat_template=own, tokenize=False, **options))
+    except Exception as error:  # the template's own complaints
+        repair = "correct the roles, or chat_template of the tokenizer"
+        raise DataError(f"prompt={shorten(messages)}: the chat template refuses it ({shorten(error, 200)}); {repair}") from error
 
 
 def encode_completion(tok: PreTrainedTokenizerBase, text: str, *, prefix: str = "") -> list[int]:

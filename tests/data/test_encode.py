@@ -41,6 +41,12 @@ def test_completion_and_eos_are_learned_and_the_prompt_is_not():
     assert token_batches(rows, batch=1, seed=0).batch_at(0).weight[rows.tokens == EOS] == np.float32(1) / np.float32(3)
 
 
+def test_every_reply_of_a_conversation_is_learned_with_its_eos():
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b c"), ("user", "d"))]
+    [(sft, learn)] = encode_demonstrations(words(), [{"prompt": turns, "completion": "e"}], TextFormat()).items
+    assert [i for i, own in zip(sft, learn, strict=True) if own] == [*ids("b c"), EOS, *ids("e"), EOS]
+
+
 def test_documents_learn_everything_but_bos():
     rows = pack(encode_texts(words(), [{"text": "a b c d e f g h"}, {"text": "i"}], 5), 5, pad=PAD)
     assert sorted(rows.tokens[rows.mask].tolist()) == sorted([*ids("a b c d e f g h i"), EOS, EOS])
@@ -75,6 +81,19 @@ def test_long_conversation_loses_its_oldest_exchange_first(on_long):
     turns = [{"role": role, "content": text} for role, text in (("user", "a b c"), ("assistant", "d"), ("user", "e f"))]
     form = TextFormat(max_prompt=6, on_long=on_long)  # bos, Human:, e, f, Assistant: are 5 ids
     assert encode_prompts(words(), [{"prompt": turns}], form).items == encode_prompts(words(), [{"prompt": turns[2:]}], form).items
+    system = {"role": "system", "content": "g"}
+    form = TextFormat(max_prompt=7, on_long=on_long)
+    assert encode_prompts(words(), [{"prompt": [system, *turns]}], form).items == (
+        encode_prompts(words(), [{"prompt": [system, *turns[2:]]}], form).items
+    )
+
+
+@pytest.mark.parametrize("on_long", ["truncate_left", "truncate_right"])
+def test_a_reply_is_never_cut(on_long):
+    turns = [{"role": role, "content": text} for role, text in (("user", "a b c"), ("assistant", "d e f g h"), ("user", "i"))]
+    form = TextFormat(max_prompt=13, on_long=on_long)  # one less than it has
+    [(cut, learn)] = encode_demonstrations(words(), [{"prompt": turns, "completion": "j"}], form).items
+    assert len(cut) == 15 and [i for i, own in zip(cut, learn, strict=True) if own] == [*ids("d e f g h"), EOS, *ids("j"), EOS]
 
 
 @pytest.mark.parametrize(("on_long", "expected"), [("truncate_left", "> fgh:"), ("truncate_right", "> xab:")])

@@ -32,7 +32,7 @@ def test_braces_in_a_prompt_are_text():
 def test_messages():
     tok = words()
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    assert encode_prompt(tok, turns) == [BOS, UNK, *ids("a"), UNK, *ids("b"), UNK, *ids("c"), UNK]  # Human: a Assistant: b ...
+    assert encode_prompt(tok, turns) == [BOS, UNK, *ids("a"), UNK, *ids("b"), EOS, UNK, *ids("c"), UNK]  # Human: a Assistant: b<eos> ...
 
 
 def test_chat_template_writes_bos_only_once():
