@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from instruct_jax.config import ModelConfig
-from instruct_jax.models.heads import ScalarModel
+from instruct_jax.models.heads import ScalarModel, backbone_of
 from instruct_jax.models.lm import LanguageModel
 from instruct_jax.records import PromptBatch, RankingBatch, TokenBatch
 
@@ -33,7 +33,7 @@ def params(config: ModelConfig = GPT, seed: int = 0):
 @functools.cache
 def scalar_params(config: ModelConfig = GPT, seed: int = 1):
     head = ScalarModel(LanguageModel(config)).init_head(jax.random.key(seed))
-    return {"backbone": params(config, seed), "head": nn.unbox(head)}
+    return {"backbone": backbone_of(params(config, seed)), "head": nn.unbox(head)}
 
 
 def tokens(shape, seed=0):

@@ -12,14 +12,14 @@ from instruct_jax.records import Params
 
 
 class ScalarModel(NamedTuple):
-    """params = {"backbone": the language model's tree, "head": {"kernel": [D], "bias": []}}."""
+    """params = {"backbone": the language model's tree without unembedding, "head": {"kernel": [D], "bias": []}}."""
 
     lm: LanguageModel
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, boxed with their logical axis names."""
         backbone, head = jax.random.split(key)
-        return {"backbone": self.lm.init(backbone), "head": self.init_head(head)}
+        return {"backbone": backbone_of(self.lm.init(backbone)), "head": self.init_head(head)}
 
     def init_head(self, key: jax.Array) -> Params:
         """A head to put on a trained backbone: kernel ~ N(0, 1/(D+1)), bias 0 (Stiennon et al. 2020); boxed."""
@@ -37,6 +37,11 @@ class ScalarModel(NamedTuple):
         """Reward [B] f32 of rows [B, L], read at the last real token (wherever the padding stands)."""
         values = self.values(params, tokens, mask.astype(jnp.int32))
         return jnp.take_along_axis(values, masking.last_index(mask)[:, None], axis=1)[:, 0]
+
+
+def backbone_of(params: Params) -> Params:
+    """The language model's parameters without its unembedding, which no scalar model reads."""
+    return {name: part for name, part in params.items() if name != "unembedding"}
 
 
 def recentred(params: Params, mean: float | jax.Array, scale: float | jax.Array) -> Params:

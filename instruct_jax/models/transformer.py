@@ -200,7 +200,7 @@ class Transformer(nn.Module):
         cfg = self.config
         table = nn.with_logical_partitioning(_words(cfg), ("vocab", "embed"))
         embedding: Any = self.param("embedding", table, (cfg.vocab_rows, cfg.width), jnp.float32)
-        if not cfg.tied:
+        if not cfg.tied and self.is_initializing():
             self.param("unembedding", table, (cfg.vocab_rows, cfg.width), jnp.float32)
         x = gathered(self.layout, embedding.astype(cfg.dtype), "vocab")[tokens]
         if cfg.scale_embedding:

@@ -15,7 +15,7 @@ from instruct_jax import optim, sharding
 from instruct_jax.config import ConfigError, OptimizerConfig
 from instruct_jax.data import batches, encode, packing
 from instruct_jax.data.schemas import Record
-from instruct_jax.models.heads import recentred
+from instruct_jax.models.heads import backbone_of, recentred
 from instruct_jax.pipeline import measure, steps
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.records import Metrics, Params, PromptBatch, TokenBatch, TrainState
@@ -208,7 +208,7 @@ def reward_training(ws: Workspace) -> Training:
         ws,
         "reward",
         ws.boxed_scalar,
-        {"backbone": backbone, "head": head},
+        {"backbone": backbone_of(backbone), "head": head},
         reward_stage.make_loss(ws.scalar),
         cfg.optimizer,
         ws.batch_at(source, cfg.batch),
@@ -263,7 +263,10 @@ def ppo_training(ws: Workspace, name: str, phases: Path | None = None) -> Traini
     reference, judge = ws.policy_of([*ws.config.sfts][-1]), ws.reward_params()
     critic = {
         "reward": lambda: judge,
-        "policy": lambda: {"backbone": reference, "head": sharding.create_sharded(ws.scalar.init_head, ws.layout, ws.key("value head"))},
+        "policy": lambda: {
+            "backbone": backbone_of(reference),
+            "head": sharding.create_sharded(ws.scalar.init_head, ws.layout, ws.key("value head")),
+        },
         "fresh": lambda: sharding.create_sharded(ws.scalar.init, ws.layout, ws.key("value weights")),
     }[cfg.value_init]()
     optimizers = steps.ppo_optimizers(cfg)
