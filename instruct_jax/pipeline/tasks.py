@@ -128,10 +128,14 @@ def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
     )
 
 
-def _files(config: RunConfig, files: FilesConfig) -> Task:
+def load_files(files: FilesConfig) -> dict[str, list[Record]]:
+    """All records, by their kind."""
     on_bad: Any = files.on_bad_record
-    loaded = {kind: [record for path in getattr(files, kind) for record in adapters.load(kind, path, on_bad)] for kind in adapters.SCHEMAS}
-    parts = split(loaded, files.held_out, config.seed)
+    return {kind: [record for path in getattr(files, kind) for record in adapters.load(kind, path, on_bad)] for kind in adapters.SCHEMAS}
+
+
+def _files(config: RunConfig, files: FilesConfig) -> Task:
+    parts = split(load_files(files), files.held_out, config.seed)
     return Task(
         tokenizer=files_tokenizer(files),
         texts=parts.texts,
