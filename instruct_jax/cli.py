@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
             hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
             hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
             hosts.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+        if name == "check":
+            text = "also the tokens of the first N records of each kind (3), and what is learned of them"
+            verb.add_argument("--show-tokens", metavar="N", nargs="?", type=int, const=3, help=text)
         if name == "plan":
             text = "v5e:4x4, v5p:4x4x4, v6e:4x4 (a slice), a100:8, h100:8, h200:8, cpu:8 (a number of devices)"
             verb.add_argument("--topology", required=True, metavar="KIND:SIZE", help=text)
@@ -188,6 +191,10 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> None:
 
     with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
         print(check(config, stages), flush=True)
+        if args.show_tokens is not None:
+            from instruct_jax.pipeline.show_tokens import show_tokens
+
+            show_tokens(config, args.show_tokens)
 
 
 def _plan(args: argparse.Namespace, overrides: list[str]) -> int:

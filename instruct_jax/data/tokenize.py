@@ -32,16 +32,20 @@ DEFAULT_TEMPLATE = (  # of messages, where the tokenizer has no chat template
 MARK = "\ue000{}\ue001"  # stands for the content of message number ... while a template is filled in; characters of private use
 
 
-def load_tokenizer(path: str | Path, *, pad_token: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, *, pad_token: str | None = None, eos_token: str | None = None) -> PreTrainedTokenizerBase:
     """A Hugging Face tokenizer folder, or a GPT-2 folder with encoder.json and vocab.bpe (or .gz).
 
-    `pad_token` gives a PAD to a tokenizer without one: a token of its vocabulary, or a new one with id len(tokenizer).  GPT-2 style
-    tokenizers without PAD get "<|pad|>" by themselves (GPT-2: id 50257), so the model needs vocab_size >= len(tokenizer).
+    `pad_token` takes the place of its PAD: a token of its vocabulary, or a new one with id len(tokenizer).  GPT-2 style tokenizers without
+    PAD get "<|pad|>" by themselves (GPT-2: id 50257).  `eos_token`, of its vocabulary, takes the place of its EOS.
     """
     folder = Path(path)
     if not os.path.isdir(folder):  # False also for a name that no file system takes
         raise DataError(f"{folder}: no such tokenizer folder; give a folder with tokenizer.json, or with encoder.json and vocab.bpe")
     tok = _load_gpt2(folder) if any(folder.glob("encoder.json*")) else _load_hf(folder)
+    if eos_token is not None:
+        if eos_token not in tok.get_vocab():
+            raise DataError(f"{folder}: files.eos_token={eos_token!r} is not in the vocabulary; use one of {shorten(_special(tok), 200)}")
+        tok.add_special_tokens({"eos_token": eos_token})
     if pad_token is None and tok.pad_token_id is None and tok.eos_token == GPT2_END:
         pad_token = GPT2_PAD
     if pad_token is not None:
@@ -84,20 +88,40 @@ def check_tokenizer(tok: PreTrainedTokenizerBase, where: Any = "tokenizer") -> N
     if not tok.is_fast:
         raise DataError(f"{where}: {type(tok).__name__} is not a fast tokenizer; convert it to tokenizer.json")
     if tok.eos_token_id is None:
-        raise DataError(f"{where}: eos_token=None, so no response would ever end; set eos_token in tokenizer_config.json")
+        raise DataError(
+            f"{where}: eos_token=None, so no response would ever end; set files.eos_token to one of {shorten(_special(tok), 200)}"
+        )
     if tok.pad_token_id is None:
-        raise DataError(f"{where}: pad_token=None; set pad_token in tokenizer_config.json, or name one to load_tokenizer(pad_token=...)")
+        raise DataError(f"{where}: pad_token=None, so there is nothing to fill rows with; {_own_pad(tok)}")
     if tok.pad_token_id == tok.eos_token_id:
         raise DataError(
             f"{where}: pad_token={tok.pad_token!r} is also the eos_token (id {tok.eos_token_id}), so the end would be masked like padding; "
-            f"give PAD its own token: load_tokenizer(pad_token={GPT2_PAD!r})"
+            f"{_own_pad(tok)}"
         )
 
 
-def check_vocabulary(tok: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Every id has a row in the embedding."""
-    if len(tok) > vocab_size:
-        raise DataError(f"model.vocab_size={vocab_size} is smaller than the tokenizer's {len(tok)} ids; set it to at least {len(tok)}")
+def _own_pad(tok: PreTrainedTokenizerBase) -> str:
+    """The repair of a missing PAD: tokens that could be it are listed, and none is taken."""
+    idle = re.compile(r"[<\[].*(pad|unused|reserved|filler).*[>\]]", re.IGNORECASE)
+    found = sorted((token for token in tok.get_vocab() if idle.fullmatch(token)), key=lambda token: ("pad" not in token.lower(), token))
+    known = f"a token of the vocabulary that no text needs, {' or '.join(map(repr, found[:4]))}, or " if found else ""
+    return f"give PAD its own token, files.pad_token=...: {known}a new one such as {GPT2_PAD!r}, which takes id {len(tok)}"
+
+
+def _special(tok: PreTrainedTokenizerBase) -> list[str]:
+    return [token.content for token in tok.added_tokens_decoder.values() if token.special]
+
+
+def check_vocabulary(tok: PreTrainedTokenizerBase, vocab_size: int, rows: int) -> None:
+    """Every id can be predicted, but PAD, which needs a row in the embedding and nothing more."""
+    size = max(i for i in tok.get_vocab().values() if i != tok.pad_token_id) + 1
+    if size > vocab_size:
+        raise DataError(f"model.vocab_size={vocab_size} is smaller than the tokenizer's {size} ids; set it to at least {size}")
+    if int(tok.pad_token_id) >= rows:  # pyright: ignore
+        raise DataError(
+            f"pad_token={tok.pad_token!r} has id {tok.pad_token_id}, and model.vocab_size={vocab_size} makes {rows} rows; set "
+            "model.vocab_multiple=64 to make some more, or files.pad_token to a token of the vocabulary"
+        )
 
 
 def fingerprint(tok: PreTrainedTokenizerBase) -> str:
@@ -134,7 +158,7 @@ def encode_conversation(
 
 def _pieces(tok: PreTrainedTokenizerBase, messages: list[dict[str, str]], prefix: str) -> list[tuple[list[int], bool]]:
     """(ids, is it a reply?) for the parts of messages: replies, contents that hold the text of a special token, what is between."""
-    special = [token.content for token in tok.added_tokens_decoder.values() if token.special]
+    special = _special(tok)
     apart = [i for i, m in enumerate(messages) if m["role"] == "assistant" or any(token in m["content"] for token in special)]
     marked = [{**m, "content": MARK.format(i)} if i in apart else m for i, m in enumerate(messages)]
     _check_end(tok, marked, special)

@@ -37,11 +37,11 @@ def token_logprobs(
     def read(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         states, target = part
         logits = jnp.einsum("nd,vd->nv", states, unembed.astype(states.dtype), preferred_element_type=jnp.float32)
-        logits = softcap(logits, cap)
+        logits = softcap(logits, cap) / temperature
         token = jax.lax.broadcasted_iota(target.dtype, logits.shape, 1)
         if vocab is not None and vocab < unembed.shape[0]:
             logits = jnp.where(token < vocab, logits, jnp.finfo(jnp.float32).min)
-        logp = jax.nn.log_softmax(logits / temperature)
+        logp = jax.nn.log_softmax(logits)
         is_target = token == target[:, None]  # no gather: V may be sharded
         return jnp.where(is_target, logp, 0.0).sum(axis=1), -(jnp.exp(logp) * logp).sum(axis=1)
 

@@ -194,7 +194,7 @@ def _files(config: RunConfig, facts: FileFacts | None, missing: list[str]) -> li
         return ["data           not found, so the data part is skipped (`run` would stop here):", *(f"  {path}" for path in missing)]
     c, out = facts.counts, config.files.held_out if config.files else 0.0
     return [
-        f"tokenizer      {facts.vocabulary:,} ids of {config.model.vocab_size:,} in the model",
+        f"tokenizer      {facts.vocabulary:,} ids of {config.model.vocab_rows:,} in the model",
         f"data           {c['texts']:,} texts, {c['prompts']:,} prompts; {out:.0%} of texts, rankings and prompts are held out",
         f"               {c['demonstrations']:,} demonstrations in {facts.sft_rows['sft']:,} rows",
         f"               {c['rankings']:,} rankings of {facts.completions:,} completions",

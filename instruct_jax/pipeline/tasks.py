@@ -69,10 +69,14 @@ def tokenizer_only(config: RunConfig, folder: Path) -> Task:
     return Task(task_tokenizer(config, folder / "tokenizer"), [], [], [], {}, lambda samples, held_out: Rankings([], [], [], None))
 
 
+def files_tokenizer(files: FilesConfig) -> PreTrainedTokenizerBase:
+    return load_tokenizer(files.tokenizer, pad_token=files.pad_token, eos_token=files.eos_token)
+
+
 def task_tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that the task of a run has, or will have once the world has saved it in `folder`.  Writes nothing that stays."""
     if config.files is not None:
-        return load_tokenizer(config.files.tokenizer)
+        return files_tokenizer(config.files)
     if folder.exists():
         return load_tokenizer(folder)
     from instruct_jax.world.tokenizer import save_tokenizer
@@ -129,12 +133,16 @@ def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
     )
 
 
-def _files(config: RunConfig, files: FilesConfig) -> Task:
+def load_files(files: FilesConfig) -> dict[str, list[Record]]:
+    """All records, by their kind."""
     on_bad: Any = files.on_bad_record
-    loaded = {kind: [record for path in getattr(files, kind) for record in adapters.load(kind, path, on_bad)] for kind in adapters.SCHEMAS}
-    parts = split(loaded, files.held_out, config.seed)
+    return {kind: [record for path in getattr(files, kind) for record in adapters.load(kind, path, on_bad)] for kind in adapters.SCHEMAS}
+
+
+def _files(config: RunConfig, files: FilesConfig) -> Task:
+    parts = split(load_files(files), files.held_out, config.seed)
     return Task(
-        tokenizer=load_tokenizer(files.tokenizer),
+        tokenizer=files_tokenizer(files),
         texts=parts.texts,
         held_out_texts=parts.held_out_texts,
         demonstrations=parts.demonstrations,

@@ -16,10 +16,10 @@ from instruct_jax.config import MESH, ConfigError, check
 from instruct_jax.data import adapters, encode, packing, readers
 from instruct_jax.data.errors import DataError
 from instruct_jax.data.schemas import Record
-from instruct_jax.data.tokenize import check_vocabulary, fingerprint, load_tokenizer
+from instruct_jax.data.tokenize import check_vocabulary, fingerprint
 from instruct_jax.pipeline.pretrained import load_run
 from instruct_jax.pipeline.settings import STAGES, FilesConfig, RunConfig
-from instruct_jax.pipeline.tasks import Split, split, task_tokenizer
+from instruct_jax.pipeline.tasks import Split, files_tokenizer, split, task_tokenizer
 from instruct_jax.runtime.checkpoints import saved_fingerprints
 from instruct_jax.runtime.folders import check_run, check_start
 
@@ -201,8 +201,8 @@ def read_files(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -> 
     """Reads, checks and tokenizes all records; texts are only read, as they may be many."""
     form = config.text
     dropped: list[str] = []
-    tok = load_tokenizer(files.tokenizer)
-    check_vocabulary(tok, config.model.vocab_size)
+    tok = files_tokenizer(files)
+    check_vocabulary(tok, config.model.vocab_size, config.model.vocab_rows)
     skip: Any = files.on_bad_record
     found: dict[str, list[readers.Records]] = {
         kind: [_noting(dropped, adapters.load(kind, path, skip)) for path in getattr(files, kind)] for kind in KINDS

@@ -44,7 +44,7 @@ class Workspace:
     """config, folder and task of a run, with all that is built from them."""
 
     def __init__(self, config: RunConfig, folder: Path, task: Task):
-        check_vocabulary(task.tokenizer, config.model.vocab_size)
+        check_vocabulary(task.tokenizer, config.model.vocab_size, config.model.vocab_rows)
         shots, form = len(task.tokenizer.encode(task.shots, add_special_tokens=False)) if task.shots else 0, config.text
         check(
             (longest := shots + form.max_prompt + config.ppo.sampler.max_tokens) <= config.model.context,

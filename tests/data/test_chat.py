@@ -2,14 +2,21 @@
 
 import jax.numpy as jnp
 import pytest
-from chats import FAMILIES, QWEN_CHAT, Family, qwen
+from chats import FAMILIES, QWEN_CHAT, Family, gemma, qwen
 from transformers import AutoTokenizer
 
 from instruct_jax.data.batches import prompt_batches, ranking_batches, token_batches
 from instruct_jax.data.encode import TextFormat, encode_demonstrations, encode_prompts, encode_rankings
 from instruct_jax.data.errors import DataError
 from instruct_jax.data.packing import pack
-from instruct_jax.data.tokenize import DEFAULT_TEMPLATE, decode_completion, encode_completion, encode_conversation, encode_prompt
+from instruct_jax.data.tokenize import (
+    DEFAULT_TEMPLATE,
+    decode_completion,
+    encode_completion,
+    encode_conversation,
+    encode_prompt,
+    load_tokenizer,
+)
 from instruct_jax.ops.masking import last_index
 
 
@@ -89,6 +96,16 @@ def test_a_loaded_tokenizer_that_adds_tokens_by_itself_adds_none_here(tmp_path):
     tok = FAMILIES["OPT"].load(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).encode("Blue.")[0] == tok.eos_token_id
     assert tok.eos_token_id not in encode_prompt(tok, "Blue.")
+
+
+def test_the_end_of_a_turn_can_be_named(tmp_path):
+    """As for Gemma, whose eos_token is <eos>."""
+    gemma(tmp_path, eos="<eos>")
+    turns = talk("Name a colour.")
+    with pytest.raises(DataError, match="ends replies with '<end_of_turn>', but eos_token='<eos>'; set files.eos_token='<end_of_turn>'"):
+        encode_prompt(load_tokenizer(tmp_path), turns)
+    tok = load_tokenizer(tmp_path, eos_token="<end_of_turn>")
+    assert tok.decode(encode_completion(tok, "Blue.")) == "Blue.<end_of_turn>" and encode_prompt(tok, turns)
 
 
 CHANGED = QWEN_CHAT.replace("'<|im_end|>\n'", "'<|endoftext|>\n'")

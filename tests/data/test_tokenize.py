@@ -83,9 +83,12 @@ def test_fingerprint_sees_every_change():
 @pytest.mark.parametrize(
     ("special", "message"),
     [
-        ({"eos_token": None}, "eos_token=None.*set eos_token"),
-        ({"pad_token": None}, "pad_token=None.*pad_token="),
-        ({"pad_token": "<eos>"}, "pad_token='<eos>' is also the eos_token.*own token"),
+        ({"eos_token": None}, "eos_token=None.*set files.eos_token to one of .*<bos>"),
+        ({"pad_token": None}, "pad_token=None.*files.pad_token=.*'<pad>', or a new one"),
+        (
+            {"pad_token": "<eos>"},
+            "pad_token='<eos>' is also the eos_token.*own token, files.pad_token=.*'<pad>', or a new one such as .*id 17",
+        ),
     ],
 )
 def test_tokenizer_without_end_or_padding_is_refused(special, message, tmp_path):
@@ -101,6 +104,14 @@ def test_padding_can_be_named(tmp_path):
     assert load_tokenizer(tmp_path, pad_token="<pad>").pad_token_id == PAD
     new = load_tokenizer(tmp_path, pad_token="<|new|>")
     assert new.pad_token_id == len(new) - 1 == len(words())
+
+
+def test_end_can_be_named(tmp_path):
+    words(eos_token=None).save_pretrained(tmp_path)
+    tok = load_tokenizer(tmp_path, eos_token="j")
+    assert encode_completion(tok, "a") == ids("a j") and len(tok) == len(words())
+    with pytest.raises(DataError, match="files.eos_token='</s>' is not in the vocabulary; use one of .*<bos>"):
+        load_tokenizer(tmp_path, eos_token="</s>")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +136,17 @@ def test_bad_folder(tmp_path, files, message):
 
 
 def test_vocabulary_must_fit_the_model():
-    check_vocabulary(words(), len(words()))
+    check_vocabulary(words(), len(words()), len(words()))
     with pytest.raises(DataError, match="model.vocab_size=9 is smaller.*17 ids; set it to at least 17"):
-        check_vocabulary(words(), 9)
+        check_vocabulary(words(), 9, 20)
+
+
+def test_only_padding_may_lie_beyond_the_vocabulary(tmp_path):
+    tok = load_tokenizer(gpt2_folder(tmp_path))  # PAD is id 258
+    check_vocabulary(tok, 258, 259)
+    with pytest.raises(DataError, match="model.vocab_size=257 is smaller than the tokenizer's 258 ids"):
+        check_vocabulary(tok, 257, 512)
+    with pytest.raises(
+        DataError, match="has id 258, and model.vocab_size=258 makes 258 rows; set model.vocab_multiple=64.*files.pad_token"
+    ):
+        check_vocabulary(tok, 258, 258)

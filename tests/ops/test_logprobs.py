@@ -91,6 +91,17 @@ def test_logits_are_float32_though_hidden_is_bf16():
     np.testing.assert_allclose(logp, [-np.log1p(np.exp(-1.0))], rtol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_rows_beyond_the_vocabulary_have_no_probability(temperature):
+    """Their target, PAD, has a finite one all the same: its weight is 0, and 0 times infinity is not."""
+    hidden, unembed, targets = inputs((3, 7))
+    more = jnp.concatenate([unembed, unembed[:2]])
+    read = lambda u, t, **options: token_logprobs(hidden, u, t, temperature=temperature, chunk=4, **options)  # noqa: E731
+    chex.assert_trees_all_close(read(more, targets, vocab=len(unembed)), read(unembed, targets), rtol=1e-5, atol=1e-5)
+    logp, entropy = read(more, jnp.full_like(targets, len(unembed)), vocab=len(unembed))
+    assert np.isfinite(logp).all() and np.isfinite(entropy).all() and (logp < -1e30).all()
+
+
 def test_no_big_array_is_kept():
     """Of 4096 positions and 4096 tokens, one [B, T, V] array in f32 is 64 MiB.  The plain gradient needs it, this one far less."""
     hidden, unembed, targets = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs((8, 512), vocab=4096, width=8))
