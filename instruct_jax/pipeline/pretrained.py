@@ -31,7 +31,9 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def imported_as(base: str, out: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The config of a run that only imports `base` into the folder `out`."""
-    tree = {"out": out, "base": base, "files": {"tokenizer": base}}
+    tree: dict[str, Any] = {"out": out, "base": base, "files": {"tokenizer": base}}
+    short = {"pretrain": {"length": 2}, "sft": {"length": 2}, "ppo": {"sampler": {"max_tokens": 1}}}  # fits every model; nothing is trained
+    tree |= short | {"text": {"max_prompt": 1, "max_completion": 2}}
     return build_config(RunConfig, tree, "command line", overrides, _fill_in)
 
 

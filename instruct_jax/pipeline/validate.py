@@ -21,7 +21,7 @@ from instruct_jax.pipeline.pretrained import load_run
 from instruct_jax.pipeline.settings import STAGES, FilesConfig, RunConfig
 from instruct_jax.pipeline.tasks import Split, files_tokenizer, split, task_tokenizer
 from instruct_jax.runtime.checkpoints import saved_fingerprints
-from instruct_jax.runtime.folders import check_run, check_start
+from instruct_jax.runtime.folders import check_run, check_start, read_config
 
 KINDS = tuple(adapters.SCHEMAS)
 
@@ -53,7 +53,8 @@ def check_other_runs(config: RunConfig) -> None:
     """The runs that this one begins with, or is measured beside, hold what is asked of them."""
     tree, start = dataclasses.asdict(config), config.start
     if start is not None:
-        sections = ["model", "text", "world", "files", *(stage for stage in start.stages if stage in tree)]
+        imported = start.stages == ("pretrain",) and read_config(Path(start.folder) / "config.yaml").get("base")
+        sections = ["model"] if imported else ["model", "text", "world", "files", *(stage for stage in start.stages if stage in tree)]
         check_start(Path(start.folder), start.stages, tree, sections)
     for name, place in config.evaluation.others.items():
         folder, _, stage = place.rpartition(":")

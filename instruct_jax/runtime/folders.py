@@ -39,7 +39,7 @@ def check_run(folder: Path, config: Mapping[str, Any]) -> bool:
         raise RunError(f"{folder} is a file, so it cannot be a run folder: choose another folder")
     path = folder / "config.yaml"
     if path.exists():
-        _check_config(path, _read_config(path), yaml.safe_load(yaml.safe_dump(dict(config))))
+        _check_config(path, read_config(path), yaml.safe_load(yaml.safe_dump(dict(config))))
         if not os.access(folder, os.W_OK):
             raise RunError(f"{folder} is read-only for this user: let it be written to, or go on with a copy of it")
         return True
@@ -75,13 +75,13 @@ def check_start(start: Path, stages: Sequence[str], config: Mapping[str, Any], s
     for stage in stages:
         if not os.path.exists(start / stage / "done.json"):
             raise RunError(f"start.folder={start} has not finished the stage {stage}; run it there, or take {stage} out of start.stages")
-    there, here = _read_config(start / "config.yaml"), yaml.safe_load(yaml.safe_dump(dict(config)))
+    there, here = read_config(start / "config.yaml"), yaml.safe_load(yaml.safe_dump(dict(config)))
     if changed := _differences({key: there.get(key) for key in same}, {key: here.get(key) for key in same}):
         key, old, new = changed[0]
         raise RunError(f"start.folder={start} was run with {key}: {old}, and here it is {new}; make them equal, or start from another run")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """The config of another session or run."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -147,6 +147,9 @@ def test_what_went_out_comes_in_again(chain):
     config = load_run("imported/config.yaml")
     back = Workspace(config, Path("imported"), tokenizer_only(config, Path("imported")))
     jax.tree.map(np.testing.assert_array_equal, back.policy_of("pretrain"), ws.policy_of("sft"))
+    (chain / "second.yaml").write_text(CONFIG + "start: {folder: imported, stages: [pretrain]}\n")
+    argv = ["run", "--config", "second.yaml", "--stages", "sft", "--base", str(out), "--out", "second"]
+    assert main(argv) == 0 and (chain / "second" / "pretrain").is_symlink()
 
 
 def test_nothing_is_overwritten(chain, capsys):
