@@ -77,6 +77,20 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--topology", required=True, metavar="KIND:SIZE", help=text)
             verb.add_argument("--json", action="store_true", help="the plan as JSON instead of tables")
         verb.set_defaults(work=work)
+    text = "reads a model of Hugging Face, once for many runs: they begin with it by start.folder=OUT"
+    usage = "instruct-jax import FOLDER_OR_NAME --out OUT [--model.dtype bfloat16] [--files.pad_token TOKEN]"
+    verb = verbs.add_parser("import", help=text, description=text, usage=usage, allow_abbrev=False)
+    verb.add_argument("base", metavar="FOLDER_OR_NAME", help="a folder with config.json and safetensors, or OWNER/NAME of the hub")
+    verb.add_argument("--out", required=True, metavar="OUT", help="a new run folder whose stage pretrain is the model")
+    verb.set_defaults(work=_import)
+    text = "writes a model of a run as a folder that transformers, vllm and peft load"
+    usage = "instruct-jax export RUN --stage STAGE --out FOLDER [--dtype bfloat16] [--mesh.fsdp 1]"
+    verb = verbs.add_parser("export", help=text, description=text, usage=usage, allow_abbrev=False)
+    verb.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/quickstart")
+    verb.add_argument("--stage", required=True, help="pretrain, sft, ppo_start, reward, ppo or ppo_ptx")
+    verb.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="a new folder")
+    verb.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in it")
+    verb.set_defaults(work=_export)
     text = "runs the arms of a study, one after the other, and compares them; the same command again goes on"
     verb = verbs.add_parser("study", help=text, description=text, usage="instruct-jax study --config FILE [--out FOLDER] [--seeds [0,1]]")
     verb.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/over_optimisation.yaml")
@@ -127,6 +141,33 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
         raise hosts.Lost(error) from error if hosts.several() else error
     if hosts.is_main():
         print(f"done: {folder}" + (f", see {folder / 'report.html'}" if "report" in stages else ""))
+
+
+def _import(args: argparse.Namespace, overrides: list[str]) -> None:
+    from instruct_jax.pipeline.pretrained import imported_as
+    from instruct_jax.pipeline.validate import check_mesh, validate
+
+    config = imported_as(args.base, args.out, overrides)
+    validate(config, ("pretrain",))
+    import jax
+
+    check_mesh(config, jax.device_count(), ("pretrain",))
+    from instruct_jax.pipeline.run import run
+
+    print(f"done: {run(config, ('pretrain',))}; begin with it by start: {{folder: {args.out}, stages: [pretrain]}}")
+
+
+def _export(args: argparse.Namespace, overrides: list[str]) -> None:
+    from instruct_jax.pipeline.pretrained import load_run
+    from instruct_jax.runtime.folders import RunError
+
+    if not (args.run / "config.yaml").is_file():
+        raise RunError(f"{args.run} is no run folder, it has no config.yaml: give the folder named by `out` in the config")
+    config = load_run(args.run / "config.yaml", overrides)
+    from instruct_jax.pipeline.export import export
+
+    export(config, args.run, args.stage, args.out, args.dtype)
+    print(f"done: {args.out}")
 
 
 def _study(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -212,12 +253,11 @@ def _is_study(args: argparse.Namespace) -> bool:
 
 def _load(args: argparse.Namespace, overrides: list[str]):
     from instruct_jax.config import ConfigError
-    from instruct_jax.pipeline.load import load_config
-    from instruct_jax.pipeline.settings import RunConfig
+    from instruct_jax.pipeline.pretrained import load_run
 
     if _is_study(args):
         raise ConfigError(f"{args.config}: `arms` make it a study, not a run; use instruct-jax study --config {args.config}")
-    config = load_config(RunConfig, args.config, overrides)
+    config = load_run(args.config, overrides)
     return config, config.stages if args.stages is None else tuple(name.strip() for name in args.stages.split(","))
 
 
@@ -230,6 +270,7 @@ def _explain(error: Exception) -> int:
     from instruct_jax.runtime.chips import CompilerError
     from instruct_jax.runtime.folders import RunError
     from instruct_jax.runtime.signals import Interrupted
+    from instruct_jax.runtime.weights import WeightsError
 
     if isinstance(error, Interrupted):
         if hosts.is_main():
@@ -242,7 +283,9 @@ def _explain(error: Exception) -> int:
             file=sys.stderr,
         )
         return hosts.leave(2)
-    if not isinstance(error, ConfigError | DataError | CheckpointError | RunError | FloatingPointError | hosts.Lost | CompilerError):
+    if not isinstance(
+        error, ConfigError | DataError | CheckpointError | RunError | FloatingPointError | hosts.Lost | CompilerError | WeightsError
+    ):
         if hosts.several():
             traceback.print_exception(error)
             return hosts.leave(1)

@@ -64,14 +64,20 @@ class Weight(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Family:
     name: str  # model_type of config.json
-    classes: str  # GPT2 of GPT2LMHeadModel and GPT2ForSequenceClassification
+    classes: str  # GPT2 of GPT2LMHeadModel
     prefix: str  # of all names but those of the head
     rows: tuple[Row, ...]
     read: Callable[[Any], Keys]  # their config -> keys of ModelConfig
     write: Callable[[ModelConfig], Keys]  # the inverse
     head: str = "lm_head"
     unit: str = "layers.{}."  # of the names of a layer
-    causal: str = "ForCausalLM"
+    causal: str = "ForCausalLM"  # the end of the names of their classes
+    classifier: str | None = None  # GPT2 of GPT2ForSequenceClassification, where it is not `classes`
+
+    @property
+    def scalar(self) -> str:
+        """Of the name of the class with a score."""
+        return self.classifier or self.classes
 
     def weights(self, names: Mapping[str, Any]) -> list[Weight]:
         """Of a model with these parameters of ours; a layer's names still hold {}."""
@@ -456,7 +462,7 @@ FAMILIES = {
         Family("qwen3", "Qwen3", "model.", _LLAMA + _QK_NORM, lambda hf: _read_llama(hf) | _windows(hf) | {"qk_norm": "head"}, _write_qwen),
         Family("gemma", "Gemma", "model.", _LLAMA, _read_gemma, _write_llama),
         Family("gemma2", "Gemma2", "model.", _GEMMA2, _read_gemma2, _write_gemma2),
-        Family("gemma3_text", "Gemma3", "model.", _GEMMA2 + _QK_NORM, _read_gemma3, _write_gemma3),
+        Family("gemma3_text", "Gemma3", "model.", _GEMMA2 + _QK_NORM, _read_gemma3, _write_gemma3, classifier="Gemma3Text"),
         Family("olmo2", "Olmo2", "model.", _OLMO2, lambda hf: _read_llama(hf) | {"norm_place": "post", "qk_norm": "width"}, _write_llama),
     )
 }
@@ -479,6 +485,7 @@ def read_config(hf: Any, **keys: Any) -> ModelConfig:
 
 def write_config(config: ModelConfig) -> Keys:
     """The keys of config.json, of the family that the config names."""
+    check(config.family in (None, *FAMILIES), f"model.family={config.family!r} is unknown; use one of {', '.join(FAMILIES)}")
     if config.family is None:
         raise ConfigError(f"model.family=null: an export needs a family of models; set one of {', '.join(FAMILIES)}")
-    return FAMILIES[config.family].write(config)
+    return {"model_type": config.family, **FAMILIES[config.family].write(config)}

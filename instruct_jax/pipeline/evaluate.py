@@ -16,8 +16,7 @@ from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.schemas import Record, named
 from instruct_jax.data.tokenize import bos_ids
 from instruct_jax.evaluation.preference import best_of_n, best_of_n_kl, win_rate
-from instruct_jax.pipeline.load import load_config
-from instruct_jax.pipeline.settings import RunConfig
+from instruct_jax.pipeline.pretrained import load_run
 from instruct_jax.pipeline.train import held_out_rows
 from instruct_jax.pipeline.workspace import Completion, Workspace
 from instruct_jax.records import Params
@@ -141,7 +140,7 @@ def _models(ws: Workspace) -> dict[str, tuple[Workspace, str]]:
     models = {name: (ws, stage) for name, stage in own.items()}
     for name, place in ws.config.evaluation.others.items():
         folder, _, stage = place.rpartition(":")
-        models[name] = (Workspace(load_config(RunConfig, Path(folder) / "config.yaml"), Path(folder), ws.task), stage)
+        models[name] = (Workspace(load_run(Path(folder) / "config.yaml"), Path(folder), ws.task), stage)
     return models
 
 

@@ -24,12 +24,20 @@ UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 WORDS = {int: "a whole number below 2**31", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
-def load_config(cls: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
-    """The dataclass tree `cls` as the file says, with overrides ["--ppo.batch", "64", "--seed=1", ...] on top."""
-    tree, given = read_yaml(Path(path)), dict(_pairs(overrides))
+def load_config(
+    cls: type[C], path: str | Path, overrides: Sequence[str] = (), fill_in: Callable[[dict[str, Any]], None] = lambda tree: None
+) -> C:
+    """The dataclass tree `cls` as the file says, with overrides ["--ppo.batch", "64", "--seed=1", ...] on top.  fill_in may add keys."""
+    return build_config(cls, read_yaml(Path(path)), str(path), overrides, fill_in)
+
+
+def build_config(cls: type[C], tree: dict[str, Any], source: str, overrides: Sequence[str], fill_in: Callable[[dict[str, Any]], None]) -> C:
+    """The same of a tree from a place called `source`."""
+    given = dict(_pairs(overrides))
     for key, text in given.items():
         _set(tree, cls, key, text)
-    return _build(cls, tree, "", None, lambda key: "command line" if any(f"{key}.".startswith(f"{k}.") for k in given) else str(path))
+    fill_in(tree)
+    return _build(cls, tree, "", None, lambda key: "command line" if any(f"{key}.".startswith(f"{k}.") for k in given) else source)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -7,8 +7,7 @@ import jax
 import numpy as np
 
 from instruct_jax.config import ConfigError
-from instruct_jax.pipeline.load import load_config
-from instruct_jax.pipeline.settings import RunConfig
+from instruct_jax.pipeline.pretrained import load_run
 from instruct_jax.pipeline.tasks import open_task
 from instruct_jax.pipeline.train import training_of
 from instruct_jax.pipeline.validate import check_mesh
@@ -22,7 +21,7 @@ def replay(folder: Path) -> tuple[Path, dict[str, float]]:
     """(the folder of the step, its metrics); `folder` is that folder, or a run folder with one of them."""
     place = find(folder)
     stage, run, step = place.parent.name, place.parent.parent, int(place.name.rpartition("_")[2])
-    config = load_config(RunConfig, run / "config.yaml")
+    config = load_run(run / "config.yaml")
     check_mesh(config, jax.device_count())
     training = training_of(Workspace(config, run, open_task(config, run)), stage)
     example = training.batch_at(step - 1)

@@ -11,6 +11,7 @@ import jax
 import yaml
 
 from instruct_jax.pipeline import compare, evaluate, train
+from instruct_jax.pipeline.pretrained import import_base
 from instruct_jax.pipeline.settings import STAGES, RunConfig
 from instruct_jax.pipeline.tasks import open_task
 from instruct_jax.pipeline.workspace import Workspace
@@ -45,7 +46,7 @@ def run(config: RunConfig, stages: Sequence[str] | None = None) -> Path:
     barrier("run folder")
     ws = Workspace(config, folder, open_task(config, folder))
     work: dict[str, Callable[[], dict[str, Any]]] = {
-        "pretrain": lambda: train.pretrain(ws),
+        "pretrain": lambda: import_base(ws) if config.base else train.pretrain(ws),
         "sft": lambda: train.sft(ws),
         "compare": lambda: compare.compare(ws),
         "reward": lambda: train.reward(ws),

@@ -109,6 +109,7 @@ class RunConfig:
     out: str  # the run folder
     seed: int = 0
     start: StartConfig | None = None
+    base: str | None = None  # a Hugging Face folder, or OWNER/NAME of the hub, that the stage pretrain imports instead of training
     world: WorldConfig | None = None
     files: FilesConfig | None = None
     text: TextFormat = TextFormat()

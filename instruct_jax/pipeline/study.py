@@ -16,7 +16,7 @@ from typing import Any
 
 from instruct_jax.config import ConfigError, check
 from instruct_jax.pipeline.load import load_config
-from instruct_jax.pipeline.settings import RunConfig
+from instruct_jax.pipeline.pretrained import load_run
 from instruct_jax.pipeline.validate import check_config
 from instruct_jax.runtime.folders import RunError
 from instruct_jax.runtime.signals import Interrupted
@@ -67,7 +67,7 @@ def _runs(study: StudyConfig, path: Path, seed: int) -> Iterator[ArmRun]:
         values |= {"out": str(folder), "seed": seed}
         overrides = [text for key, value in values.items() for text in (f"--{key}", value if isinstance(value, str) else json.dumps(value))]
         try:
-            config = load_config(RunConfig, base, overrides)
+            config = load_run(base, overrides)
             stages = tuple(arm.get("stages", config.stages))
             check(bool(set(stages) - {"report"}), f"stages={list(stages)} must name one besides report")
             check_config(config, stages)

@@ -68,6 +68,11 @@ def files_tokenizer(files: FilesConfig) -> PreTrainedTokenizerBase:
     return load_tokenizer(files.tokenizer, pad_token=files.pad_token, eos_token=files.eos_token)
 
 
+def tokenizer_only(config: RunConfig, folder: Path) -> Task:
+    """The task of a run without its records, for those who only use its models."""
+    return Task(task_tokenizer(config, folder / "tokenizer"), [], [], [], {}, lambda samples, held_out: Rankings([], [], [], None))
+
+
 def task_tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that the task of a run has, or will have once the world has saved it in `folder`.  Writes nothing that stays."""
     if config.files is not None:

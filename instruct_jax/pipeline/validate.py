@@ -17,7 +17,7 @@ from instruct_jax.data import adapters, encode, packing, readers
 from instruct_jax.data.errors import DataError
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import check_vocabulary, fingerprint
-from instruct_jax.pipeline.load import load_config
+from instruct_jax.pipeline.pretrained import load_run
 from instruct_jax.pipeline.settings import STAGES, FilesConfig, RunConfig
 from instruct_jax.pipeline.tasks import Split, files_tokenizer, split, task_tokenizer
 from instruct_jax.runtime.checkpoints import saved_fingerprints
@@ -61,7 +61,7 @@ def check_other_runs(config: RunConfig) -> None:
             os.path.isdir(Path(folder) / stage / "checkpoints"),
             f"evaluation.others.{name}={place}: {folder} has no checkpoints of a stage {stage}; run that first",
         )
-        load_config(RunConfig, Path(folder) / "config.yaml")
+        load_run(Path(folder) / "config.yaml")
 
 
 def check_tokenizers(config: RunConfig) -> None:
@@ -146,7 +146,7 @@ def _check_divided(config: RunConfig, sizes: dict[str, int]) -> None:
 def _check_kinds(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -> None:
     """Each stage finds the files that it learns from."""
     needs = {
-        "pretrain": ("texts",),
+        "pretrain": () if config.base else ("texts",),
         **{name: ("demonstrations", "texts") if sft.pretrain_mix else ("demonstrations",) for name, sft in config.sfts.items()},
         "compare": ("rankings",),
         "reward": ("rankings", "demonstrations"),

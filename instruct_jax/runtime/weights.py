@@ -197,10 +197,12 @@ def write_params(
     *,
     dtype: str = "float32",
     head: Params | None = None,
+    vocabulary: int | None = None,
     shard_bytes: int = 4 * 2**30,
 ) -> None:
-    """The inverse of read_params, into a folder that is there; shards hold at most shard_bytes, or one tensor."""
-    arrays, sizes = named_leaves(params), sizes_of(config)
+    """The inverse of read_params, into a folder that is there; shards hold at most shard_bytes, or one tensor.  Of the embedding the rows
+    of config.vocab_size are written, or as many as `vocabulary` says."""
+    arrays, sizes = named_leaves(params), sizes_of(config) | ({} if vocabulary is None else {"V": vocabulary})
     plan: list[tuple[str, Weight | None, int | None, int]] = [
         (name, weight, layer, int(np.prod(weight.shape(sizes)))) for name, weight, layer in _each(family.weights(arrays), config.layers)
     ]

@@ -1,0 +1,71 @@
+"""Runs that begin with a model of Hugging Face: its config is `model`, its tokenizer `files.tokenizer`, its weights the stage pretrain."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from instruct_jax import sharding
+from instruct_jax.config import ConfigError
+from instruct_jax.data.errors import DataError, shorten
+from instruct_jax.data.hub import model_folder
+from instruct_jax.models.families import family_of, read_config
+from instruct_jax.models.lm import parameter_count
+from instruct_jax.pipeline.load import build_config, load_config
+from instruct_jax.pipeline.settings import RunConfig
+from instruct_jax.pipeline.workspace import Workspace
+from instruct_jax.runtime.checkpoints import Checkpoints
+from instruct_jax.runtime.weights import read_params
+
+FREE = ("vocab_multiple", "dtype", "remat", "logprob_chunk", "attention")  # keys of `model` that are ours to choose for any weights
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a run, with what its `base` says filled in."""
+    return load_config(RunConfig, path, overrides, _fill_in)
+
+
+def imported_as(base: str, out: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a run that only imports `base` into the folder `out`."""
+    tree = {"out": out, "base": base, "files": {"tokenizer": base}}
+    return build_config(RunConfig, tree, "command line", overrides, _fill_in)
+
+
+def _fill_in(tree: dict[str, Any]) -> None:
+    base, given = tree.get("base"), tree.get("model", {})
+    if not isinstance(base, str) or not isinstance(given, dict):
+        return  # nothing to fill in, or a mistake that the loader explains
+    if isinstance(files := tree.get("files"), dict):
+        files.setdefault("tokenizer", base)
+    try:
+        folder = model_folder(base, weights=False)
+    except DataError:
+        if "family" in given:  # written out, as in the config of a run folder: the model itself need not be here
+            return
+        raise
+    own = json.loads(json.dumps(dataclasses.asdict(read_config(_their_config(folder)))))
+    for key, value in given.items():
+        if key in own and key not in FREE and value != own[key]:
+            raise ConfigError(f"model.{key}={shorten(value)}, but {base} has {shorten(own[key])}; remove it, the model's config says it")
+    tree["model"] = own | given
+
+
+def _their_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises anything from KeyError to OSError
+        raise DataError(f"{folder}: no config of a model ({shorten(error, 200)}); give a folder with config.json") from error
+
+
+def import_base(ws: Workspace) -> dict[str, Any]:
+    """The weights of `base` as the checkpoint of the stage pretrain."""
+    assert ws.config.base is not None
+    folder = model_folder(ws.config.base)
+    params = read_params(folder, family_of(_their_config(folder)), ws.config.model, ws.boxed_policy, ws.layout)
+    state = sharding.new_state(params, ws.key("imported"), init_optimizer=lambda _: {})
+    with Checkpoints(ws.folder / "pretrain" / "checkpoints", fingerprints=ws.fingerprints(ws.boxed_policy)) as checkpoints:
+        checkpoints.save(state)
+    return {"base": ws.config.base, "parameters": parameter_count(params)}
