@@ -283,9 +283,8 @@ def _explain(error: Exception) -> int:
             file=sys.stderr,
         )
         return hosts.leave(2)
-    if not isinstance(
-        error, ConfigError | DataError | CheckpointError | RunError | FloatingPointError | hosts.Lost | CompilerError | WeightsError
-    ):
+    explained = ConfigError, DataError, CheckpointError, RunError, WeightsError, FloatingPointError, hosts.Lost, CompilerError
+    if not isinstance(error, explained):
         if hosts.several():
             traceback.print_exception(error)
             return hosts.leave(1)

@@ -89,7 +89,10 @@ def _mesh(config: RunConfig) -> str:
 def _stages(config: RunConfig, facts: FileFacts | None) -> Iterator[tuple[str, str, str, str]]:
     """(stage, steps, batch, tokens) in the order in which they run."""
     pre, reward, form = config.pretrain, config.reward, config.text
-    yield "pretrain", f"{pre.steps:,}", f"{pre.batch} x {pre.length}", f"{pre.steps * pre.batch * pre.length:,}"
+    if config.base is not None:
+        yield "pretrain", "-", f"the weights of {config.base}", "-"
+    else:
+        yield "pretrain", f"{pre.steps:,}", f"{pre.batch} x {pre.length}", f"{pre.steps * pre.batch * pre.length:,}"
     yield _fine_tuning(config, facts, "sft")
     compare, response = config.compare, config.ppo.sampler.max_tokens
     if config.world is not None:

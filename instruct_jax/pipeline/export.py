@@ -13,7 +13,7 @@ from instruct_jax.models.families import FAMILIES, Family, write_config
 from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.tasks import tokenizer_only
 from instruct_jax.pipeline.workspace import Workspace
-from instruct_jax.runtime.folders import RunError
+from instruct_jax.runtime.folders import RunError, read_note
 from instruct_jax.runtime.hosts import barrier, is_main
 from instruct_jax.runtime.weights import write_params
 
@@ -64,7 +64,7 @@ def export(config: RunConfig, run: Path, stage: str, out: Path, dtype: str) -> N
     barrier("export")
 
 
-def _write_rest(ws: Workspace, family: Family, out: Path, stage: str, dtype: str, keys: dict[str, Any], biased: bool) -> None:
+def _write_rest(ws: Workspace, family: Family, out: Path, stage: str, dtype: str, keys: Any, biased: bool) -> None:
     tok = ws.task.tokenizer
     if stage != "reward" and ws.pad >= keys["vocab_size"]:
         tok.pad_token = None  # ours alone: the model has no row for it
@@ -72,7 +72,7 @@ def _write_rest(ws: Workspace, family: Family, out: Path, stage: str, dtype: str
     classes, labels = [family.classes + family.causal], {}
     if stage == "reward":
         classes, labels = [f"{family.scalar}ForSequenceClassification"], {"num_labels": 1}
-    theirs = AutoConfig.for_model(**keys | ids | labels | {"architectures": classes, "dtype": dtype})
+    theirs: Any = AutoConfig.for_model(**keys | ids | labels | {"architectures": classes, "dtype": dtype})
     if biased:
         theirs.auto_map = {"AutoModelForSequenceClassification": "reward_model.RewardModel"}
         (out / "reward_model.py").write_text(BIASED.format(base=classes[0]), encoding="utf-8")
@@ -88,12 +88,12 @@ def _card(ws: Workspace, stage: str) -> str:
     """The model card: what the model is, and from what it was made."""
     run = json.loads((ws.folder / "run.json").read_text(encoding="utf-8"))
     front = {"library_name": "transformers", "tags": ["rlhf", "instruct-jax"]} | ({"base_model": ws.config.base} if ws.config.base else {})
-    notes = [(name, ws.folder / name / "done.json") for name in ws.config.stages]
     lineage = []
-    for name, path in notes:
-        if path.exists():
-            inputs = json.loads(path.read_text(encoding="utf-8"))["inputs"]
-            lineage.append(f"| {name} | {', '.join(f'{need} {digest[:12]}' for need, digest in inputs.items()) or '-'} |")
+    for name in ws.config.stages:
+        if (path := ws.folder / name / "done.json").exists():
+            inputs = read_note(path)["inputs"]
+            made_from = [f"{need} {digest.partition(':')[2][:12]}" for need, digest in inputs.items()]
+            lineage.append(f"| {name} | {', '.join(made_from) or '-'} |")
     text = ws.config.text
     config = yaml.safe_dump(yaml.safe_load((ws.folder / "config.yaml").read_text(encoding="utf-8")), sort_keys=False)
     kind = "reward model (num_labels=1, the score is read at the last token)" if stage == "reward" else "language model"

@@ -18,6 +18,7 @@ from instruct_jax.pipeline.load import build_config, load_config
 from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.runtime.checkpoints import Checkpoints
+from instruct_jax.runtime.folders import file_hash
 from instruct_jax.runtime.weights import read_params
 
 FREE = ("vocab_multiple", "dtype", "remat", "logprob_chunk", "attention")  # keys of `model` that are ours to choose for any weights
@@ -68,4 +69,9 @@ def import_base(ws: Workspace) -> dict[str, Any]:
     state = sharding.new_state(params, ws.key("imported"), init_optimizer=lambda _: {})
     with Checkpoints(ws.folder / "pretrain" / "checkpoints", fingerprints=ws.fingerprints(ws.boxed_policy)) as checkpoints:
         checkpoints.save(state)
-    return {"base": ws.config.base, "parameters": parameter_count(params)}
+    files = [path for path in sorted(folder.iterdir()) if path.name == "config.json" or path.suffix == ".safetensors"]
+    return {
+        "base": ws.config.base,
+        "parameters": parameter_count(params),
+        "files": {path.name: file_hash(path) for path in files},
+    }

@@ -64,13 +64,13 @@ def open_task(config: RunConfig, folder: Path) -> Task:
     return _files(config, config.files)
 
 
-def files_tokenizer(files: FilesConfig) -> PreTrainedTokenizerBase:
-    return load_tokenizer(files.tokenizer, pad_token=files.pad_token, eos_token=files.eos_token)
-
-
 def tokenizer_only(config: RunConfig, folder: Path) -> Task:
     """The task of a run without its records, for those who only use its models."""
     return Task(task_tokenizer(config, folder / "tokenizer"), [], [], [], {}, lambda samples, held_out: Rankings([], [], [], None))
+
+
+def files_tokenizer(files: FilesConfig) -> PreTrainedTokenizerBase:
+    return load_tokenizer(files.tokenizer, pad_token=files.pad_token, eos_token=files.eos_token)
 
 
 def task_tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerBase:
