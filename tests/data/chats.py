@@ -70,17 +70,17 @@ def llama(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=core, chat_template=LLAMA_CHAT, **special).save_pretrained(folder)
 
 
-def gemma(folder: Path, eos: str = "<end_of_turn>") -> None:
+def gemma(folder: Path, eos: str = "<end_of_turn>", prepend: str = "never", chat: str = GEMMA_CHAT) -> None:
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
     core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
     core.train_from_iterator([TEXT] * 2, trainers.BpeTrainer(vocab_size=120, special_tokens=special, show_progress=False))
     state = json.loads(core.to_str())
     state["model"]["vocab"] |= {f"<0x{byte:02X}>": len(state["model"]["vocab"]) + byte for byte in range(256)}
     core = Tokenizer.from_str(json.dumps(state))
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     names = {"pad_token": "<pad>", "eos_token": eos, "bos_token": "<bos>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=core, chat_template=GEMMA_CHAT, **names).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=core, chat_template=chat, **names).save_pretrained(folder)
 
 
 def qwen(folder: Path) -> None:

@@ -126,6 +126,20 @@ def test_a_chat_template_that_cannot_be_followed(tmp_path, template, message):
         encode_prompt(tok, talk("Name a colour.", "Blue.", "Be brief."))
 
 
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_tokenizer_that_puts_a_space_before_every_text(tmp_path):
+    """As Mistral's and Llama 2's, whose words begin with one: with the prefix " " a reply has the same ids wherever it stands."""
+    gemma(tmp_path, eos="<eos>", prepend="first", chat=MISTRAL)
+    tok, turns = load_tokenizer(tmp_path), talk("Name a colour.", "Blue.", "Another one, please?")
+    ours = encode_prompt(tok, turns, prefix=" ") + encode_completion(tok, REPLY, prefix=" ")
+    assert ours == tok.apply_chat_template([*turns, {"role": "assistant", "content": REPLY}], tokenize=True, return_dict=False)
+
+
 def test_spaces_that_a_template_puts_around_a_reply_are_not_doubled(tmp_path):
     tok = Family(qwen, "", False).load(tmp_path)
     tok.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' <|im_end|>' }}{% endfor %}"
