@@ -53,7 +53,8 @@ def check_other_runs(config: RunConfig) -> None:
     """The runs that this one begins with, or is measured beside, hold what is asked of them."""
     tree, start = dataclasses.asdict(config), config.start
     if start is not None:
-        imported = start.stages == ("pretrain",) and read_config(Path(start.folder) / "config.yaml").get("base")
+        path = Path(start.folder) / "config.yaml"
+        imported = start.stages == ("pretrain",) and os.path.isfile(path) and read_config(path).get("base")
         sections = ["model"] if imported else ["model", "text", "world", "files", *(stage for stage in start.stages if stage in tree)]
         check_start(Path(start.folder), start.stages, tree, sections)
     for name, place in config.evaluation.others.items():
