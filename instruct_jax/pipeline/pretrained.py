@@ -14,6 +14,7 @@ from instruct_jax.data.errors import DataError, shorten
 from instruct_jax.data.hub import model_folder
 from instruct_jax.models.families import family_of, read_config
 from instruct_jax.models.lm import parameter_count
+from instruct_jax.models.lora import split
 from instruct_jax.pipeline.load import build_config, load_config
 from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.workspace import Workspace
@@ -67,9 +68,9 @@ def import_base(ws: Workspace) -> dict[str, Any]:
     """The weights of `base` as the checkpoint of the stage pretrain."""
     assert ws.config.base is not None
     folder = model_folder(ws.config.base)
-    params = read_params(folder, family_of(_their_config(folder)), ws.config.model, ws.boxed_policy, ws.layout)
+    params = read_params(folder, family_of(_their_config(folder)), ws.config.model, split(ws.boxed_policy)[0], ws.layout)
     state = sharding.new_state(params, ws.key("imported"), init_optimizer=lambda _: {})
-    with Checkpoints(ws.folder / "pretrain" / "checkpoints", fingerprints=ws.fingerprints(ws.boxed_policy)) as checkpoints:
+    with Checkpoints(ws.folder / "pretrain" / "checkpoints", fingerprints=ws.fingerprints("pretrain")) as checkpoints:
         checkpoints.save(state)
     files = [path for path in sorted(folder.iterdir()) if path.name == "config.json" or path.suffix == ".safetensors"]
     return {
