@@ -21,6 +21,8 @@ from pathlib import Path
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 KEYS = "Any key of the file can be set here: --ppo.kl_coef 0.05 --model.kv_heads null --seed=3"
 
+CHAT = "Keys of the config of a run can be set here too: --text.template, --files.pad_token, --files.eos_token, --mesh.tensor 2"
+
 
 class Terminated(BaseException):
     """SIGTERM; no Exception, so that nothing on its way takes it for an error of its own."""
@@ -91,6 +93,19 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="a new folder")
     verb.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in it")
     verb.set_defaults(work=_export)
+    text = "talks with a model in the terminal, or with two side by side"
+    usage = "instruct-jax chat MODEL [MODEL] [--reward MODEL] [--temperature 0.7] [--max_tokens N] [--model.dtype bfloat16]"
+    verb = verbs.add_parser("chat", help=text, description=text, usage=usage, epilog=CHAT, allow_abbrev=False)
+    verb.add_argument("model", metavar="MODEL", help="RUN, RUN:STAGE, or a Hugging Face folder or OWNER/NAME")
+    verb.add_argument("other", metavar="MODEL", nargs="?", help="a second one, which answers too")
+    verb.add_argument("--reward", metavar="MODEL", help="RUN, or a folder for sequence classification: shows the reward of each reply")
+    verb.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 takes the likeliest token (default 1)")
+    verb.add_argument("--max_tokens", type=int, metavar="N", help="the longest reply (default 256, or half of the context)")
+    verb.add_argument(
+        "--context", type=int, metavar="N", help="tokens that are remembered, replies included (default the model's, or 4096)"
+    )
+    verb.add_argument("--seed", type=int, default=0, metavar="N")
+    verb.set_defaults(work=_chat)
     text = "runs the arms of a study, one after the other, and compares them; the same command again goes on"
     verb = verbs.add_parser("study", help=text, description=text, usage="instruct-jax study --config FILE [--out FOLDER] [--seeds [0,1]]")
     verb.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/over_optimisation.yaml")
@@ -168,6 +183,15 @@ def _export(args: argparse.Namespace, overrides: list[str]) -> None:
 
     export(config, args.run, args.stage, args.out, args.dtype)
     print(f"done: {args.out}")
+
+
+def _chat(args: argparse.Namespace, overrides: list[str]) -> None:
+    from instruct_jax.pipeline.chat import chat
+
+    names = [args.model] if args.other is None else [args.model, args.other]
+    options = {key: getattr(args, key) for key in ("reward", "temperature", "max_tokens", "context", "seed")}
+    with contextlib.suppress(BrokenPipeError):
+        chat(names, overrides, **options)
 
 
 def _study(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -29,6 +29,7 @@ DEFAULT_TEMPLATE = (  # of messages, where the tokenizer has no chat template
     "{% else %}{{ raise_exception('the role ' ~ message.role ~ ' needs a chat template; use user, assistant, system') }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+MESSAGES = "Human: {prompt}\n\nAssistant:"  # the template of a text prompt that reads as one such message
 MARK = "\ue000{}\ue001"  # stands for the content of message number ... while a template is filled in; characters of private use
 
 

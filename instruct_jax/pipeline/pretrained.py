@@ -18,6 +18,7 @@ from instruct_jax.models.lora import split
 from instruct_jax.pipeline.load import build_config, load_config
 from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.workspace import Workspace
+from instruct_jax.records import Params
 from instruct_jax.runtime.checkpoints import Checkpoints
 from instruct_jax.runtime.folders import file_hash
 from instruct_jax.runtime.weights import read_params
@@ -64,11 +65,16 @@ def _their_config(folder: Path) -> Any:
         raise DataError(f"{folder}: no config of a model ({shorten(error, 200)}); give a folder with config.json") from error
 
 
+def read_base(ws: Workspace, *, head: bool = False) -> Params:
+    """The weights of `base`: of the language model or, with `head`, of the reward model."""
+    folder = model_folder(str(ws.config.base))
+    boxed = ws.boxed_scalar if head else split(ws.boxed_policy)[0]
+    return read_params(folder, family_of(_their_config(folder)), ws.config.model, boxed, ws.layout, head=head)
+
+
 def import_base(ws: Workspace) -> dict[str, Any]:
     """The weights of `base` as the checkpoint of the stage pretrain."""
-    assert ws.config.base is not None
-    folder = model_folder(ws.config.base)
-    params = read_params(folder, family_of(_their_config(folder)), ws.config.model, split(ws.boxed_policy)[0], ws.layout)
+    folder, params = model_folder(str(ws.config.base)), read_base(ws)
     state = sharding.new_state(params, ws.key("imported"), init_optimizer=lambda _: {})
     with Checkpoints(ws.folder / "pretrain" / "checkpoints", fingerprints=ws.fingerprints("pretrain")) as checkpoints:
         checkpoints.save(state)
