@@ -138,33 +138,8 @@ def test_help_is_quick(args):
     assert time.monotonic() - started < 1
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_can_be_checked(path, tmp_path, monkeypatch, capsys):
-    """From any folder, without its data; its first comment gives the command and the hardware."""
-    monkeypatch.chdir(tmp_path)
-    assert main(["check", "--config", str(path)]) == 0
-    shown = capsys.readouterr().out
-    if "\narms:" in path.read_text():  # a study: the commands of its runs
-        assert all(line.startswith("instruct-jax run --config ") for line in shown.splitlines())
-    else:
-        assert "policy " in shown and "parameters" in shown and "per device" in shown
-    comment = path.read_text().split("\nout:")[0]
-    assert f"configs/{path.name}" in comment and "# Hardware: " in comment
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_study_is_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     study = str(ROOT / "configs" / "over_optimisation.yaml")
     assert main(["run", "--config", study]) == 2
     assert f"use instruct-jax study --config {study}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name, parameters", {"1.3b": "1,517,219,840", "6b": "6,658,596,864", "175b": "174,604,836,864"}.items())
-def test_the_papers_sizes(name, parameters, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["check", "--config", str(ROOT / f"configs/instructgpt_{name}.yaml")]) == 0
-    shown = capsys.readouterr().out
-    assert f"policy         {parameters} parameters" in shown and "reward model   6,658,600,961 parameters" in shown
-    assert "256,000 episodes" in shown and "8 updates of 64 + 8 x 512 x 2048 of text" in shown
-    assert "data           not found, so the data part is skipped" in shown

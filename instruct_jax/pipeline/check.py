@@ -11,6 +11,7 @@ from instruct_jax.config import MESH, ModelConfig
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel, parameter_count
 from instruct_jax.pipeline.settings import RunConfig
+from instruct_jax.pipeline.steps import trained_part
 from instruct_jax.pipeline.validate import (
     FileFacts,
     check_config,
@@ -28,10 +29,11 @@ TRAINED = 4 * F32  # bytes per parameter: weight, gradient, two moments of Adam
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Parameters of the two models."""
+    """Parameters of the two models, and how many of them are trained."""
 
     policy: int
     scalar: int  # reward model, and value function
+    trained: tuple[int, int]
 
 
 def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
@@ -45,7 +47,7 @@ def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
     facts = read_files(config, config.files, stages) if config.files is not None and not missing else None
     if not missing:
         check_tokenizers(config)
-    sizes = Sizes(_parameters(config.model), _parameters(config.reward_model or config.model, scalar=True))
+    sizes = _sizes(config)
     judge = _shape(config.reward_model) if config.reward_model else "as the policy, with a scalar head"
     starts = ", ".join(dict.fromkeys(ppo.value_init for ppo in config.rl.values()))
     lines = [
@@ -65,10 +67,12 @@ def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
     return "\n".join(lines)
 
 
-def _parameters(model: ModelConfig, *, scalar: bool = False) -> int:
-    lm = LanguageModel(model)
-    init = ScalarModel(lm).init if scalar else lm.init
-    return parameter_count(jax.eval_shape(lambda: init(jax.random.key(0))))
+def _sizes(config: RunConfig) -> Sizes:
+    policy, judge = (LanguageModel(model, lora=config.lora) for model in (config.model, config.reward_model or config.model))
+    both = [jax.eval_shape(lambda model=model: model.init(jax.random.key(0))) for model in (policy, ScalarModel(judge))]
+    frozen, trained = zip(*(trained_part(params, config.lora) for params in both), strict=True)
+    own = tuple(map(parameter_count, trained))
+    return Sizes(parameter_count(frozen[0]) + own[0], parameter_count(frozen[1]) + own[1], (own[0], own[1]))
 
 
 def _shape(m: ModelConfig) -> str:
@@ -157,16 +161,18 @@ def _memory(config: RunConfig, sizes: Sizes) -> list[str]:
     mesh, ppo = config.mesh, config.ppo
     shards = max(mesh.fsdp, 1) * max(mesh.tensor, 1)
     divided = f"/ {shards} (fsdp * tensor)" if mesh.fsdp != -1 else f"/ {shards} (tensor), and further by fsdp"
+    model, width = config.model, 2 if config.model.dtype == "bfloat16" else 4
+    (policy, scalar), base = sizes.trained, (sizes.policy - sizes.trained[0]) * width
     states = {
-        "pretrain, sft": (TRAINED * sizes.policy, "policy: weights, gradient, Adam"),
-        "reward": (TRAINED * sizes.scalar, "reward model: weights, gradient, Adam"),
+        "pretrain, sft" if config.base is None else "sft": (TRAINED * policy, "policy: weights, gradient, Adam"),
+        "reward": (TRAINED * scalar, "reward model: weights, gradient, Adam"),
         "ppo": (
-            (TRAINED + 2 * F32) * sizes.policy + (TRAINED + F32) * sizes.scalar,
+            (TRAINED + 2 * F32) * policy + (TRAINED + F32) * scalar,
             "policy and value function: weights, gradient, Adam; average of the policy; reference; reward model",
         ),
     }
-    rows = [(name, in_bytes(size), in_bytes(size / shards), what) for name, (size, what) in states.items()]
-    model, width = config.model, 2 if config.model.dtype == "bfloat16" else 4
+    whole = f" (adapters), and one base of {in_bytes(base)}" if config.lora else ""
+    rows = [(name, in_bytes(base + size), in_bytes((base + size) / shards), what + whole) for name, (size, what) in states.items()]
     length = config.text.max_prompt + ppo.sampler.max_tokens
     cache = 2 * model.layers * ppo.batch * length * model.groups * model.head_size * width
     logits = model.logprob_chunk * model.vocab_size * F32
