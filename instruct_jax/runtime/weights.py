@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,22 @@ def _each(weights: list[Weight], layers: int) -> Iterator[tuple[str, Weight, int
             yield weight.name if layer is None else weight.name.format(layer), weight, layer
 
 
-def read_params(folder: Path, family: Family, config: ModelConfig, boxed: Params, layout: sharding.Layout, *, head: bool = False) -> Params:
+class Change(Protocol):
+    """What is added to the weights on their way."""
+
+    def to(self, weight: Weight, name: str) -> np.ndarray | None: ...
+
+
+def read_params(
+    folder: Path,
+    family: Family,
+    config: ModelConfig,
+    boxed: Params,
+    layout: sharding.Layout,
+    *,
+    head: bool = False,
+    added: Change | None = None,
+) -> Params:
     """The float32 parameters of a folder in the layout of the mesh.  boxed: their abstract tree, of the language model or, with `head`,
     of the scalar model.  WeightsError names a tensor that is missing, left over or of another shape."""
     plain = boxed["backbone"] if head else boxed
@@ -109,7 +124,8 @@ def read_params(folder: Path, family: Family, config: ModelConfig, boxed: Params
         expected = {name: (weight, layer) for name, weight, layer in _each(family.weights(shapes), config.layers)}
         _check_names(tensors, family, {name: weight.shape(sizes) for name, (weight, _) in expected.items()}, config, head)
         for name, (weight, layer) in expected.items():
-            parts = weight.unpack(tensors.read(name), sizes)
+            tensor, change = tensors.read(name), None if added is None else added.to(weight, name)
+            parts = weight.unpack(tensor if change is None else tensor.astype(np.float32) + change, sizes)
             for ours, part in zip(weight.ours, parts, strict=True):
                 if layer is None:
                     found[ours] = _born(part, shapes[ours])

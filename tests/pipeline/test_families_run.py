@@ -21,7 +21,14 @@ from instruct_jax.pipeline.pretrained import load_run
 from instruct_jax.pipeline.tasks import tokenizer_only
 from instruct_jax.pipeline.workspace import Workspace
 
-CHAINS = {"gpt2": "", "gpt_neox": "", "llama 3": "", "qwen3": "", "qwen3 with adapters": "lora: {rank: 2, dropout: 0.1}\n"}
+CHAINS = {
+    "gpt2": "",
+    "gpt_neox": "",
+    "llama 3": "",
+    "qwen3": "",
+    "qwen3 with adapters": "lora: {rank: 2, dropout: 0.1}\n",
+    "gpt2 with adapters": "lora: {rank: 2, targets: [q, v, out, up]}\n",
+}
 CONFIG = """
 out: run
 base: base
@@ -148,6 +155,30 @@ def test_adapters_are_all_that_is_kept(chain):
     assert len(weights) > 50 and all("_lora" in name or ".head." in name for name in weights)
     first = json.loads((chain / "run" / "ppo" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["ppo/kl"] == 0 and abs(first["rollout/logp_gap"]) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of peft
+def test_adapters_go_to_peft_and_back(chain, capsys):
+    peft = pytest.importorskip("peft", reason="peft is only for tests: pip install peft")
+    ws = opened(chain)
+    if ws.config.lora is None:
+        argv = ["export", "run", "--stage", "ppo", "--out", "adapter", "--adapter"]
+        return userfiles.refused(main, argv, ("--adapter", "no lora"), capsys)
+    assert main(["export", "run", "--stage", "ppo_ptx", "--out", "adapter", "--adapter"]) == 0
+    base = transformers.AutoModelForCausalLM.from_pretrained("base")
+    before = torch_models.logits(base, TOKENS, np.ones_like(TOKENS))
+    theirs = peft.PeftModel.from_pretrained(base, "adapter")
+    params = ws.policy_of("ppo_ptx")
+    hidden = ws.policy.hidden(params, jax.numpy.array(TOKENS), jax.numpy.ones(TOKENS.shape, int))
+    ours = ws.policy.logits(params, hidden.reshape(-1, hidden.shape[-1])).reshape(*TOKENS.shape, -1)
+    found = torch_models.logits(theirs, TOKENS, np.ones_like(TOKENS))
+    torch_models_close(ours, found)
+    assert np.abs(found - before).max() > 1e-3
+    assert main(["import", "adapter", "--out", "from_adapter", "--files.tokenizer", "base", "--model.vocab_multiple", "8"]) == 0
+    config = load_run("from_adapter/config.yaml")
+    back = Workspace(config, Path("from_adapter"), tokenizer_only(config, Path("from_adapter"))).policy_of("pretrain")
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(merged(params, ws.config.lora)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def torch_models_close(a, b):
