@@ -55,20 +55,15 @@ def test_a_conversation_in_the_template_of_the_run():
     assert chat.conversation_ids(WORDS, OWN, TALK[:1]) == encode_prompt(WORDS, "a", template=OWN.template)
 
 
-def test_a_conversation_as_messages():
-    form = TextFormat(template=MESSAGES)
-    assert chat.conversation_ids(WORDS, form, TALK) == encode_prompt(WORDS, TALK)
-    assert chat.conversation_ids(WORDS, form, TALK[:1]) == encode_prompt(WORDS, "a", template=MESSAGES)
-    tok = load_tokenizer_with("{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' }} : {% endfor %}")
+def test_a_conversation_as_messages(tmp_path):
+    letters, form = load_tokenizer(wordtok.gpt2_folder(tmp_path)), TextFormat(template=MESSAGES)
+    assert chat.conversation_ids(letters, form, TALK) == encode_prompt(letters, TALK)
+    assert chat.conversation_ids(letters, form, TALK[:1]) == encode_prompt(letters, "a", template=MESSAGES)
+    tok = wordtok.words.__wrapped__()
+    tok.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' }} : {% endfor %}"
     assert (
         chat.conversation_ids(tok, TextFormat(), TALK) == encode_prompt(tok, TALK) == wordtok.ids("<bos> a : b c <eos> : d : e <eos> : f :")
     )
-
-
-def load_tokenizer_with(template: str):
-    tok = wordtok.words.__wrapped__()
-    tok.chat_template = template
-    return tok
 
 
 def test_the_oldest_exchanges_go_first():
