@@ -138,6 +138,27 @@ class ModelConfig:
         return 4 * self.width if self.mlp_width is None else self.mlp_width
 
 
+PROJECTIONS = ("q", "k", "v", "out", "up", "gate", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (models/lora.py): all that SFT, the reward model and PPO train, besides scalar heads."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = PROJECTIONS  # projections with an adapter, where the model has them
+    dropout: float = 0.0  # of what the adapters read, in SFT and of the reward model
+
+    def __post_init__(self):
+        check(self.rank >= 1, f"lora.rank={self.rank} must be at least 1")
+        check(self.alpha > 0, f"lora.alpha={self.alpha} must be positive")
+        check(0 <= self.dropout < 1, f"lora.dropout={self.dropout} must lie in [0, 1)")
+        check(len(self.targets) > 0, f"lora.targets=[] must name some of {', '.join(PROJECTIONS)}")
+        for target in self.targets:
+            check(target in PROJECTIONS, f"lora.targets: {target!r} is no projection; use some of {', '.join(PROJECTIONS)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW and its schedule.  Adam betas (0.9, 0.95) are the paper's (App. C); eps, decay and clipping are not stated there."""

@@ -187,8 +187,9 @@ def only_finite(step: Callable) -> Callable:
     return run
 
 
-def ahead_of_time(step: Callable, state: TrainState, examples: Iterable[Any]) -> Callable:
-    """A jitted step compiled for the shapes of all example batches before the first step, so that nothing compiles later on."""
+def ahead_of_time(step: Callable, state: TrainState, base: Params, examples: Iterable[Any]) -> Callable:
+    """A jitted step (state, base, batch), on its base and compiled for the shapes of all example batches before the first step, so that
+    nothing compiles later on."""
     shape_of = lambda batch: tuple(x.shape for x in jax.tree.leaves(batch))  # noqa: E731
-    compiled = {shape: step.lower(state, batch).compile() for shape, batch in {shape_of(b): b for b in examples}.items()}
-    return lambda state, batch: compiled[shape_of(batch)](state, batch)
+    compiled = {shape: step.lower(state, base, batch).compile() for shape, batch in {shape_of(b): b for b in examples}.items()}
+    return lambda state, batch: compiled[shape_of(batch)](state, base, batch)

@@ -8,8 +8,9 @@ import numpy as np
 from flax import linen as nn
 
 from instruct_jax.config import ModelConfig
-from instruct_jax.models.heads import ScalarModel, backbone_of
+from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
+from instruct_jax.models.lora import backbone_of
 from instruct_jax.records import PromptBatch, RankingBatch, TokenBatch
 
 PAD, BOS, EOS = 0, 1, 2

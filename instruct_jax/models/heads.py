@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from instruct_jax.models.lm import LanguageModel
+from instruct_jax.models.lora import backbone_of
 from instruct_jax.ops import masking
 from instruct_jax.records import Params
 
@@ -28,20 +29,15 @@ class ScalarModel(NamedTuple):
         bias = jnp.zeros((), jnp.float32)
         return {"kernel": nn.LogicallyPartitioned(kernel, ("norm",)), "bias": nn.LogicallyPartitioned(bias, ())}
 
-    def values(self, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-        """One f32 scalar per position of rows [B, L], read *after* token t."""
-        hidden = self.lm.hidden(params["backbone"], tokens, segments).astype(jnp.float32)
+    def values(self, params: Params, tokens: jax.Array, segments: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """One f32 scalar per position of rows [B, L], read *after* token t.  `key` turns the dropout of adapters on."""
+        hidden = self.lm.hidden(params["backbone"], tokens, segments, key=key).astype(jnp.float32)
         return jnp.einsum("bld,d->bl", hidden, params["head"]["kernel"]) + params["head"]["bias"]
 
-    def score(self, params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    def score(self, params: Params, tokens: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Reward [B] f32 of rows [B, L], read at the last real token (wherever the padding stands)."""
-        values = self.values(params, tokens, mask.astype(jnp.int32))
+        values = self.values(params, tokens, mask.astype(jnp.int32), key)
         return jnp.take_along_axis(values, masking.last_index(mask)[:, None], axis=1)[:, 0]
-
-
-def backbone_of(params: Params) -> Params:
-    """The language model's parameters without its unembedding, which no scalar model reads."""
-    return {name: part for name, part in params.items() if name != "unembedding"}
 
 
 def recentred(params: Params, mean: float | jax.Array, scale: float | jax.Array) -> Params:

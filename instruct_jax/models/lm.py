@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from instruct_jax.config import ModelConfig
+from instruct_jax.config import LoraConfig, ModelConfig
 from instruct_jax.models.attention import Attention, make_attention
 from instruct_jax.models.transformer import KVCache, Transformer, gathered
 from instruct_jax.ops import masking
@@ -22,17 +22,22 @@ class LanguageModel(NamedTuple):
 
     config: ModelConfig
     layout: Layout | None = None  # where activations lie; None = one device
+    lora: LoraConfig | None = None  # of the adapters in the parameters; parameters without them are read without
+
+    @property
+    def adapter_dropout(self) -> bool:
+        return self.lora is not None and self.lora.dropout > 0
 
     def init(self, key: jax.Array) -> Params:
         """Parameters, each boxed with its logical axis names (sharding.create_sharded unboxes them)."""
         tokens = jnp.zeros((1, 2), jnp.int32)
         attention = self._plain
-        return Transformer(self.config, None, attention).init(key, tokens, attention.prepare(tokens), tokens)["params"]
+        return Transformer(self.config, None, attention, lora=self.lora).init(key, tokens, attention.prepare(tokens), tokens)["params"]
 
     def hidden(
         self, params: Params, tokens: jax.Array, segments: jax.Array, *, dropout: float = 0.0, key: jax.Array | None = None
     ) -> jax.Array:
-        """Hidden states [B, L, D] of rows [B, L]; segment 0 is padding, wherever it stands.  `key` turns dropout on."""
+        """Hidden states [B, L, D] of rows [B, L]; segment 0 is padding, wherever it stands.  `key` turns all dropout on."""
         rngs = None if key is None else {"dropout": key}
         return self._read(params, tokens, segments, dropout=dropout, deterministic=key is None, rngs=rngs)[0][:, : tokens.shape[1]]
 
@@ -48,7 +53,7 @@ class LanguageModel(NamedTuple):
         return make_attention(dataclasses.replace(self.config, attention="xla"), None)
 
     def _run(self, attention: Attention, params: Params, *inputs: Any, dropout: float = 0.0, **options: Any) -> Any:
-        return Transformer(self.config, self.layout, attention, dropout).apply({"params": params}, *inputs, **options)
+        return Transformer(self.config, self.layout, attention, dropout, self.lora).apply({"params": params}, *inputs, **options)
 
     def unembedding(self, params: Params) -> jax.Array:
         """The [V, D] matrix that turns hidden states into logits."""

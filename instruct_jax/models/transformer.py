@@ -14,8 +14,9 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from instruct_jax.config import ModelConfig
+from instruct_jax.config import LoraConfig, ModelConfig
 from instruct_jax.models.attention import Attention
+from instruct_jax.models.lora import Adapter
 from instruct_jax.ops import rotary
 from instruct_jax.sharding import Layout
 
@@ -68,11 +69,12 @@ class Block(nn.Module):
     layout: Layout | None
     attention: Attention
     dropout: float = 0.0
+    lora: LoraConfig | None = None
 
-    def _dense(self, name: str, features, axes: tuple[str, ...], bias: bool, contract: int = 1, std: float | None = None, bias_std=0.0):
-        """A projection over the last `contract` axes whose kernel has these logical axis names."""
-        cfg = self.config
-        return nn.DenseGeneral(
+    def _project(self, name: str, x, features: tuple[int, ...], axes: tuple[str, ...], bias: bool, deterministic, std=None, bias_std=0.0):
+        """A projection whose kernel has these logical axis names, with its adapter where the parameters have one."""
+        cfg, contract = self.config, len(axes) - len(features)
+        y = nn.DenseGeneral(
             features,
             axis=tuple(range(-contract, 0)),
             use_bias=bias,
@@ -82,7 +84,11 @@ class Block(nn.Module):
                 nn.initializers.normal(bias_std) if bias_std else nn.initializers.zeros, axes[contract:]
             ),
             name=name,
-        )
+        )(x)
+        lora, adapter = self.lora, f"{name}_lora"
+        if lora is None or name not in lora.targets or not (self.is_initializing() or self.has_variable("params", adapter)):
+            return y
+        return y + Adapter(lora, features, axes, cfg.dtype, name=adapter)(x, deterministic)
 
     @nn.compact
     def __call__(self, x, visible, positions, deterministic, facts, past=None):
@@ -91,19 +97,20 @@ class Block(nn.Module):
         cfg = self.config
         before, after = cfg.norm_place != "post", cfg.norm_place != "pre"
 
-        y, seen = self._attend(Norm(cfg, name="attention_norm")(x) if before else x, visible, positions, facts, past)
+        y, seen = self._attend(Norm(cfg, name="attention_norm")(x) if before else x, visible, positions, deterministic, facts, past)
         y = Norm(cfg, name="attention_out_norm")(y) if after else y
         between = x if cfg.parallel else self._residual(x, y, deterministic)
-        z = self._mlp(Norm(cfg, name="mlp_norm")(between) if before else between)
+        z = self._mlp(Norm(cfg, name="mlp_norm")(between) if before else between, deterministic)
         z = Norm(cfg, name="mlp_out_norm")(z) if after else z
         return self._residual(between, y + z if cfg.parallel else z, deterministic), seen
 
-    def _attend(self, x, visible, positions, facts, past):
+    def _attend(self, x, visible, positions, deterministic, facts, past):
         cfg = self.config
         bias = cfg.bias if cfg.qkv_bias is None else cfg.qkv_bias
-        q = self._dense("q", (cfg.heads, cfg.head_size), ("embed", "heads", "head"), bias, bias_std=cfg.qk_bias_std)(x)
-        k = self._dense("k", (cfg.groups, cfg.head_size), ("embed", "kv_heads", "head"), bias, bias_std=cfg.qk_bias_std)(x)
-        v = self._dense("v", (cfg.groups, cfg.head_size), ("embed", "kv_heads", "head"), bias)(x)
+        asked, held = ("embed", "heads", "head"), ("embed", "kv_heads", "head")
+        q = self._project("q", x, (cfg.heads, cfg.head_size), asked, bias, deterministic, bias_std=cfg.qk_bias_std)
+        k = self._project("k", x, (cfg.groups, cfg.head_size), held, bias, deterministic, bias_std=cfg.qk_bias_std)
+        v = self._project("v", x, (cfg.groups, cfg.head_size), held, bias, deterministic)
         if cfg.qk_norm != "none":
             heads = 1 if cfg.qk_norm == "head" else 2  # axes that are normed together
             q, k = Norm(cfg, ("heads", "head")[-heads:], name="q_norm")(q), Norm(cfg, ("kv_heads", "head")[-heads:], name="k_norm")(k)
@@ -120,15 +127,17 @@ class Block(nn.Module):
             start = (0, 0, past[2], 0)
             k, v = jax.lax.dynamic_update_slice(past[0], k, start), jax.lax.dynamic_update_slice(past[1], v, start)
             y = self.attention.decode(q, k, v, visible, facts.local)
-        return self._dense("out", cfg.width, ("heads", "head", "embed"), cfg.bias, contract=2, std=self._residual_std)(y), (k, v)
+        y = self._project("out", y, (cfg.width,), ("heads", "head", "embed"), cfg.bias, deterministic, std=self._residual_std)
+        return y, (k, v)
 
-    def _mlp(self, x):
+    def _mlp(self, x, deterministic):
         cfg = self.config
         bias = cfg.bias if cfg.mlp_bias is None else cfg.mlp_bias
         act = ACTIVATIONS[cfg.activation]
-        up = self._dense("up", cfg.mlp_size, ("embed", "mlp"), bias)(x)
-        up = act(self._dense("gate", cfg.mlp_size, ("embed", "mlp"), bias)(x)) * up if cfg.gated else act(up)
-        return self._dense("down", cfg.width, ("mlp", "embed"), bias, std=self._residual_std)(up)
+        wide, axes = (cfg.mlp_size,), ("embed", "mlp")
+        up = self._project("up", x, wide, axes, bias, deterministic)
+        up = act(self._project("gate", x, wide, axes, bias, deterministic)) * up if cfg.gated else act(up)
+        return self._project("down", up, (cfg.width,), ("mlp", "embed"), bias, deterministic, std=self._residual_std)
 
     @property
     def _residual_std(self) -> float:
@@ -190,6 +199,7 @@ class Transformer(nn.Module):
     layout: Layout | None
     attention: Attention
     dropout: float = 0.0  # on every residual branch and on the embeddings (paper C.1)
+    lora: LoraConfig | None = None
 
     @nn.compact
     def __call__(self, tokens, visible, positions, cache: KVCache | None = None, *, deterministic: bool = True):
@@ -222,13 +232,13 @@ class Transformer(nn.Module):
                 in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
                 length=cfg.layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(cfg, self.layout, self.attention, self.dropout, name="layers")
+            )(cfg, self.layout, self.attention, self.dropout, self.lora, name="layers")
             x, seen = layers(x, visible, positions, deterministic, Facts(jnp.arange(cfg.layers), jnp.array(local)))
         else:
             weights, pairs = self.get_variable("params", "layers"), []
             for layer, (k, v) in enumerate(zip(cache.k, cache.v, strict=True)):
                 own = {"params": jax.tree.map(lambda w, i=layer: w[i], weights, is_leaf=lambda w: isinstance(w, tuple))}
-                block = Block(cfg, self.layout, self.attention, parent=None)
+                block = Block(cfg, self.layout, self.attention, lora=self.lora, parent=None)
                 x, pair = block.apply(own, x, visible, positions, True, Facts(layer, local[layer]), (k, v, cache.slot))
                 pairs.append(pair)
             seen = tuple(zip(*pairs, strict=True))

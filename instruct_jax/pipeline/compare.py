@@ -41,7 +41,7 @@ def _samples(ws: Workspace, prompts: list[Record], purpose: str) -> list[Record]
     early = round(cfg.max_completions * cfg.early)
     shares = [("last", cfg.max_completions - early, ws.config.sft.epochs * per_epoch), ("first", early, per_epoch)]
     drawn = [
-        ws.generate(ws.load("sft", ws.boxed_policy, step=step), ids, sampler, ws.key(f"{purpose} {epoch}"), samples=samples)
+        ws.generate(ws.policy_of("sft", step), ids, sampler, ws.key(f"{purpose} {epoch}"), samples=samples)
         for epoch, samples, step in shares
         if samples
     ]
@@ -62,7 +62,7 @@ def select(ws: Workspace) -> dict[str, Any]:
     sampler = SamplerConfig(max_tokens=ws.config.ppo.sampler.max_tokens)
     scores = {}
     for epoch in range(1, epochs + 1) if ws.config.sft.select else (epochs,):
-        params = ws.load("sft", ws.boxed_policy, step=epoch * per_epoch)
+        params = ws.policy_of("sft", epoch * per_epoch)
         drawn = ws.generate(params, prompts, sampler, ws.key("select"))
         scores[epoch] = float(ws.rewards(judge, [[*p, *c[0].ids] for p, c in zip(prompts, drawn, strict=True)]).mean())
     best = max(scores, key=lambda epoch: scores[epoch])

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from instruct_jax.config import check
 from instruct_jax.models.families import FAMILIES, Family, write_config
+from instruct_jax.models.lora import merged
 from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.tasks import tokenizer_only
 from instruct_jax.pipeline.workspace import Workspace
@@ -54,10 +55,10 @@ def export(config: RunConfig, run: Path, stage: str, out: Path, dtype: str) -> N
         params = ws.reward_params()
         rows = max(model.vocab_size, ws.pad + 1)  # torch looks PAD up
         head, biased = params["head"], float(params["head"]["bias"]) != 0.0
-        write_params(partial, family, model, params["backbone"], dtype=dtype, head=head, vocabulary=rows)
+        write_params(partial, family, model, merged(params["backbone"], config.lora), dtype=dtype, head=head, vocabulary=rows)
     else:
         rows, biased = model.vocab_size, False
-        write_params(partial, family, model, ws.policy_of(stage), dtype=dtype)
+        write_params(partial, family, model, merged(ws.policy_of(stage), config.lora), dtype=dtype)
     if is_main():
         _write_rest(ws, family, partial, stage, dtype, write_config(model) | {"vocab_size": rows}, biased)
         partial.rename(out)

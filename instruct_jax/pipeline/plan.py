@@ -3,6 +3,7 @@
 The compiler works in a process of its own, with an environment of its own:  python -m instruct_jax.pipeline.plan < request
 """
 
+import contextlib
 import json
 import math
 import os
@@ -50,8 +51,9 @@ def plan(config: RunConfig, stages: Sequence[str], topology: Topology) -> list[R
         assert child.stdin is not None and child.stdout is not None
         with child:
             try:
-                child.stdin.write(pickle.dumps((config, tuple(stages), topology)))
-                child.stdin.close()
+                with contextlib.suppress(BrokenPipeError):  # it has ended already; its code says so below
+                    child.stdin.write(pickle.dumps((config, tuple(stages), topology)))
+                    child.stdin.close()
                 rows: list[Row] = []
                 for line in child.stdout:
                     found = json.loads(line)

@@ -14,6 +14,7 @@ from instruct_jax.data.errors import DataError, shorten
 from instruct_jax.data.hub import model_folder
 from instruct_jax.models.families import family_of, read_config
 from instruct_jax.models.lm import parameter_count
+from instruct_jax.models.lora import split
 from instruct_jax.pipeline.load import build_config, load_config
 from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.workspace import Workspace
@@ -67,7 +68,7 @@ def _their_config(folder: Path) -> Any:
 def read_base(ws: Workspace, *, head: bool = False) -> Params:
     """The weights of `base`: of the language model or, with `head`, of the reward model."""
     folder = model_folder(str(ws.config.base))
-    boxed = ws.boxed_scalar if head else ws.boxed_policy
+    boxed = ws.boxed_scalar if head else split(ws.boxed_policy)[0]
     return read_params(folder, family_of(_their_config(folder)), ws.config.model, boxed, ws.layout, head=head)
 
 
@@ -75,7 +76,7 @@ def import_base(ws: Workspace) -> dict[str, Any]:
     """The weights of `base` as the checkpoint of the stage pretrain."""
     folder, params = model_folder(str(ws.config.base)), read_base(ws)
     state = sharding.new_state(params, ws.key("imported"), init_optimizer=lambda _: {})
-    with Checkpoints(ws.folder / "pretrain" / "checkpoints", fingerprints=ws.fingerprints(ws.boxed_policy)) as checkpoints:
+    with Checkpoints(ws.folder / "pretrain" / "checkpoints", fingerprints=ws.fingerprints("pretrain")) as checkpoints:
         checkpoints.save(state)
     files = [path for path in sorted(folder.iterdir()) if path.name == "config.json" or path.suffix == ".safetensors"]
     return {

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from instruct_jax.config import MeshConfig, ModelConfig, check
+from instruct_jax.config import LoraConfig, MeshConfig, ModelConfig, check
 from instruct_jax.data.encode import TextFormat
 from instruct_jax.stages.ppo import PpoConfig
 from instruct_jax.stages.pretrain import PretrainConfig
@@ -115,6 +115,7 @@ class RunConfig:
     text: TextFormat = TextFormat()
     model: ModelConfig = ModelConfig()  # policy and reference
     reward_model: ModelConfig | None = None  # reward model and value function; None = as the policy
+    lora: LoraConfig | None = None  # adapters on the base model are all that SFT, reward model and PPO train; None = all weights
     mesh: MeshConfig = MeshConfig()
     pretrain: PretrainConfig = PretrainConfig()
     sft: SftConfig = SftConfig()

@@ -11,12 +11,22 @@ from instruct_jax import optim, sharding
 from instruct_jax.config import MESH, OptimizerConfig
 from instruct_jax.models.attention import make_attention
 from instruct_jax.models.lm import LanguageModel, parameter_count
+from instruct_jax.models.lora import scalar_base, split
 from instruct_jax.pipeline.costs import Costs, Work
 from instruct_jax.pipeline.settings import RunConfig
-from instruct_jax.pipeline.steps import build_models, compile_experience, compile_rollout, compile_update, ppo_optimizers, ppo_state
+from instruct_jax.pipeline.steps import (
+    build_models,
+    compile_experience,
+    compile_rollout,
+    compile_supervised,
+    compile_update,
+    ppo_optimizers,
+    ppo_state,
+    trained_part,
+)
 from instruct_jax.records import PromptBatch, RankingBatch, TokenBatch, TrainState
 from instruct_jax.stages import pretrain, reward_model
-from instruct_jax.stages.gradient import LossFn, make_step
+from instruct_jax.stages.gradient import LossFn
 from instruct_jax.stages.ppo import PpoConfig
 
 Trees = Mapping[str, Any]  # name -> tree of jax.ShapeDtypeStruct with shardings
@@ -44,6 +54,11 @@ class Planner:
         self.policy_weights, self.scalar_weights = (
             jax.eval_shape(model.init, jax.random.key(0)) for model in (self.models.policy, self.models.scalar)
         )
+        lora, policy = config.lora, self.models.policy
+        self.plain = split(self.policy_weights)[0]  # as pretraining has them
+        base = sharding.abstract(self.plain, self.layout)
+        self.base = {} if lora is None else _typed(base, jax.eval_shape(policy.cast, base))
+        self.policy_trained, self.scalar_trained = (trained_part(w, lora)[1] for w in (self.policy_weights, self.scalar_weights))
         self.policy_size, self.scalar_size = parameter_count(self.policy_weights), parameter_count(self.scalar_weights)
         self.policy_costs, self.scalar_costs = _costs(self.models.policy), _costs(self.models.scalar.lm)
 
@@ -52,35 +67,38 @@ class Planner:
         config = self.config
         for stage, asked in {"pretrain": config.pretrain, **config.sfts}.items():
             if stage in stages:
+                weights, base = (self.plain, {}) if stage == "pretrain" else (self.policy_trained, self.base)
                 work = self.policy_costs.training(asked.batch, asked.length, asked.batch * asked.length, asked.micro_batches)
                 loss, batch = pretrain.make_loss(self.models.policy, stage, dropout=asked.dropout), self.texts(asked.batch, asked.length)
-                yield self._supervised(stage, loss, asked.optimizer, self.policy_weights, batch, asked.micro_batches, work)
+                yield self._supervised(stage, loss, asked.optimizer, weights, base, batch, asked.micro_batches, work)
         if "reward" in stages:
             asked, k, length = config.reward, config.compare.max_completions, config.text.max_prompt + config.text.max_completion
             work = self.scalar_costs.training(asked.batch * k, length, 0, asked.micro_batches)
             loss, batch = reward_model.make_loss(self.models.scalar), self.rankings(asked.batch, k, length)
-            yield self._supervised("reward", loss, asked.optimizer, self.scalar_weights, batch, asked.micro_batches, work)
+            weights, base = self.scalar_trained, scalar_base(self.base)
+            yield self._supervised("reward", loss, asked.optimizer, weights, base, batch, asked.micro_batches, work)
         for stage, ppo in config.rl.items():
             if stage in stages:
                 yield from self._ppo(stage, ppo)
 
     def _supervised(
-        self, stage: str, loss: LossFn, optimizer: OptimizerConfig, weights: Any, batch: Any, parts: int, work: Work
+        self, stage: str, loss: LossFn, optimizer: OptimizerConfig, weights: Any, base: Any, batch: Any, parts: int, work: Work
     ) -> Program:
         tx, size = optim.make_optimizer(optimizer, 1), parameter_count(weights)
         state = self.state(weights, init_optimizer=tx.init)
-        run = sharding.compile_step(make_step(loss, tx, micro_batches=parts), self.layout, state)
+        run = compile_supervised(self.models, loss, tx, state, base, parts)
         work += self.policy_costs.learning(size, parts)
-        return Program(stage, "step", run, (state, batch), _parts(state), {}, size, work)
+        return Program(stage, "step", run, (state, base, batch), _parts(state) | _frozen(base), {}, size + parameter_count(base), work)
 
     def _ppo(self, stage: str, ppo: PpoConfig) -> Iterator[Program]:
         rows, prompt, response = ppo.batch, self.config.text.max_prompt, ppo.sampler.max_tokens
         policy, scalar, sizes = self.policy_costs, self.scalar_costs, (self.policy_size, self.scalar_size)
         optimizers = ppo_optimizers(ppo)
-        state = self.state({"policy": self.policy_weights, "value": self.scalar_weights}, **ppo_state(ppo, optimizers))
-        reference, reward = (sharding.abstract(weights, self.layout) for weights in (self.policy_weights, self.scalar_weights))
-        frozen = {"reference": reference, "reward": reward}
-        others = {"reference": reference, "reward model": reward}
+        trained = {"policy": self.policy_trained, "value": self.scalar_trained}
+        state = self.state(trained, **ppo_state(ppo, optimizers))
+        reference, reward = (sharding.abstract(weights, self.layout) for weights in trained.values())
+        frozen = {"base": self.base, "reference": reference, "reward": reward}
+        others = {"reference": reference, "reward model": reward} | _frozen(self.base)
 
         sample = compile_rollout(self.models, ppo.sampler, eos=0, pad=1)
         weights, prompts = self._sampled(), self.prompts(rows, prompt)
@@ -103,10 +121,12 @@ class Planner:
         if ptx is not None:
             texts = ppo.updates * ppo.ptx_batch
             work += policy.training(texts, ppo.ptx_length, texts * ppo.ptx_length, parts)
-        for size in sizes:
-            work += policy.learning(size, ppo.micro_batches, ppo.updates)
-        update = compile_update(self.models, ppo, optimizers, state)
-        yield Program(stage, "update", update, (state, self.split(made), ptx, self.whole(seen)), _parts(state), others, sum(sizes), work)
+        for weights in trained.values():
+            work += policy.learning(parameter_count(weights), ppo.micro_batches, ppo.updates)
+        update, base = compile_update(self.models, ppo, optimizers, state, self.base), _frozen(self.base)
+        asked = (state, self.base, self.split(made), ptx, self.whole(seen))
+        others = {name: tree for name, tree in others.items() if name not in base}
+        yield Program(stage, "update", update, asked, _parts(state) | base, others, sum(sizes), work)
 
     # --- stand-ins for what a run puts on the mesh ---
 
@@ -117,8 +137,7 @@ class Planner:
     def _sampled(self) -> Any:
         """The policy's weights as Workspace.for_sampling makes them."""
         weights = sharding.abstract(self.policy_weights, self.models.sampling)
-        cast = jax.eval_shape(self.models.policy.cast, weights)
-        return jax.tree.map(lambda x, new: jax.ShapeDtypeStruct(x.shape, new.dtype, sharding=x.sharding), weights, cast)
+        return _typed(weights, jax.eval_shape(self.models.policy.cast, weights))
 
     def whole(self, tree: Any) -> Any:
         """Arrays of which every device has a copy."""
@@ -139,6 +158,15 @@ class Planner:
 
     def prompts(self, rows: int, length: int) -> PromptBatch:
         return self.split(PromptBatch(_ints(rows, length), _bools(rows, length)))
+
+
+def _typed(tree: Any, like: Any) -> Any:
+    """The tree with the types of the other one."""
+    return jax.tree.map(lambda x, new: jax.ShapeDtypeStruct(x.shape, new.dtype, sharding=x.sharding), tree, like)
+
+
+def _frozen(base: Any) -> dict[str, Any]:
+    return {"base": base} if base else {}
 
 
 def _shape(dtype: Any, *shape: int) -> Any:

@@ -7,13 +7,16 @@ import jax
 import optax
 
 from instruct_jax import optim, sharding
+from instruct_jax.config import LoraConfig
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
+from instruct_jax.models.lora import join, scalar_base, split
 from instruct_jax.pipeline.settings import RunConfig
-from instruct_jax.records import Experience, Metrics, Params, TokenBatch, TrainState
+from instruct_jax.records import Experience, Metrics, Params, Rollout, TokenBatch, TrainState
 from instruct_jax.sharding import Layout
 from instruct_jax.stages import ppo
 from instruct_jax.stages.experience import make_experience
+from instruct_jax.stages.gradient import LossFn, make_step
 from instruct_jax.stages.rollout import SamplerConfig, make_rollout
 
 
@@ -30,8 +33,32 @@ class Models(NamedTuple):
 def build_models(config: RunConfig, devices: Sequence[Any] | None = None) -> Models:
     """On the mesh of the config over these devices (all that are here)."""
     training, sampling = sharding.layouts(config.mesh, sharding.make_mesh(config.mesh, devices))
-    scalar = ScalarModel(LanguageModel(config.reward_model or config.model, training))
-    return Models(training, sampling, LanguageModel(config.model, training), LanguageModel(config.model, sampling), scalar)
+    model, lora = config.model, config.lora
+    scalar = ScalarModel(LanguageModel(config.reward_model or model, training, lora))
+    return Models(training, sampling, LanguageModel(model, training, lora), LanguageModel(model, sampling, lora), scalar)
+
+
+def trained_part(params: Params, lora: LoraConfig | None) -> tuple[Params, Params]:
+    """(the frozen base, what is trained on it): without adapters nothing is frozen."""
+    return ({}, params) if lora is None else split(params)
+
+
+def compile_supervised(
+    models: Models, loss_fn: LossFn, optimizer: optax.GradientTransformation, state: TrainState, base: Params, micro_batches: int
+) -> Callable:
+    """(state, base, batch) -> (state, metrics): gradient.make_step on a frozen base, which is {} where all weights are trained."""
+
+    def step(state: TrainState, base: Params, batch: Any) -> tuple[TrainState, Metrics]:
+        def on_base(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+            return loss_fn(join(base, params), batch, key)
+
+        return make_step(on_base, optimizer, micro_batches=micro_batches)(state, batch)
+
+    return sharding.compile_step(step, models.training, state, _shardings(base), models.training.sharding("batch"))
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, tree)
 
 
 def compile_rollout(models: Models, sampler: SamplerConfig, *, eos: int, pad: int, samples: int = 1) -> Callable:
@@ -41,12 +68,19 @@ def compile_rollout(models: Models, sampler: SamplerConfig, *, eos: int, pad: in
 
 
 def compile_experience(models: Models, config: ppo.PpoConfig) -> Callable:
-    """experience.make_experience, which reads as many rows at a time as the update does"""
+    """experience.make_experience, which reads as many rows at a time as the update does; frozen["base"] is what adapters lie on, or {}"""
     parts = config.batch // config.minibatch * config.micro_batches
     make = make_experience(
         models.policy, models.scalar, models.scalar, config.experience, temperature=config.sampler.temperature, parts=parts
     )
-    return jax.jit(make, out_shardings=(models.training.sharding("batch"), models.training.sharding()))
+
+    def on_base(params: Params, frozen: Params, rollout: Rollout, kl_coef: jax.Array) -> tuple[Experience, Metrics]:
+        base, scalars = frozen["base"], scalar_base(frozen["base"])
+        params = {"policy": join(base, params["policy"]), "value": join(scalars, params["value"])}
+        frozen = {"reference": join(base, frozen["reference"]), "reward": join(scalars, frozen["reward"])}
+        return make(params, frozen, rollout, kl_coef)
+
+    return jax.jit(on_base, out_shardings=(models.training.sharding("batch"), models.training.sharding()))
 
 
 Optimizers = tuple[optax.GradientTransformation, optax.GradientTransformation]  # of policy and value function
@@ -66,12 +100,13 @@ def ppo_state(config: ppo.PpoConfig, optimizers: Optimizers) -> dict[str, Any]:
     return {"init_optimizer": init, "averaged": lambda params: params["policy"], "kl_coef": config.kl_coef}
 
 
-def compile_update(models: Models, config: ppo.PpoConfig, optimizers: Optimizers, state: TrainState) -> Callable:
-    """(state, experience, ptx rows, metrics of the experience) -> (state, all metrics): beta adapts, then ppo.make_update."""
-    learn, split = ppo.make_update(models.policy, models.scalar, config, *optimizers), models.training.sharding
+def compile_update(models: Models, config: ppo.PpoConfig, optimizers: Optimizers, state: TrainState, base: Params) -> Callable:
+    """(state, base, experience, ptx rows, metrics of the experience) -> (state, all metrics): beta adapts, then ppo.make_update."""
+    split = models.training.sharding
 
-    def update(state: TrainState, made: Experience, ptx: TokenBatch | None, seen: Metrics) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, base: Params, made: Experience, ptx: TokenBatch | None, seen: Metrics) -> tuple[TrainState, Metrics]:
+        learn = ppo.make_update(models.policy, models.scalar, config, *optimizers, base=base)
         state, metrics = learn(ppo.adapt(state, seen["ppo/kl"], config), made, ptx)
         return state, seen | metrics
 
-    return sharding.compile_step(update, models.training, state, split("batch"), split(None, "batch"), split())
+    return sharding.compile_step(update, models.training, state, _shardings(base), split("batch"), split(None, "batch"), split())

@@ -15,8 +15,10 @@ from instruct_jax import optim, sharding
 from instruct_jax.config import ConfigError, OptimizerConfig
 from instruct_jax.data import batches, encode, packing
 from instruct_jax.data.schemas import Record
-from instruct_jax.models.heads import backbone_of, recentred
+from instruct_jax.models.heads import recentred
+from instruct_jax.models.lora import backbone_of, join, scalar_base, split
 from instruct_jax.pipeline import measure, steps
+from instruct_jax.pipeline.steps import compile_supervised, trained_part
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.records import Metrics, Params, PromptBatch, TokenBatch, TrainState
 from instruct_jax.runtime.checkpoints import Checkpoints
@@ -27,7 +29,7 @@ from instruct_jax.runtime.metrics import cut_after
 from instruct_jax.stages import ppo as ppo_stage
 from instruct_jax.stages import pretrain as pretrain_stage
 from instruct_jax.stages import reward_model as reward_stage
-from instruct_jax.stages.gradient import LossFn, make_step
+from instruct_jax.stages.gradient import LossFn
 from instruct_jax.stages.rollout import SamplerConfig
 
 
@@ -76,12 +78,15 @@ def supervised(
     several_shapes: bool = False,
     **options: Any,
 ) -> Training:
-    """The training of `params` (abstract twin: boxed) with one loss; `options` are the further fields of Training."""
+    """The training of `params` (abstract twin: boxed) with one loss; of adapters and heads only, where the run has adapters.  `options`
+    are the further fields of Training."""
     tx = optim.make_optimizer(optimizer, steps)
-    state = sharding.create_state(ws.layout, boxed, params, tx.init, ws.key(name))
-    step = sharding.compile_step(make_step(loss_fn, tx, micro_batches=micro_batches), ws.layout, state)
-    step = sharding.ahead_of_time(step, state, (batch_at(i) for i in range(steps if several_shapes else 1)))
-    return Training(step, state, batch_at, steps, ws.fingerprints(boxed), **options)
+    lora = None if name == "pretrain" else ws.config.lora
+    base, own = trained_part(params, lora)
+    state = sharding.create_state(ws.layout, trained_part(boxed, lora)[1], own, tx.init, ws.key(name))
+    step = compile_supervised(ws.models, loss_fn, tx, state, base, micro_batches)
+    step = sharding.ahead_of_time(step, state, base, (batch_at(i) for i in range(steps if several_shapes else 1)))
+    return Training(step, state, batch_at, steps, ws.fingerprints(name), **options)
 
 
 def training_of(ws: Workspace, stage: str) -> Training:
@@ -117,8 +122,8 @@ def pretraining(ws: Workspace) -> Training:
     return supervised(
         ws,
         "pretrain",
-        ws.boxed_policy,
-        sharding.create_sharded(ws.policy.init, ws.layout, ws.key("policy weights")),
+        split(ws.boxed_policy)[0],
+        sharding.create_sharded(lambda key: split(ws.policy.init(key))[0], ws.layout, ws.key("policy weights")),
         pretrain_stage.make_loss(ws.policy, "pretrain", dropout=cfg.dropout),
         cfg.optimizer,
         ws.batch_at(rows, cfg.batch),
@@ -164,7 +169,7 @@ def sft_training(ws: Workspace, name: str) -> Training:
         ws,
         name,
         ws.boxed_policy,
-        ws.policy_of("pretrain"),
+        join(ws.policy_of("pretrain"), ws.adapters(f"{name} adapters")),
         pretrain_stage.make_loss(ws.policy, "sft", dropout=cfg.dropout),
         cfg.optimizer,
         batch_at,
@@ -224,7 +229,7 @@ def reward_training(ws: Workspace) -> Training:
 def reward(ws: Workspace) -> dict[str, Any]:
     """The reward model; recentred after its training, and measured on held-out rankings."""
     training = reward_training(ws)
-    params = training.run(ws.folder / "reward").params
+    params = join(scalar_base(ws.base), training.run(ws.folder / "reward").params)
     shift = normalisation(ws, params)
     params = recentred(params, shift["mean"], shift["scale"])
     groups = {name: _rankings(ws, name) for name in measure.GROUPS}
@@ -260,20 +265,20 @@ def normalisation(ws: Workspace, params: Params) -> dict[str, float]:
 def ppo_training(ws: Workspace, name: str, phases: Path | None = None) -> Training:
     """PPO, or PPO-ptx where the config has a ptx_coef: rollout, experience, update.  How long these took is written to `phases`."""
     cfg = ws.config.rl[name]
-    reference, judge = ws.policy_of([*ws.config.sfts][-1]), ws.reward_params()
+    start, judge = ws.trained(ws.policy_of([*ws.config.sfts][-1])), ws.trained(ws.reward_params())
     critic = {
         "reward": lambda: judge,
         "policy": lambda: {
-            "backbone": backbone_of(reference),
+            "backbone": backbone_of(start),
             "head": sharding.create_sharded(ws.scalar.init_head, ws.layout, ws.key("value head")),
         },
-        "fresh": lambda: sharding.create_sharded(ws.scalar.init, ws.layout, ws.key("value weights")),
+        "fresh": lambda: sharding.create_sharded(lambda key: ws.trained(ws.scalar.init(key)), ws.layout, ws.key("value weights")),
     }[cfg.value_init]()
     optimizers = steps.ppo_optimizers(cfg)
     state = sharding.create_state(
         ws.layout,
-        {"policy": ws.boxed_policy, "value": ws.boxed_scalar},
-        {"policy": reference, "value": critic},
+        {"policy": ws.trained(ws.boxed_policy), "value": ws.trained(ws.boxed_scalar)},
+        {"policy": start, "value": critic},
         key=ws.key(name),
         **steps.ppo_state(cfg, optimizers),
     )
@@ -291,11 +296,11 @@ def ppo_training(ws: Workspace, name: str, phases: Path | None = None) -> Traini
         return prompts_at(step), sharding.put(jax.tree.map(lambda *x: np.stack(x), *parts), wide, cfg.ptx_batch, axis=1)
 
     return Training(
-        _iteration(ws, cfg, state, {"reference": reference, "reward": judge}, optimizers, phases),
+        _iteration(ws, cfg, state, {"base": ws.base, "reference": start, "reward": judge}, optimizers, phases),
         state,
         batch_at,
         cfg.iterations,
-        ws.fingerprints(ws.boxed_policy),
+        ws.fingerprints(name),
         save_every=cfg.save_every,
         keep_every=cfg.keep_every,
         stop_when=_budget(cfg.kl_budget),
@@ -326,21 +331,21 @@ def _iteration(
     sampler's layout before them, timed one by one."""
     rollout = ws.rollout(cfg.sampler)
     experience = steps.compile_experience(ws.models, cfg)
-    update = steps.compile_update(ws.models, cfg, optimizers, state)
+    update = steps.compile_update(ws.models, cfg, optimizers, state, ws.base)
 
     def iterate(state: TrainState, batch: tuple[PromptBatch, TokenBatch | None]) -> tuple[TrainState, Metrics]:
         prompts, ptx = batch
         seconds: dict[str, float] = {}
         number, key = int(state.step) + 1, ppo_stage.iteration_keys(state)["rollout"]
         with _phase(seconds, "reshard"):
-            weights = jax.block_until_ready(ws.for_sampling(state.params["policy"]))
+            weights = jax.block_until_ready(ws.for_sampling(join(ws.base, state.params["policy"])))
         with _phase(seconds, "rollout"):
             drawn = jax.block_until_ready(rollout(weights, prompts, key))
         del weights
         with _phase(seconds, "experience"):
             made, seen = jax.block_until_ready(experience(state.params, frozen, drawn, state.kl_coef))
         with _phase(seconds, "update"):
-            state, metrics = jax.block_until_ready(update(state, made, ptx, seen))
+            state, metrics = jax.block_until_ready(update(state, ws.base, made, ptx, seen))
         tokens = int(drawn.mask.sum())
         if phases and is_main():
             _write_phases(phases, number, seconds, tokens)

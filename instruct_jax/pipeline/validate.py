@@ -122,6 +122,10 @@ def _check_models(config: RunConfig) -> None:
         f"text.max_prompt + text.max_completion or sampler.max_tokens = {longest} exceeds reward_model.context={judge.context}; raise it",
     )
     check(
+        config.lora is None or judge == config.model,
+        "reward_model is another model, and lora trains adapters on one base for all; remove reward_model, or lora",
+    )
+    check(
         judge.vocab_size == config.model.vocab_size,
         f"reward_model.vocab_size={judge.vocab_size} is not model.vocab_size={config.model.vocab_size}; make them equal",
     )

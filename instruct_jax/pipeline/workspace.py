@@ -18,8 +18,9 @@ from instruct_jax.data.encode import encode_prompts
 from instruct_jax.data.packing import Ids, Rows, pad_prompts, pad_rows
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import check_vocabulary, decode_completion, fingerprint
+from instruct_jax.models.lora import join, scalar_base, split
 from instruct_jax.pipeline.settings import RunConfig
-from instruct_jax.pipeline.steps import build_models, compile_rollout
+from instruct_jax.pipeline.steps import build_models, compile_rollout, trained_part
 from instruct_jax.pipeline.tasks import Task
 from instruct_jax.records import Params, PromptBatch, Rollout, TokenBatch
 from instruct_jax.runtime.checkpoints import restore_params
@@ -72,35 +73,57 @@ class Workspace:
     def boxed_scalar(self) -> Params:
         return jax.eval_shape(self.scalar.init, jax.random.key(0))
 
+    def trained(self, params: Params) -> Params:
+        """The part of the parameters (abstract ones too) that stages after pretraining train and keep: adapters and heads, or all."""
+        return trained_part(params, self.config.lora)[1]
+
+    @functools.cached_property
+    def base(self) -> Params:
+        """What adapters lie on: the pretrained model in config.dtype, once for policy, value function, reference and reward model."""
+        return self.policy.cast(self.load("pretrain", split(self.boxed_policy)[0])) if self.config.lora else {}
+
+    def adapters(self, purpose: str) -> Params:
+        """New ones, which change nothing yet; {} where all weights are trained."""
+        if self.config.lora is None:
+            return {}
+        return sharding.create_sharded(lambda key: split(self.policy.init(key))[1], self.layout, self.key(purpose))
+
     def load(self, stage: str, boxed: Params, *, part: str = "params", step: int | None = None) -> Params:
         """The parameters that a stage left behind, born in the layout of the mesh."""
         shapes = sharding.abstract(boxed, self.layout)
-        return restore_params(self.folder / stage / "checkpoints", shapes, part=part, step=step, fingerprints=self.fingerprints(boxed))
+        return restore_params(self.folder / stage / "checkpoints", shapes, part=part, step=step, fingerprints=self.fingerprints(stage))
 
     def for_sampling(self, params: Params) -> Params:
         """The policy's parameters as the sampler wants them: in config.dtype, in the sampling layout."""
         return sharding.reshard(self.policy.cast(params), self.boxed_policy, self.sampling)
 
     def policy_of(self, stage: str, step: int | None = None) -> Params:
-        """The policy after a stage (of PPO, also at a step that was kept).  The SFT model is the epoch that `select` chose, once it has."""
+        """The policy after a stage, or at one of its steps that was kept.  The SFT model is the epoch that `select` chose, once it has."""
+        if stage == "pretrain" and self.config.lora:
+            return join(self.base, self.adapters("none"))  # they change nothing: one program reads all policies
+        boxed = self.trained(self.boxed_policy)
         if stage in ("ppo", "ppo_ptx"):
             part = "ema" if self.config.evaluation.averaged else "params/policy"
-            return self.load(stage, self.boxed_policy, part=part, step=step)
+            return join(self.base, self.load(stage, boxed, part=part, step=step))
         chosen = self.folder / "select" / "done.json"
-        step = self.output("select")["step"] if stage == "sft" and chosen.exists() else None
-        return self.load(stage, self.boxed_policy, step=step)
+        if stage == "sft" and step is None and chosen.exists():
+            step = self.output("select")["step"]
+        return join(self.base, self.load(stage, boxed, step=step))
 
     def reward_params(self) -> Params:
         """The reward model, recentred."""
         from instruct_jax.models.heads import recentred
 
         shift = self.output("reward")["normalisation"]
-        return recentred(self.load("reward", self.boxed_scalar), shift["mean"], shift["scale"])
+        params = join(scalar_base(self.base), self.load("reward", self.trained(self.boxed_scalar)))
+        return recentred(params, shift["mean"], shift["scale"])
 
-    def fingerprints(self, boxed: Params) -> dict[str, str]:
-        """What must be the same when a checkpoint is read: the tokenizer, and the model behind `boxed`."""
-        config = self.config.model if boxed is self.boxed_policy else self.scalar.lm.config
-        return {"tokenizer": fingerprint(self.task.tokenizer), "model": model_fingerprint(config)}
+    def fingerprints(self, stage: str) -> dict[str, str]:
+        """What must be the same when a checkpoint of a stage is read: the tokenizer, the model, and the adapters where there are some."""
+        config = self.scalar.lm.config if stage == "reward" else self.config.model
+        found = {"tokenizer": fingerprint(self.task.tokenizer), "model": model_fingerprint(config)}
+        lora = None if stage == "pretrain" else self.config.lora
+        return found if lora is None else found | {"lora": f"rank {lora.rank}, alpha {lora.alpha}, {', '.join(lora.targets)}"}
 
     # --- stages ---
 

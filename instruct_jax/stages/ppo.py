@@ -11,6 +11,7 @@ import optax
 from instruct_jax.config import OptimizerConfig, check
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
+from instruct_jax.models.lora import join, scalar_base
 from instruct_jax.ops.kl_control import adaptive_kl
 from instruct_jax.ops.losses import policy_loss, value_loss
 from instruct_jax.optim import update_ema
@@ -103,18 +104,20 @@ def iteration_keys(state: TrainState) -> dict[str, jax.Array]:
     return dict(zip(names, jax.random.split(jax.random.fold_in(state.key, state.step), len(names)), strict=True))
 
 
-def make_losses(policy: LanguageModel, value: ScalarModel, config: PpoConfig):
-    """(policy loss, value loss) over (experience, weight [B, T]), as weighted sums."""
+def make_losses(policy: LanguageModel, value: ScalarModel, config: PpoConfig, base: Params | None = None):
+    """(policy loss, value loss) over (experience, weight [B, T]), as weighted sums.  base: what the parameters are adapters on, if they
+    are."""
+    scalars = scalar_base(base)
 
     def policy_fn(params: Params, batch: tuple[Experience, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
         made, weight = batch
-        logp, entropy = response_logprobs(policy, params, made.rollout, config.sampler.temperature)
+        logp, entropy = response_logprobs(policy, join(base, params), made.rollout, config.sampler.temperature)
         loss, metrics = policy_loss(logp, made.rollout.logp, made.advantage, weight, clip=config.clip)
         return loss - config.entropy_bonus * (entropy * weight).sum(), metrics
 
     def value_fn(params: Params, batch: tuple[Experience, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
         made, weight = batch
-        values = response_values(value, params, made.rollout)
+        values = response_values(value, join(scalars, params), made.rollout)
         return value_loss(values, made.value, made.target, weight, clip=config.value_clip)
 
     return policy_fn, value_fn
@@ -126,14 +129,22 @@ def make_update(
     config: PpoConfig,
     policy_optimizer: optax.GradientTransformation,
     value_optimizer: optax.GradientTransformation,
+    *,
+    base: Params | None = None,
 ) -> Callable[[TrainState, Experience, TokenBatch | None], tuple[TrainState, Metrics]]:
     """update(state, experience, ptx): `epochs` passes over the experience in random minibatches, one optimizer step each.
 
     ptx: pretraining rows [updates, ptx_batch, ptx_length], weights summing to 1 in each update; None without PPO-ptx.  Both gradients are
     accumulated into one step: grad = grad_PPO + ptx_coef * grad_NLL, where NLL is a mean per token.
+
+    base: the frozen parameters that those of the state are adapters on; None where all are trained.
     """
-    policy_fn, value_fn = make_losses(policy, value, config)
-    ptx_fn = make_lm_loss(policy, "ptx")
+    policy_fn, value_fn = make_losses(policy, value, config, base)
+    lm_fn = make_lm_loss(policy, "ptx")
+
+    def ptx_fn(params: Params, batch: TokenBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return lm_fn(join(base, params), batch, key)
+
     rows = config.batch // config.minibatch
 
     def policy_gradient(params, minibatch, ptx, key):

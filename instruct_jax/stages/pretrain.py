@@ -44,7 +44,7 @@ def make_loss(lm: LanguageModel, stage: str, *, dropout: float = 0.0) -> LossFn:
     """Weighted negative log-likelihood in nats.  With weights that sum to 1 it is the mean over the tokens that count."""
 
     def loss_fn(params: Params, batch: TokenBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        hidden = lm.hidden(params, batch.tokens, batch.segments, dropout=dropout, key=key if dropout else None)
+        hidden = lm.hidden(params, batch.tokens, batch.segments, dropout=dropout, key=key if dropout or lm.adapter_dropout else None)
         targets, weight = jnp.roll(batch.tokens, -1, axis=1), jnp.roll(batch.weight, -1, axis=1)  # column 0 weighs 0
         logp, entropy = lm.logprobs(params, hidden, targets)
         nll = -(logp * weight).sum()

@@ -34,7 +34,8 @@ def make_loss(model: ScalarModel) -> LossFn:
 
     def loss_fn(params: Params, batch: RankingBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         prompts, k, length = batch.tokens.shape
-        flat = model.score(params, batch.tokens.reshape(prompts * k, length), batch.mask.reshape(prompts * k, length))
+        rows = batch.tokens.reshape(prompts * k, length), batch.mask.reshape(prompts * k, length)
+        flat = model.score(params, *rows, key if model.lm.adapter_dropout else None)
         scores = flat.reshape(prompts, k)
         losses, accuracies, _ = jax.vmap(ranking_loss)(scores, batch.ranks)
         loss = (losses * batch.weight).sum()

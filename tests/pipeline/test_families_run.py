@@ -16,11 +16,12 @@ import torch_models
 import transformers
 
 from instruct_jax.cli import main
+from instruct_jax.models.lora import merged
 from instruct_jax.pipeline.pretrained import load_run
 from instruct_jax.pipeline.tasks import tokenizer_only
 from instruct_jax.pipeline.workspace import Workspace
 
-FAMILIES = ("gpt2", "gpt_neox", "llama 3", "qwen3")
+CHAINS = {"gpt2": "", "gpt_neox": "", "llama 3": "", "qwen3": "", "qwen3 with adapters": "lora: {rank: 2, dropout: 0.1}\n"}
 CONFIG = """
 out: run
 base: base
@@ -81,13 +82,14 @@ def make(folder: Path, name: str) -> None:
         userfiles.write(folder / file, records)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=CHAINS)
 def chain(request, tmp_path_factory):
     """The folder of a finished chain."""
     folder = tmp_path_factory.mktemp("chain")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        make(folder, request.param)
+        make(folder, request.param.removesuffix(" with adapters"))
+        (folder / "run.yaml").write_text(CONFIG + CHAINS[request.param])
         assert main(["check", "--config", "run.yaml"]) == 0
         assert main(["run", "--config", "run.yaml"]) == 0
         yield folder
@@ -112,7 +114,8 @@ def test_the_policy_goes_out(chain):
     ours = ws.policy.logits(params, hidden.reshape(-1, hidden.shape[-1])).reshape(*TOKENS.shape, -1)
     torch_models_close(ours, torch_models.logits(theirs, TOKENS, np.ones_like(TOKENS)))
     base = transformers.AutoModelForCausalLM.from_pretrained(chain / "base")
-    assert not torch.equal(base.get_input_embeddings().weight, theirs.get_input_embeddings().weight)
+    pairs = zip(base.parameters(), theirs.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)  # it was trained
     tok = transformers.AutoTokenizer.from_pretrained(out)
     assert tok.encode("a b") == ws.task.tokenizer.encode("a b")
     card = (out / "README.md").read_text()
@@ -135,6 +138,18 @@ def test_the_reward_model_goes_out_with_its_bias(chain):
     torch_models_close(np.asarray(ours) - bias, torch_models.logits(plain, TOKENS, np.ones_like(TOKENS))[:, 0])
 
 
+def test_adapters_are_all_that_is_kept(chain):
+    ws = opened(chain)
+    if ws.config.lora is None:
+        pytest.skip("this chain trains all weights")
+    [notes] = (chain / "run" / "ppo" / "checkpoints").glob("1/_CHECKPOINT_METADATA")
+    kept = json.loads(notes.read_text())["custom_metadata"]["digests"]
+    weights = [name for name in kept if name.startswith(("params", "opt_state", "ema")) and not name.endswith("count")]
+    assert len(weights) > 50 and all("_lora" in name or ".head." in name for name in weights)
+    first = json.loads((chain / "run" / "ppo" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["ppo/kl"] == 0 and abs(first["rollout/logp_gap"]) < 1e-5
+
+
 def torch_models_close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
@@ -146,7 +161,7 @@ def test_what_went_out_comes_in_again(chain):
     ws = opened(chain)
     config = load_run("imported/config.yaml")
     back = Workspace(config, Path("imported"), tokenizer_only(config, Path("imported")))
-    jax.tree.map(np.testing.assert_array_equal, back.policy_of("pretrain"), ws.policy_of("sft"))
+    jax.tree.map(np.testing.assert_array_equal, back.policy_of("pretrain"), merged(ws.policy_of("sft"), ws.config.lora))
     (chain / "second.yaml").write_text(CONFIG + "start: {folder: imported, stages: [pretrain]}\n")
     argv = ["run", "--config", "second.yaml", "--stages", "sft", "--base", str(out), "--out", "second"]
     assert main(argv) == 0 and (chain / "second" / "pretrain").is_symlink()

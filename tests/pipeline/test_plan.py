@@ -80,14 +80,14 @@ def test_stand_ins_are_what_a_run_has(finished, monkeypatch):
     programs = {(one.stage, one.step): one for one in planner.programs(config.stages)}
     reached = {}
     monkeypatch.setattr(train, "train", lambda step, state, batch_at, **options: reached.update(state=state, batch=batch_at(0)) or state)
-    monkeypatch.setattr(sharding, "ahead_of_time", lambda step, state, examples: step)
+    monkeypatch.setattr(sharding, "ahead_of_time", lambda step, state, base, examples: step)
     show = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype), str(x.sharding.spec)), tree)  # noqa: E731
     for stage, run in {"pretrain": train.pretrain, "sft": train.sft}.items():
         monkeypatch.setattr(Workspace, "nll", lambda self, params, rows: 0.0)
         run(ws)
-        assert show((reached["state"], reached["batch"])) == show(programs[stage, "step"].arguments), stage
+        assert show((reached["state"], {}, reached["batch"])) == show(programs[stage, "step"].arguments), stage
     train.ppo(ws, "ppo")
-    (weights, prompts, _), (state, _, ptx, _) = programs["ppo", "rollout"].arguments, programs["ppo", "update"].arguments
+    (weights, prompts, _), (state, _, _, ptx, _) = programs["ppo", "rollout"].arguments, programs["ppo", "update"].arguments
     assert show(reached["state"]) == show(state)
     assert show(reached["batch"]) == show((prompts, ptx))
     assert show(ws.for_sampling(ws.policy_of("sft"))) == show(weights)

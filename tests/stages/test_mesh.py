@@ -174,8 +174,9 @@ def test_ahead_of_time_compiles_every_shape_before_the_first_step():
     key = jax.random.key(0)
     tx = optim.make_optimizer(RATE, 10)
     state = sharding.create_state(layout, jax.eval_shape(lm.init, key), sharding.create_sharded(lm.init, layout, key), tx.init, key)
-    step = sharding.compile_step(make_step(pretrain.make_loss(lm, "sft"), tx), layout, state)
-    ready = sharding.ahead_of_time(step, state, [tiny.token_batch(length=n) for n in (8, 12, 8)])
+    plain = make_step(pretrain.make_loss(lm, "sft"), tx)
+    step = sharding.compile_step(lambda state, base, batch: plain(state, batch), layout, state, {}, layout.sharding("batch"))
+    ready = sharding.ahead_of_time(step, state, {}, [tiny.token_batch(length=n) for n in (8, 12, 8)])
     state, _ = ready(state, tiny.token_batch(length=12))
     state, _ = ready(state, tiny.token_batch(length=8, seed=1))
     assert int(state.step) == 2
