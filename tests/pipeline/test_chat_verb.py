@@ -145,6 +145,7 @@ def test_two_models_side_by_side(say, monkeypatch):
     assert both == ["a  runs/a:ppo", *a[:2], "b  runs/a:pretrain", *b[:2], "a  runs/a:ppo", *a[2:], "b  runs/a:pretrain", *b[2:]]
     apart = say("runs/a:ppo runs/a:pretrain --temperature 0 --max_tokens 3", "/b", "a", "/a", "a", "/both", "b")
     assert apart == [both[3], *b[:2], both[0], *a[:2], *both[6:]]  # each remembers its own exchanges
+    assert say("runs/a --temperature 0 --max_tokens 3 --mesh.tensor 2", "a", "b") == a
     assert say("runs/a", "/b") == ["error: /b needs two models; start again with instruct-jax chat MODEL MODEL"]
 
 
@@ -190,6 +191,7 @@ BAD = {
     "runs/a --temperature much": ("--temperature", "much"),
     "runs/a --max_tokens 16": ("--max_tokens 16 must be at least 1, and less than the context of 16",),
     "runs/a --context 17": ("--context 17 must lie in [2, 16], which is what runs/a:ppo reads",),
+    "runs/a --mesh.fsdp 2": ("only mesh.tensor can split",),
     "runs/a --seed -1": ("--seed -1 must lie in",),
     "runs/a --text.templat x": ("text.templat", "did you mean text.template?"),
     "runs/a runs/a runs/a": ("'runs/a' is not expected here",),
