@@ -14,7 +14,6 @@ from instruct_jax.data.errors import DataError, shorten
 from instruct_jax.data.hub import model_folder
 from instruct_jax.models.families import family_of, read_config
 from instruct_jax.models.lm import parameter_count
-from instruct_jax.models.lora import split
 from instruct_jax.pipeline.load import build_config, load_config
 from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.workspace import Workspace
@@ -76,7 +75,7 @@ def _their_config(folder: Path) -> Any:
 def read_base(ws: Workspace, *, head: bool = False) -> Params:
     """The weights of `base`: of the language model or, with `head`, of the reward model."""
     folder, adapter = _parts(model_folder(str(ws.config.base)))
-    boxed = ws.boxed_scalar if head else split(ws.boxed_policy)[0]
+    boxed = ws.boxed_scalar if head else ws.boxed_pretrained
     added = None if adapter is None else adapters.Added(adapter)
     family = family_of(_their_config(folder))
     params = read_params(folder, family, ws.config.model, boxed, ws.layout, head=head, added=added)

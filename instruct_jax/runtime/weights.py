@@ -130,13 +130,21 @@ def read_params(
                 if layer is None:
                     found[ours] = _born(part, shapes[ours])
                 else:
+                    ours, place = _place(shapes, ours, layer)
                     stack = found.get(ours)
-                    found[ours] = _stacked(_zeros(shapes[ours]) if stack is None else stack, part, layer)
+                    found[ours] = _stacked(_zeros(shapes[ours]) if stack is None else stack, part, place)
         missing = sorted(set(shapes) - set(found))
         if missing:
             raise WeightsError(f"{folder}: the family {family.name} has no weight for {missing[0]}; its config says otherwise")
         tree = _like(plain, found)
         return {"backbone": tree, "head": _read_head(tensors, boxed["head"], layout)} if head else tree
+
+
+def _place(arrays: Mapping[str, Any], ours: str, layer: int) -> tuple[str, int]:
+    """The array that holds a layer's part of `ours`, and where in it: the first layers may lie apart."""
+    lower = f"lower_{ours}"
+    first = arrays[lower].shape[0] if lower in arrays else 0
+    return (lower, layer) if layer < first else (ours, layer - first)
 
 
 def _check_names(tensors: Tensors, family: Family, shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, head: bool) -> None:
@@ -252,5 +260,6 @@ def write_params(
 
 
 def _packed(arrays: Mapping[str, jax.Array], weight: Weight, layer: int | None, sizes: Mapping[str, int]) -> np.ndarray:
-    ours = [sharding.fetch(arrays[name] if layer is None else arrays[name][layer]) for name in weight.ours]
+    places = [(name, None) if layer is None else _place(arrays, name, layer) for name in weight.ours]
+    ours = [sharding.fetch(arrays[name] if place is None else arrays[name][place]) for name, place in places]
     return weight.pack([x[: sizes["V"]] if weight.axes[0] == "V" else x for x in ours], sizes)
