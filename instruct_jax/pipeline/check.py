@@ -11,6 +11,7 @@ from instruct_jax.config import MESH, ModelConfig
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel, parameter_count
 from instruct_jax.pipeline.settings import RunConfig
+from instruct_jax.pipeline.steps import parted
 from instruct_jax.pipeline.validate import (
     FileFacts,
     check_config,
@@ -28,10 +29,12 @@ TRAINED = 4 * F32  # bytes per parameter: weight, gradient, two moments of Adam
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Parameters of the two models."""
+    """Parameters of the two models, and of what is trained of them."""
 
     policy: int
     scalar: int  # reward model, and value function
+    trained: tuple[int, int]  # of policy and scalar model, after pretraining
+    frozen: int  # the base that they share
 
 
 def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
@@ -45,7 +48,7 @@ def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
     facts = read_files(config, config.files, stages) if config.files is not None and not missing else None
     if not missing:
         check_tokenizers(config)
-    sizes = Sizes(_parameters(config.model), _parameters(config.reward_model or config.model, scalar=True))
+    sizes = _sizes(config)
     judge = _shape(config.reward_model) if config.reward_model else "as the policy, with a scalar head"
     starts = ", ".join(dict.fromkeys(ppo.value_init for ppo in config.rl.values()))
     lines = [
@@ -54,6 +57,7 @@ def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
         f"policy         {sizes.policy:,} parameters: {_shape(config.model)}",
         f"reward model   {sizes.scalar:,} parameters: {judge}",
         f"value function {sizes.scalar:,} parameters, starts from: {starts}",
+        *([f"trained        {sizes.trained[0]:,} parameters of the policy, on a frozen base of {sizes.frozen:,}"] if sizes.frozen else []),
         f"mesh           {_mesh(config)}",
         "",
         *table(("stage", "steps", "batch", "tokens"), [row for row in _stages(config, facts) if row[0] in stages]),
@@ -65,10 +69,12 @@ def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
     return "\n".join(lines)
 
 
-def _parameters(model: ModelConfig, *, scalar: bool = False) -> int:
-    lm = LanguageModel(model)
-    init = ScalarModel(lm).init if scalar else lm.init
-    return parameter_count(jax.eval_shape(lambda: init(jax.random.key(0))))
+def _sizes(config: RunConfig) -> Sizes:
+    policy, judge = (LanguageModel(m, None, config.lora, config.frozen_layers) for m in (config.model, config.reward_model or config.model))
+    whole, scalar = (jax.eval_shape(lambda init=m.init: init(jax.random.key(0))) for m in (policy, ScalarModel(judge)))
+    frozen, own = parted(whole, config)
+    trained = parameter_count(own), parameter_count(parted(scalar, config)[1])
+    return Sizes(parameter_count(whole), parameter_count(scalar), trained, parameter_count(frozen))
 
 
 def _shape(m: ModelConfig) -> str:
@@ -157,12 +163,14 @@ def _memory(config: RunConfig, sizes: Sizes) -> list[str]:
     mesh, ppo = config.mesh, config.ppo
     shards = max(mesh.fsdp, 1) * max(mesh.tensor, 1)
     divided = f"/ {shards} (fsdp * tensor)" if mesh.fsdp != -1 else f"/ {shards} (tensor), and further by fsdp"
+    base, policy, scalar = sizes.frozen * (2 if config.model.dtype == "bfloat16" else F32), *sizes.trained
+    on_base = "frozen base; of what is trained on it " if base else ""
     states = {
-        "pretrain, sft": (TRAINED * sizes.policy, "policy: weights, gradient, Adam"),
-        "reward": (TRAINED * sizes.scalar, "reward model: weights, gradient, Adam"),
+        "sft" if base else "pretrain, sft": (base + TRAINED * policy, f"{on_base}policy: weights, gradient, Adam"),
+        "reward": (base + TRAINED * scalar, f"{on_base}reward model: weights, gradient, Adam"),
         "ppo": (
-            (TRAINED + 2 * F32) * sizes.policy + (TRAINED + F32) * sizes.scalar,
-            "policy and value function: weights, gradient, Adam; average of the policy; reference; reward model",
+            base + (TRAINED + 2 * F32) * policy + (TRAINED + F32) * scalar,
+            f"{on_base}policy and value function: weights, gradient, Adam; average of the policy; reference; reward model",
         ),
     }
     rows = [(name, in_bytes(size), in_bytes(size / shards), what) for name, (size, what) in states.items()]
