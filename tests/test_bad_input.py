@@ -296,7 +296,7 @@ CASES = [
          files=prompts({"prompt": "a", "a" * 10**6: float("nan")})),
     Case("special token in a text", ("prompts.jsonl:1: ", "<eos>", "remove it"), files={"prompts.jsonl": [{"prompt": "a <eos>"}]}),
     # tokenizer
-    Case("no tokenizer", ("nowhere: no such tokenizer folder", "tokenizer.json"), "--files.tokenizer nowhere", check=False),
+    Case("no tokenizer", ("nowhere: no such model folder", "OWNER/NAME"), "--files.tokenizer nowhere", check=False),
     Case("broken tokenizer", ("broken: not a tokenizer folder", "save_pretrained"), "--files.tokenizer broken",
          files={"broken/tokenizer.json": b"{"}),
     Case("no EOS", ("tok: eos_token=None", "set files.eos_token to one of ['<pad>'"), tokenizer={"eos_token": None}),

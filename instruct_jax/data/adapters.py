@@ -1,12 +1,13 @@
 """Public data sets, as published, to normal records.  They lie side by side in one folder ("root") of the user's choice:
 
 oasst_en100/en_100_tree.jsonl.gz                            Open Assistant trees: demonstrations, K-way rankings, prompts
-hh_rlhf_harmless_test/test.jsonl.gz                         Anthropic's helpful and harmless pairs: rankings
+hh_rlhf_harmless_test/test.jsonl.gz                         Anthropic's helpful and harmless pairs: rankings, demonstrations, prompts
 self_instruct_seed/seed_tasks.jsonl.gz                      demonstrations
 self_instruct_seed/user_oriented_instructions.jsonl.gz      prompts, by user
 gutenberg/*.txt.gz, wikitext2/*.txt.gz                      texts
 
-A path of a config names an adapter by a prefix: "oasst:../data" is what ADAPTERS["oasst"] makes of the folder ../data.
+A path of a config names an adapter by a prefix: "oasst:../data" is what ADAPTERS["oasst"] makes of the folder ../data.  The pairs may also
+be those of the hub: "hh:hub:Anthropic/hh-rlhf:train".
 """
 
 import difflib
@@ -17,7 +18,7 @@ from typing import Any
 
 from instruct_jax.data import schemas
 from instruct_jax.data.errors import DataError, FieldError
-from instruct_jax.data.readers import OnBad, Records, check_id, read, read_texts
+from instruct_jax.data.readers import HUB, OnBad, Records, check_id, read, read_texts
 from instruct_jax.data.schemas import Record
 
 SCHEMAS = {"texts": schemas.text, "demonstrations": schemas.demonstration, "rankings": schemas.ranking, "prompts": schemas.prompt}
@@ -62,7 +63,22 @@ def hh_rankings(root: str | Path) -> Records:
         pair = schemas.ranking({key: raw.get(key) for key in ("chosen", "rejected")})
         return schemas.ranking({**pair, "prompt": _turns(pair["prompt"]), "source": "hh"})
 
-    return read(schema, _file(root, "hh_rlhf_harmless_test", "test.jsonl*"), on_bad_record="skip")
+    return _hh(root, schema)
+
+
+def hh_demonstrations(root: str | Path) -> Records:
+    """The chosen transcripts, each with its last reply as the completion."""
+    return _hh(root, lambda raw: schemas.demonstration({"messages": _turns(raw.get("chosen")), "source": "hh"}))
+
+
+def hh_prompts(root: str | Path) -> Records:
+    """The chosen transcripts up to their last reply."""
+    return _hh(root, lambda raw: schemas.prompt({"messages": _turns(raw.get("chosen")), "source": "hh"}))
+
+
+def _hh(root: str | Path, schema: schemas.Schema) -> Records:
+    place = root if str(root).startswith(HUB) else _file(root, "hh_rlhf_harmless_test", "test.jsonl*")
+    return read(schema, place, on_bad_record="skip")
 
 
 def seed_demonstrations(root: str | Path) -> Records:
@@ -109,7 +125,7 @@ def wikitext(root: str | Path, part: str = "valid") -> Records:
 
 ADAPTERS: dict[str, dict[str, Callable[[str], Records]]] = {  # prefix -> kind of records -> function of the folder
     "oasst": {"demonstrations": oasst_demonstrations, "rankings": oasst_rankings, "prompts": oasst_prompts},
-    "hh": {"rankings": hh_rankings},
+    "hh": {"demonstrations": hh_demonstrations, "rankings": hh_rankings, "prompts": hh_prompts},
     "self_instruct": {"demonstrations": seed_demonstrations, "prompts": user_prompts},
     "novels": {"texts": novels},
     "wikitext": {"texts": wikitext},

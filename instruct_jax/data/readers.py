@@ -19,11 +19,13 @@ from typing import Any, Literal
 
 from instruct_jax.data import schemas
 from instruct_jax.data.errors import DataError, FieldError, names, shorten
+from instruct_jax.data.hub import dataset_folder
 
 logger = logging.getLogger(__name__)
 
 OnBad = Literal["error", "skip"]
 Columns = Mapping[str, str]  # our field -> column of the data set
+HUB = "hub:"  # begins a data set of the hub: hub:OWNER/NAME, or hub:OWNER/NAME:SPLIT
 DEPTH = 200  # of lists and objects in each other: more would break Python's own limit somewhere on the way
 SHOWN = 10  # dropped records in the log; `Records.dropped` has them all
 SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", "each but parquet also with .gz")
@@ -165,18 +167,19 @@ def check_id(record: schemas.Record, where: str, seen: dict[str, str]) -> None:
 
 def _rows(path: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
     """(where, record) of every record; a record of JSON Lines is still bytes."""
-    if str(path).startswith("hub:"):
-        return _dataset_rows(str(path), split)
+    if str(path).startswith(HUB):
+        name, part = _hub_name(str(path))
+        return _dataset_rows(path, dataset_folder(name), split or part)
     path = Path(path)
     if not exists(path):
         raise DataError(
-            f"{path}: no such file or folder (looked in {Path.cwd()}); correct the path, or write hub:NAME for a data set of the hub"
+            f"{path}: no such file or folder (looked in {Path.cwd()}); correct the path, or write hub:OWNER/NAME for a data set of the hub"
         )
     name = path.name.removesuffix(".gz")
     if path.is_dir() and (texts := sorted([*path.glob("*.txt"), *path.glob("*.txt.gz")])):
         return itertools.chain.from_iterable(map(_text_rows, texts))
     if path.is_dir() or path.suffix == ".parquet":
-        return _dataset_rows(path, split)
+        return _dataset_rows(path, path, split)
     if name.endswith((".jsonl", ".json")):
         return _json_rows(path)
     if name.endswith(".txt"):
@@ -184,8 +187,20 @@ def _rows(path: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
     raise DataError(f"{path}: suffix {path.suffix!r} is unknown; use one of {', '.join(SUFFIXES)}, or a folder")
 
 
-def exists(path: Path) -> bool:
+def _hub_name(path: str) -> tuple[str, str | None]:
+    """(OWNER/NAME, split) of hub:OWNER/NAME:SPLIT"""
+    name, _, split = path.removeprefix(HUB).partition(":")
+    return name, split or None
+
+
+def exists(path: str | Path) -> bool:
     """DataError for what cannot be read, and for what can be read only once: a run reads its files twice."""
+    if str(path).startswith(HUB):
+        try:
+            return dataset_folder(_hub_name(str(path))[0]).is_dir()
+        except DataError:
+            return False
+    path = Path(path)
     try:
         if path.exists() and not path.is_dir() and not path.is_file():
             raise DataError(f"{path}: is neither file nor folder but a pipe or a device; write its contents to a file")
@@ -231,25 +246,24 @@ def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{path}:{number}: text={bad} is not UTF-8; convert the file: iconv -f latin1 -t utf-8") from error
 
 
-def _dataset_rows(path: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
+def _dataset_rows(path: str | Path, place: Path, split: str | None) -> Iterator[tuple[str, Any]]:
+    """Those of the data set `path`, which lies at `place`."""
     import datasets  # takes a second to import
 
     try:
-        if str(path).startswith("hub:"):
-            data = datasets.load_dataset(str(path).removeprefix("hub:"))
-        elif Path(path).is_file():
-            data = datasets.Dataset.from_parquet(str(path))
-        elif (Path(path) / "dataset_info.json").exists() or (Path(path) / "dataset_dict.json").exists():
-            data = datasets.load_from_disk(str(path))
+        if place.is_file():
+            data = datasets.Dataset.from_parquet(str(place))
+        elif (place / "dataset_info.json").exists() or (place / "dataset_dict.json").exists():
+            data = datasets.load_from_disk(str(place))
         else:
-            data = datasets.load_dataset(str(path))
+            data = datasets.load_dataset(str(place))
     except Exception as error:  # the library raises anything for a broken file
         repair = "write JSON Lines, parquet, or a folder made by datasets' save_to_disk"
         raise DataError(f"{path}: cannot be read as a data set ({shorten(error, 200)}); {repair}") from error
     if isinstance(data, dict):
         names = list(data)
         if split is None and len(names) > 1:
-            raise DataError(f"{path}: there are the splits {names}; choose one with split")
+            raise DataError(f"{path}: there are the splits {names}; choose one, hub:OWNER/NAME:SPLIT, or split=... from Python")
         if split is not None and split not in names:
             raise DataError(f"{path}: split={split!r} does not exist; choose one of {names}")
         data = data[names[0] if split is None else split]

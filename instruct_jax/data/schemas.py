@@ -1,7 +1,7 @@
 """What a record is: each function takes an object as found in a file and returns the normal form of records on disk, or raises FieldError.
 
-    prompts         prompt (text or messages)
-    demonstrations  prompt, completion         read also: messages; instruction/input/output
+    prompts         prompt (text or messages)   read also: messages, up to their last reply
+    demonstrations  prompt, completion          read also: messages; instruction/input/output
     rankings        prompt, completions, ranks  read also: prompt/chosen/rejected; chosen/rejected transcripts (HH) or messages
     texts           text
     samples         prompt, completions
@@ -26,6 +26,10 @@ CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")  # of ASCII, but for white spa
 
 
 def prompt(raw: Record) -> Record:
+    if "messages" in raw:
+        turns = _messages(raw["messages"], "messages")
+        asked = turns[:-1] if turns[-1]["role"] == "assistant" else turns
+        return {**_without(raw, "messages"), "prompt": _asked(_messages(asked, "messages"), "messages")}
     return {**raw, "prompt": _prompt(raw)}
 
 
@@ -94,7 +98,7 @@ def _pair(raw: Record) -> Record:
         raise FieldError("rejected", rejected, "equals chosen, so no pair is left", "drop the record (on_bad_record=skip)")
     if isinstance(chosen, list):
         chosen, rejected = _messages(chosen, "chosen"), _messages(rejected, "rejected")
-        if "prompt" not in raw:
+        if "prompt" not in raw or (len(chosen) > 1 and isinstance(raw["prompt"], str)):  # messages say more than their text
             if chosen[:-1] != rejected[:-1]:
                 raise FieldError("rejected", rejected, "has another prompt than chosen", "only the last message may differ")
             rest["prompt"] = _asked(chosen[:-1], "chosen")

@@ -7,7 +7,6 @@ ends with EOS.  Text is data: "<eos>" typed by a user is spelled out in ordinary
 import gzip
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from instruct_jax.data.errors import DataError, shorten
+from instruct_jax.data.hub import model_folder
 
 Prompt = str | list[dict[str, str]]  # text, or messages with `role` and `content`
 
@@ -29,19 +29,18 @@ DEFAULT_TEMPLATE = (  # of messages, where the tokenizer has no chat template
     "{% else %}{{ raise_exception('the role ' ~ message.role ~ ' needs a chat template; use user, assistant, system') }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+DATE = "26 Jul 2024"  # what templates of Llama 3 write as today's where nobody says it: a run has the same prompts tomorrow
 MESSAGES = "Human: {prompt}\n\nAssistant:"  # the template of a text prompt that reads as one such message
 MARK = "\ue000{}\ue001"  # stands for the content of message number ... while a template is filled in; characters of private use
 
 
 def load_tokenizer(path: str | Path, *, pad_token: str | None = None, eos_token: str | None = None) -> PreTrainedTokenizerBase:
-    """A Hugging Face tokenizer folder, or a GPT-2 folder with encoder.json and vocab.bpe (or .gz).
+    """A Hugging Face tokenizer: a folder, or OWNER/NAME of the hub; or a GPT-2 folder with encoder.json and vocab.bpe (or .gz).
 
     `pad_token` takes the place of its PAD: a token of its vocabulary, or a new one with id len(tokenizer).  GPT-2 style tokenizers without
     PAD get "<|pad|>" by themselves (GPT-2: id 50257).  `eos_token`, of its vocabulary, takes the place of its EOS.
     """
-    folder = Path(path)
-    if not os.path.isdir(folder):  # False also for a name that no file system takes
-        raise DataError(f"{folder}: no such tokenizer folder; give a folder with tokenizer.json, or with encoder.json and vocab.bpe")
+    folder = model_folder(str(path), weights=False)
     tok = _load_gpt2(folder) if any(folder.glob("encoder.json*")) else _load_hf(folder)
     if eos_token is not None:
         if eos_token not in tok.get_vocab():
@@ -191,7 +190,7 @@ def _check_end(tok: PreTrainedTokenizerBase, messages: list[dict[str, str]], spe
 def _render(tok: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any) -> str:
     own = None if tok.chat_template is not None else DEFAULT_TEMPLATE
     try:
-        return str(tok.apply_chat_template(messages, chat_template=own, tokenize=False, **options))
+        return str(tok.apply_chat_template(messages, chat_template=own, tokenize=False, date_string=DATE, **options))
     except Exception as error:  # the template's own complaints
         repair = "correct the roles, or chat_template of the tokenizer"
         raise DataError(f"prompt={shorten(messages)}: the chat template refuses it ({shorten(error, 200)}); {repair}") from error

@@ -38,13 +38,13 @@ class Sizes:
 
 
 def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
-    """The text; ConfigError, DataError or RunError where `run` could not begin.  Files that do not exist are only reported."""
+    """The text; ConfigError, DataError or RunError where `run` could not begin.  Models and files that are not here are only reported."""
     stages = config.stages if stages is None else stages
     check_config(config, stages)
     check_mesh(config, None, stages)
     goes_on = check_run(Path(config.out), dataclasses.asdict(config))
     check_other_runs(config)
-    missing = [] if config.files is None else missing_files(config.files)
+    missing = missing_files(config)
     facts = read_files(config, config.files, stages) if config.files is not None and not missing else None
     if not missing:
         check_tokenizers(config)

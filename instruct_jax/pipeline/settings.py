@@ -31,7 +31,7 @@ class WorldConfig:
 class FilesConfig:
     """Records of one's own: files, or folders of data sets (docs/records.md).  A tuple of several files is read as one."""
 
-    tokenizer: str  # a Hugging Face tokenizer folder, or a GPT-2 BPE folder
+    tokenizer: str  # a Hugging Face tokenizer folder or OWNER/NAME of the hub, or a GPT-2 BPE folder
     pad_token: str | None = None  # of its vocabulary, or a new one; None = its own, which must not be its EOS
     eos_token: str | None = None  # of its vocabulary; None = its own
     texts: tuple[str, ...] = ()  # pretraining

@@ -15,6 +15,7 @@ from instruct_jax import sharding
 from instruct_jax.config import MESH, ConfigError, check
 from instruct_jax.data import adapters, encode, packing, readers
 from instruct_jax.data.errors import DataError
+from instruct_jax.data.hub import model_folder
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import check_vocabulary, fingerprint
 from instruct_jax.pipeline.pretrained import load_run
@@ -197,10 +198,20 @@ def check_mesh(config: RunConfig, devices: int | None, stages: Sequence[str] | N
             check(size % parts == 0, f"{key} = {size:g} must be a multiple of the mesh's {says} = {parts}; change {key} or the mesh")
 
 
-def missing_files(files: FilesConfig) -> list[str]:
-    """The paths that do not exist."""
-    paths = [files.tokenizer, *(path for kind in KINDS for path in getattr(files, kind))]
-    return [path for path in paths if not path.startswith("hub:") and not readers.exists(Path(adapters.split_path(path)[1]))]
+def missing_files(config: RunConfig) -> list[str]:
+    """The models and data that are neither here nor, as far as it can be reached, on the hub."""
+    files, imports = config.files, config.start is None or "pretrain" not in config.start.stages
+    models = [config.base if imports else None, files.tokenizer if files else None]
+    data = [path for kind in KINDS for path in getattr(files, kind, ())]
+    gone = [name for name in models if name is not None and not _is_model(name)]
+    return list(dict.fromkeys([*gone, *(path for path in data if not readers.exists(adapters.split_path(path)[1]))]))
+
+
+def _is_model(name: str) -> bool:
+    try:
+        return model_folder(name, weights=False).is_dir()
+    except DataError:
+        return False
 
 
 def read_files(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -> FileFacts:

@@ -11,6 +11,7 @@ from instruct_jax.data import adapters
 from instruct_jax.data.encode import TextFormat, encode_demonstrations, encode_rankings, encode_texts
 from instruct_jax.data.errors import DataError
 from instruct_jax.data.packing import pack
+from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.tokenize import decode_completion, encode_completion, encode_prompt, load_tokenizer
 
 ROOT = os.environ.get("INSTRUCT_JAX_DATA", "")
@@ -30,6 +31,21 @@ def test_missing_folder_says_so(adapter, tmp_path):
         (tmp_path / name).mkdir()
     with pytest.raises(DataError, match="no .*download the data set there"):
         getattr(adapters, adapter)(tmp_path)
+
+
+def test_hh_of_the_hub(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(pytest.importorskip("datasets").config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, repo_type: str(tmp_path / name))
+    talk = "\n\nHuman: hi\n\nAssistant: yo\n\nHuman: and?\n\nAssistant:"
+    pairs = [{"chosen": talk + " so", "rejected": talk + " no"}, {"chosen": talk, "rejected": talk}]
+    write_jsonl(tmp_path / "A/hh/base/train.jsonl.gz", pairs)
+    asked = [{"role": role, "content": said} for role, said in (("user", "hi"), ("assistant", "yo"), ("user", "and?"))]
+    place = "hh:hub:A/hh:train"
+    rankings, demonstrations = adapters.load("rankings", place), adapters.load("demonstrations", place)
+    assert rankings == [{"prompt": asked, "completions": [" so", " no"], "ranks": [1, 2], "source": "hh"}] and len(rankings.dropped) == 1
+    assert demonstrations == [{"prompt": asked, "completion": "so", "source": "hh"}] and len(demonstrations.dropped) == 1
+    assert adapters.load("prompts", place) == [{"prompt": asked, "source": "hh"}] * 2
 
 
 @real
@@ -59,11 +75,12 @@ def test_oasst(gpt2):
     encoded = encode_rankings(gpt2, rankings, form)
     assert len(encoded.items) + encoded.long_prompts + encoded.long_completions >= 212
     assert all(ids[-1] == 50256 for completions, _ in encoded.items for ids in completions)
-    samples = encode_demonstrations(gpt2, demonstrations, form).items
+    found = encode_demonstrations(gpt2, demonstrations, form)
+    samples, replies = found.items, [m for i in found.kept for m in demonstrations[i]["prompt"] if m["role"] == "assistant"]
     rows = pack(samples, 2048, pad=gpt2.pad_token_id)
     assert (rows.segments > 0).sum() == sum(len(ids) for ids, _ in samples)
     assert rows.mask.sum() == sum(sum(learn) for _, learn in samples)
-    assert (rows.tokens[rows.mask] == 50256).sum() == len(samples)  # every demonstration teaches its end
+    assert (rows.tokens[rows.mask] == 50256).sum() == len(samples) + len(replies)  # each reply teaches its end
     assert not rows.mask[rows.tokens == gpt2.pad_token_id].any()
 
 
@@ -75,6 +92,7 @@ def test_hh(gpt2):
     assert sum(len(p["prompt"]) > 1 for p in pairs) > 1000 and not any("Assistant:" in p["prompt"][0]["content"] for p in pairs)
     assert all(len(set(p["completions"])) == 2 for p in pairs)
     assert len(encode_rankings(gpt2, pairs[:50], TextFormat()).items) == 50
+    assert len(adapters.hh_demonstrations(ROOT)) == 2304 and len(adapters.hh_prompts(ROOT)) == 2308
 
 
 @real

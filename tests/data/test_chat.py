@@ -140,6 +140,13 @@ def test_a_tokenizer_that_puts_a_space_before_every_text(tmp_path):
     assert ours == tok.apply_chat_template([*turns, {"role": "assistant", "content": REPLY}], tokenize=True, return_dict=False)
 
 
+def test_no_prompt_changes_overnight(tmp_path):
+    """Llama 3.2's template writes today's date."""
+    tok = Family(qwen, "", False).load(tmp_path)
+    tok.chat_template = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}: " + QWEN_CHAT
+    assert tok.decode(encode_prompt(tok, talk("Name a colour."))).startswith("26 Jul 2024: ")
+
+
 def test_spaces_that_a_template_puts_around_a_reply_are_not_doubled(tmp_path):
     tok = Family(qwen, "", False).load(tmp_path)
     tok.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' <|im_end|>' }}{% endfor %}"

@@ -9,7 +9,7 @@ import pytest
 
 from instruct_jax.data import readers
 from instruct_jax.data.errors import DataError
-from instruct_jax.data.readers import read_demonstrations, read_prompts, read_rankings, read_samples, read_texts, write_jsonl
+from instruct_jax.data.readers import exists, read_demonstrations, read_prompts, read_rankings, read_samples, read_texts, write_jsonl
 from instruct_jax.data.schemas import named
 
 GOOD = {
@@ -147,6 +147,9 @@ def test_accepted_variants(tmp_path):
     chats = {"prompt": [user], "completions": ["yo", "no"], "ranks": [1, 2]}
     assert one(read_rankings, {"chosen": [user, reply], "rejected": [user, other]}) == chats
     assert one(read_rankings, {"prompt": [user], "chosen": [reply], "rejected": [other]}) == chats
+    assert one(read_rankings, {"prompt": "hi", "chosen": [user, reply], "rejected": [user, other]}) == chats  # UltraFeedback
+    assert one(read_prompts, {"prompt": "hi", "messages": [user, reply]}) == {"prompt": [user]}
+    assert one(read_prompts, {"messages": [user, reply, user]}) == {"prompt": [user, reply, user]}
     assert one(read_prompts, {"question": "q", "n": 1}, columns={"prompt": "question"}) == {"prompt": "q", "n": 1}
     assert one(read_samples, GOOD["samples"] | {"temperature": 1.0})["temperature"] == 1.0
 
@@ -176,6 +179,25 @@ def test_all_containers(tmp_path, monkeypatch):
     data.add_column("ranks", [[1, 2]] * 3).save_to_disk(tmp_path / "three")
     with pytest.raises(DataError, match="three: record 1: completions=None is missing"):
         read_rankings(tmp_path / "three")
+
+
+def test_splits_of_the_hub(tmp_path, monkeypatch):
+    datasets, hub = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for split in ("train", "test"):
+        datasets.Dataset.from_list([{"prompt": split}]).to_parquet(tmp_path / "O" / "N" / "data" / f"{split}-00000.parquet")
+
+    def download(name, *, repo_type):
+        assert repo_type == "dataset" and (tmp_path / name).is_dir(), "404"
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert read_prompts("hub:O/N:test") == [{"prompt": "test"}] and read_prompts("hub:O/N:train").places == ["hub:O/N:train: record 1"]
+    assert exists("hub:O/N:train") and not exists("hub:O/M")
+    with pytest.raises(DataError, match=r"hub:O/N: there are the splits \['train', 'test'\]; choose one, hub:OWNER/NAME:SPLIT"):
+        read_prompts("hub:O/N")
+    with pytest.raises(DataError, match="O/M: neither here nor to be had from the Hugging Face hub.*404.*hf download O/M"):
+        read_prompts("hub:O/M:train")
 
 
 def test_write_is_atomic(tmp_path):

@@ -117,7 +117,7 @@ def test_end_can_be_named(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (None, "no such tokenizer folder; give a folder"),
+        (None, "no such model folder.*OWNER/NAME"),
         ({}, "not a tokenizer folder.*save_pretrained"),
         ({"tokenizer.json": "{"}, "not a tokenizer folder.*save_pretrained"),
         ({"encoder.json": "{}"}, "vocab.bpe is missing"),
