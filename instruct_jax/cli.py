@@ -233,7 +233,7 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     topology = parse_topology(args.topology)
     check_compiler(topology)
     check_mesh(config, topology.devices, stages)
-    compiled = [stage for stage in stages if stage in STAGES]
+    compiled = [stage for stage in stages if stage in STAGES and not (stage == "pretrain" and config.base)]  # which imports
     check(bool(compiled), f"--stages {','.join(stages)} have no steps to compile; plan knows those of {', '.join(STAGES)}")
     rows = plan(config, compiled, topology)
     print(
