@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--stage", required=True, help="pretrain, sft, ppo_start, reward, ppo or ppo_ptx")
     verb.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="a new folder")
     verb.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in it")
+    verb.add_argument("--adapter", action="store_true", help="only the adapters of a run with lora, as a folder of peft")
     verb.set_defaults(work=_export)
     text = "talks with a model in the terminal, or with two side by side"
     usage = "instruct-jax chat MODEL [MODEL] [--reward MODEL] [--temperature 0.7] [--max_tokens N] [--model.dtype bfloat16]"
@@ -181,7 +182,7 @@ def _export(args: argparse.Namespace, overrides: list[str]) -> None:
     config = load_run(args.run / "config.yaml", overrides)
     from instruct_jax.pipeline.export import export
 
-    export(config, args.run, args.stage, args.out, args.dtype)
+    export(config, args.run, args.stage, args.out, args.dtype, adapter=args.adapter)
     print(f"done: {args.out}")
 
 
@@ -232,7 +233,7 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     topology = parse_topology(args.topology)
     check_compiler(topology)
     check_mesh(config, topology.devices, stages)
-    compiled = [stage for stage in stages if stage in STAGES]
+    compiled = [stage for stage in stages if stage in STAGES and not (stage == "pretrain" and config.base)]  # which imports
     check(bool(compiled), f"--stages {','.join(stages)} have no steps to compile; plan knows those of {', '.join(STAGES)}")
     rows = plan(config, compiled, topology)
     print(

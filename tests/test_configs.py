@@ -79,4 +79,4 @@ def test_the_papers_sizes(name, parameters, capsys):
 
 def test_adapters_share_one_base(capsys):
     assert main(["check", "--config", str(FOLDER / "llama_3.1_8b_lora.yaml")]) == 0
-    assert "18.4 GiB" in (shown := capsys.readouterr().out) and "reward model (adapters), and one base of 14.96 GiB" in shown
+    assert "18.4 GiB" in (shown := capsys.readouterr().out) and "frozen base; of what is trained on it policy" in shown

@@ -23,6 +23,7 @@ class LanguageModel(NamedTuple):
     config: ModelConfig
     layout: Layout | None = None  # where activations lie; None = one device
     lora: LoraConfig | None = None  # of the adapters in the parameters; parameters without them are read without
+    lower: int = 0  # so many of the first layers lie in "lower_layers", the others in "layers"
 
     @property
     def adapter_dropout(self) -> bool:
@@ -32,7 +33,8 @@ class LanguageModel(NamedTuple):
         """Parameters, each boxed with its logical axis names (sharding.create_sharded unboxes them)."""
         tokens = jnp.zeros((1, 2), jnp.int32)
         attention = self._plain
-        return Transformer(self.config, None, attention, lora=self.lora).init(key, tokens, attention.prepare(tokens), tokens)["params"]
+        module = Transformer(self.config, None, attention, lora=self.lora, lower=self.lower)
+        return module.init(key, tokens, attention.prepare(tokens), tokens)["params"]
 
     def hidden(
         self, params: Params, tokens: jax.Array, segments: jax.Array, *, dropout: float = 0.0, key: jax.Array | None = None
@@ -53,7 +55,8 @@ class LanguageModel(NamedTuple):
         return make_attention(dataclasses.replace(self.config, attention="xla"), None)
 
     def _run(self, attention: Attention, params: Params, *inputs: Any, dropout: float = 0.0, **options: Any) -> Any:
-        return Transformer(self.config, self.layout, attention, dropout, self.lora).apply({"params": params}, *inputs, **options)
+        module = Transformer(self.config, self.layout, attention, dropout, self.lora, self.lower)
+        return module.apply({"params": params}, *inputs, **options)
 
     def unembedding(self, params: Params) -> jax.Array:
         """The [V, D] matrix that turns hidden states into logits."""
@@ -110,7 +113,7 @@ class LanguageModel(NamedTuple):
     def unstacked(self, params: Params) -> Params:
         """The same parameters for `decode` and `logits`, layers apart, weights in config.dtype: made once for all tokens."""
         params = self.cast(params)
-        return {**params, "layers": jax.tree.map(tuple, params["layers"])}
+        return {name: jax.tree.map(tuple, part) if name.endswith("layers") else part for name, part in params.items()}
 
     def decode(self, params: Params, cache: KVCache, tokens: jax.Array) -> tuple[jax.Array, KVCache]:
         """Appends one token [B] to every row.  Returns its hidden state [B, D] and the cache.  params: plain or unstacked."""

@@ -40,18 +40,21 @@ class Adapter(nn.Module):
         return jnp.tensordot(low, b.astype(self.dtype), 1)
 
 
-def split(params: Params) -> tuple[Params, Params]:
-    """(what stays as it is, what is trained: adapters and scalar heads); join is the inverse."""
+def split(params: Params, *, adapters: bool = True) -> tuple[Params, Params]:
+    """(what stays as it is, what is trained); join is the inverse.  Trained are adapters and scalar heads; with adapters=False all but
+    the lower layers."""
     frozen, trained = {}, {}
     for name, part in params.items():
         if name.endswith("_lora") or name == "head":
             trained[name] = part
+        elif name == "lower_layers" and not adapters:
+            frozen[name] = part
         elif isinstance(part, dict):
-            below = split(part)
+            below = split(part, adapters=adapters)
             for side, own in zip((frozen, trained), below, strict=True):
                 side |= {name: own} if own else {}
         else:
-            frozen[name] = part
+            (frozen if adapters else trained)[name] = part
     return frozen, trained
 
 

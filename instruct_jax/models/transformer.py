@@ -200,6 +200,7 @@ class Transformer(nn.Module):
     attention: Attention
     dropout: float = 0.0  # on every residual branch and on the embeddings (paper C.1)
     lora: LoraConfig | None = None
+    lower: int = 0  # so many of the first layers have parameters of their own, lower_layers
 
     @nn.compact
     def __call__(self, tokens, visible, positions, cache: KVCache | None = None, *, deterministic: bool = True):
@@ -223,23 +224,35 @@ class Transformer(nn.Module):
         x = constrained(self.layout, x)
 
         local = [cfg.window is not None and layer not in cfg.full_layers for layer in range(cfg.layers)]
-        if cache is None:
-            block = Block if cfg.remat == "none" else nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False, static_argnums=(4,))
-            layers = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
-                length=cfg.layers,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )(cfg, self.layout, self.attention, self.dropout, self.lora, name="layers")
-            x, seen = layers(x, visible, positions, deterministic, Facts(jnp.arange(cfg.layers), jnp.array(local)))
-        else:
-            weights, pairs = self.get_variable("params", "layers"), []
-            for layer, (k, v) in enumerate(zip(cache.k, cache.v, strict=True)):
-                own = {"params": jax.tree.map(lambda w, i=layer: w[i], weights, is_leaf=lambda w: isinstance(w, tuple))}
-                block = Block(cfg, self.layout, self.attention, lora=self.lora, parent=None)
-                x, pair = block.apply(own, x, visible, positions, True, Facts(layer, local[layer]), (k, v, cache.slot))
+        parts = [("lower_layers", 0, self.lower)] if self.lower else []
+        parts.append(("layers", self.lower, cfg.layers))
+        pairs = []
+        for name, first, end in parts:
+            if cache is None:
+                facts = Facts(jnp.arange(first, end), jnp.array(local[first:end]))
+                x, pair = self._scanned(name, end - first)(x, visible, positions, deterministic, facts)
                 pairs.append(pair)
-            seen = tuple(zip(*pairs, strict=True))
+                continue
+            weights = self.get_variable("params", name)
+            for layer in range(first, end):
+                own = {"params": jax.tree.map(lambda w, i=layer - first: w[i], weights, is_leaf=lambda w: isinstance(w, tuple))}
+                block = Block(cfg, self.layout, self.attention, lora=self.lora, parent=None)
+                past = cache.k[layer], cache.v[layer], cache.slot
+                x, pair = block.apply(own, x, visible, positions, True, Facts(layer, local[layer]), past)
+                pairs.append(pair)
+        k, v = zip(*pairs, strict=True)
+        seen = (k, v) if cache else (k[0], v[0]) if len(pairs) == 1 else (jnp.concatenate(k), jnp.concatenate(v))
         return Norm(cfg, name="final_norm")(x), seen
+
+    def _scanned(self, name: str, length: int) -> Any:
+        """So many layers, whose parameters lie in one stack."""
+        cfg = self.config
+        block = Block if cfg.remat == "none" else nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False, static_argnums=(4,))
+        return nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
+            length=length,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(cfg, self.layout, self.attention, self.dropout, self.lora, name=name)

@@ -11,7 +11,7 @@ from instruct_jax.config import MESH, ModelConfig
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel, parameter_count
 from instruct_jax.pipeline.settings import RunConfig
-from instruct_jax.pipeline.steps import trained_part
+from instruct_jax.pipeline.steps import parted
 from instruct_jax.pipeline.validate import (
     FileFacts,
     check_config,
@@ -29,11 +29,12 @@ TRAINED = 4 * F32  # bytes per parameter: weight, gradient, two moments of Adam
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Parameters of the two models, and how many of them are trained."""
+    """Parameters of the two models, and of what is trained of them."""
 
     policy: int
     scalar: int  # reward model, and value function
-    trained: tuple[int, int]
+    trained: tuple[int, int]  # of policy and scalar model, after pretraining
+    frozen: int  # the base that they share
 
 
 def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
@@ -56,6 +57,7 @@ def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
         f"policy         {sizes.policy:,} parameters: {_shape(config.model)}",
         f"reward model   {sizes.scalar:,} parameters: {judge}",
         f"value function {sizes.scalar:,} parameters, starts from: {starts}",
+        *([f"trained        {sizes.trained[0]:,} parameters of the policy, on a frozen base of {sizes.frozen:,}"] if sizes.frozen else []),
         f"mesh           {_mesh(config)}",
         "",
         *table(("stage", "steps", "batch", "tokens"), [row for row in _stages(config, facts) if row[0] in stages]),
@@ -68,11 +70,11 @@ def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
 
 
 def _sizes(config: RunConfig) -> Sizes:
-    policy, judge = (LanguageModel(model, lora=config.lora) for model in (config.model, config.reward_model or config.model))
-    both = [jax.eval_shape(lambda model=model: model.init(jax.random.key(0))) for model in (policy, ScalarModel(judge))]
-    frozen, trained = zip(*(trained_part(params, config.lora) for params in both), strict=True)
-    own = tuple(map(parameter_count, trained))
-    return Sizes(parameter_count(frozen[0]) + own[0], parameter_count(frozen[1]) + own[1], (own[0], own[1]))
+    policy, judge = (LanguageModel(m, None, config.lora, config.frozen_layers) for m in (config.model, config.reward_model or config.model))
+    whole, scalar = (jax.eval_shape(lambda init=m.init: init(jax.random.key(0))) for m in (policy, ScalarModel(judge)))
+    frozen, own = parted(whole, config)
+    trained = parameter_count(own), parameter_count(parted(scalar, config)[1])
+    return Sizes(parameter_count(whole), parameter_count(scalar), trained, parameter_count(frozen))
 
 
 def _shape(m: ModelConfig) -> str:
@@ -161,18 +163,18 @@ def _memory(config: RunConfig, sizes: Sizes) -> list[str]:
     mesh, ppo = config.mesh, config.ppo
     shards = max(mesh.fsdp, 1) * max(mesh.tensor, 1)
     divided = f"/ {shards} (fsdp * tensor)" if mesh.fsdp != -1 else f"/ {shards} (tensor), and further by fsdp"
-    model, width = config.model, 2 if config.model.dtype == "bfloat16" else 4
-    (policy, scalar), base = sizes.trained, (sizes.policy - sizes.trained[0]) * width
+    base, policy, scalar = sizes.frozen * (2 if config.model.dtype == "bfloat16" else F32), *sizes.trained
+    on_base = "frozen base; of what is trained on it " if base else ""
     states = {
-        "pretrain, sft" if config.base is None else "sft": (TRAINED * policy, "policy: weights, gradient, Adam"),
-        "reward": (TRAINED * scalar, "reward model: weights, gradient, Adam"),
+        "sft" if base else "pretrain, sft": (base + TRAINED * policy, f"{on_base}policy: weights, gradient, Adam"),
+        "reward": (base + TRAINED * scalar, f"{on_base}reward model: weights, gradient, Adam"),
         "ppo": (
-            (TRAINED + 2 * F32) * policy + (TRAINED + F32) * scalar,
-            "policy and value function: weights, gradient, Adam; average of the policy; reference; reward model",
+            base + (TRAINED + 2 * F32) * policy + (TRAINED + F32) * scalar,
+            f"{on_base}policy and value function: weights, gradient, Adam; average of the policy; reference; reward model",
         ),
     }
-    whole = f" (adapters), and one base of {in_bytes(base)}" if config.lora else ""
-    rows = [(name, in_bytes(base + size), in_bytes((base + size) / shards), what + whole) for name, (size, what) in states.items()]
+    rows = [(name, in_bytes(size), in_bytes(size / shards), what) for name, (size, what) in states.items()]
+    model, width = config.model, 2 if config.model.dtype == "bfloat16" else 4
     length = config.text.max_prompt + ppo.sampler.max_tokens
     cache = 2 * model.layers * ppo.batch * length * model.groups * model.head_size * width
     logits = model.logprob_chunk * model.vocab_size * F32

@@ -14,6 +14,7 @@ from instruct_jax.models.lora import merged
 from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.tasks import tokenizer_only
 from instruct_jax.pipeline.workspace import Workspace
+from instruct_jax.runtime.adapters import write_adapter
 from instruct_jax.runtime.folders import RunError, read_note
 from instruct_jax.runtime.hosts import barrier, is_main
 from instruct_jax.runtime.weights import write_params
@@ -35,12 +36,14 @@ class RewardModel({base}):
 '''
 
 
-def export(config: RunConfig, run: Path, stage: str, out: Path, dtype: str) -> None:
+def export(config: RunConfig, run: Path, stage: str, out: Path, dtype: str, *, adapter: bool = False) -> None:
     """Writes `out`, which must not exist; it appears whole or not at all.  ConfigError or RunError for what cannot be exported."""
     kinds = ("pretrain", *config.sfts, "reward", *config.rl)
     check(stage in kinds, f"--stage {stage} is no model of this run; use one of {', '.join(kinds)}")
     if not (run / stage / "done.json").exists():
         raise RunError(f"{run} has not finished the stage {stage}; run it first")
+    check(not adapter or config.lora is not None, "--adapter: this run trained all weights, it has no lora; leave --adapter out")
+    check(not adapter or stage not in ("reward", "pretrain"), f"--adapter: stage {stage} has no adapter that peft can hold; leave it out")
     if out.exists():
         raise RunError(f"{out} exists; give another folder to --out, or remove it")
     ws = Workspace(config, run, tokenizer_only(config, run))
@@ -51,7 +54,11 @@ def export(config: RunConfig, run: Path, stage: str, out: Path, dtype: str) -> N
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     barrier("export begins")
-    if stage == "reward":
+    if adapter:
+        assert config.lora is not None
+        write_adapter(partial, family, model, config.lora, ws.policy_of(stage), config.base)
+        rows, biased = model.vocab_size, False
+    elif stage == "reward":
         params = ws.reward_params()
         rows = max(model.vocab_size, ws.pad + 1)  # torch looks PAD up
         head, biased = params["head"], float(params["head"]["bias"]) != 0.0
@@ -60,7 +67,10 @@ def export(config: RunConfig, run: Path, stage: str, out: Path, dtype: str) -> N
         rows, biased = model.vocab_size, False
         write_params(partial, family, model, merged(ws.policy_of(stage), config.lora), dtype=dtype)
     if is_main():
-        _write_rest(ws, family, partial, stage, dtype, write_config(model) | {"vocab_size": rows}, biased)
+        if adapter:
+            (partial / "README.md").write_text(_card(ws, stage), encoding="utf-8")
+        else:
+            _write_rest(ws, family, partial, stage, dtype, write_config(model) | {"vocab_size": rows}, biased)
         partial.rename(out)
     barrier("export")
 

@@ -80,4 +80,8 @@ def _of_folder(name: str, overrides: Sequence[str]) -> Workspace:
 
 
 def _workspace(config: RunConfig, folder: Path) -> Workspace:
+    mesh = config.mesh
+    check(
+        mesh.data == mesh.fsdp == mesh.context == 1, "a conversation is one row, which only mesh.tensor can split; leave the other axes 1"
+    )
     return Workspace(config, folder, tokenizer_only(config, folder))

@@ -14,11 +14,11 @@ from instruct_jax.data.errors import DataError, shorten
 from instruct_jax.data.hub import model_folder
 from instruct_jax.models.families import family_of, read_config
 from instruct_jax.models.lm import parameter_count
-from instruct_jax.models.lora import split
 from instruct_jax.pipeline.load import build_config, load_config
 from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.records import Params
+from instruct_jax.runtime import adapters
 from instruct_jax.runtime.checkpoints import Checkpoints
 from instruct_jax.runtime.folders import file_hash
 from instruct_jax.runtime.weights import read_params
@@ -51,11 +51,18 @@ def _fill_in(tree: dict[str, Any]) -> None:
         if "family" in given:  # written out, as in the config of a run folder: the model itself need not be here
             return
         raise
-    own = json.loads(json.dumps(dataclasses.asdict(read_config(_their_config(folder)))))
+    own = json.loads(json.dumps(dataclasses.asdict(read_config(_their_config(_parts(folder, weights=False)[0])))))
     for key, value in given.items():
         if key in own and key not in FREE and value != own[key]:
             raise ConfigError(f"model.{key}={shorten(value)}, but {base} has {shorten(own[key])}; remove it, the model's config says it")
     tree["model"] = own | given
+
+
+def _parts(folder: Path, *, weights: bool = True) -> tuple[Path, Path | None]:
+    """(the folder of the model, that of an adapter on it): an adapter of peft names the model that it belongs to."""
+    if not (folder / adapters.CONFIG).is_file():
+        return folder, None
+    return model_folder(str(adapters.Added(folder).about.get("base_model_name_or_path")), weights=weights), folder
 
 
 def _their_config(folder: Path) -> Any:
@@ -67,9 +74,14 @@ def _their_config(folder: Path) -> Any:
 
 def read_base(ws: Workspace, *, head: bool = False) -> Params:
     """The weights of `base`: of the language model or, with `head`, of the reward model."""
-    folder = model_folder(str(ws.config.base))
-    boxed = ws.boxed_scalar if head else split(ws.boxed_policy)[0]
-    return read_params(folder, family_of(_their_config(folder)), ws.config.model, boxed, ws.layout, head=head)
+    folder, adapter = _parts(model_folder(str(ws.config.base)))
+    boxed = ws.boxed_scalar if head else ws.boxed_pretrained
+    added = None if adapter is None else adapters.Added(adapter)
+    family = family_of(_their_config(folder))
+    params = read_params(folder, family, ws.config.model, boxed, ws.layout, head=head, added=added)
+    if added is not None:
+        added.check_used()
+    return params
 
 
 def import_base(ws: Workspace) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()  # policy and reference
     reward_model: ModelConfig | None = None  # reward model and value function; None = as the policy
     lora: LoraConfig | None = None  # adapters on the base model are all that SFT, reward model and PPO train; None = all weights
+    frozen_layers: int = 0  # so many of the first layers stay as pretrained: policy, reference, value function and reward model share them
     mesh: MeshConfig = MeshConfig()
     pretrain: PretrainConfig = PretrainConfig()
     sft: SftConfig = SftConfig()
@@ -129,6 +130,11 @@ class RunConfig:
 
     def __post_init__(self):
         check(self.seed >= 0, f"seed={self.seed} must not be negative")
+        check(
+            0 <= self.frozen_layers < self.model.layers,
+            f"frozen_layers={self.frozen_layers} must be at least 0 and less than model.layers={self.model.layers}",
+        )
+        check(not (self.frozen_layers and self.lora), "lora freezes all layers already; remove frozen_layers, or lora")
         check(self.sample_batch >= 1, f"sample_batch={self.sample_batch} must be at least 1")
         check((self.world is None) != (self.files is None), "give exactly one of world (the embedded task) and files (your own records)")
         context, prompt = self.model.context, self.text.max_prompt

@@ -11,7 +11,7 @@ from instruct_jax import optim, sharding
 from instruct_jax.config import MESH, OptimizerConfig
 from instruct_jax.models.attention import make_attention
 from instruct_jax.models.lm import LanguageModel, parameter_count
-from instruct_jax.models.lora import scalar_base, split
+from instruct_jax.models.lora import scalar_base
 from instruct_jax.pipeline.costs import Costs, Work
 from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.pipeline.steps import (
@@ -20,9 +20,9 @@ from instruct_jax.pipeline.steps import (
     compile_rollout,
     compile_supervised,
     compile_update,
+    parted,
     ppo_optimizers,
     ppo_state,
-    trained_part,
 )
 from instruct_jax.records import PromptBatch, RankingBatch, TokenBatch, TrainState
 from instruct_jax.stages import pretrain, reward_model
@@ -54,11 +54,11 @@ class Planner:
         self.policy_weights, self.scalar_weights = (
             jax.eval_shape(model.init, jax.random.key(0)) for model in (self.models.policy, self.models.scalar)
         )
-        lora, policy = config.lora, self.models.policy
-        self.plain = split(self.policy_weights)[0]  # as pretraining has them
-        base = sharding.abstract(self.plain, self.layout)
-        self.base = {} if lora is None else _typed(base, jax.eval_shape(policy.cast, base))
-        self.policy_trained, self.scalar_trained = (trained_part(w, lora)[1] for w in (self.policy_weights, self.scalar_weights))
+        self.plain = jax.eval_shape(self.models.policy._replace(lora=None).init, jax.random.key(0))  # as pretraining has them
+        frozen, self.policy_trained = parted(self.policy_weights, config)
+        self.scalar_trained = parted(self.scalar_weights, config)[1]
+        base = sharding.abstract(frozen, self.layout)
+        self.base = _typed(base, jax.eval_shape(self.models.policy.cast, base))
         self.policy_size, self.scalar_size = parameter_count(self.policy_weights), parameter_count(self.scalar_weights)
         self.policy_costs, self.scalar_costs = _costs(self.models.policy), _costs(self.models.scalar.lm)
 

@@ -7,7 +7,6 @@ import jax
 import optax
 
 from instruct_jax import optim, sharding
-from instruct_jax.config import LoraConfig
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
 from instruct_jax.models.lora import join, scalar_base, split
@@ -33,14 +32,16 @@ class Models(NamedTuple):
 def build_models(config: RunConfig, devices: Sequence[Any] | None = None) -> Models:
     """On the mesh of the config over these devices (all that are here)."""
     training, sampling = sharding.layouts(config.mesh, sharding.make_mesh(config.mesh, devices))
-    model, lora = config.model, config.lora
-    scalar = ScalarModel(LanguageModel(config.reward_model or model, training, lora))
-    return Models(training, sampling, LanguageModel(model, training, lora), LanguageModel(model, sampling, lora), scalar)
+    model, frozen = config.model, (config.lora, config.frozen_layers)
+    scalar = ScalarModel(LanguageModel(config.reward_model or model, training, *frozen))
+    return Models(training, sampling, LanguageModel(model, training, *frozen), LanguageModel(model, sampling, *frozen), scalar)
 
 
-def trained_part(params: Params, lora: LoraConfig | None) -> tuple[Params, Params]:
-    """(the frozen base, what is trained on it): without adapters nothing is frozen."""
-    return ({}, params) if lora is None else split(params)
+def parted(params: Params, config: RunConfig) -> tuple[Params, Params]:
+    """(the frozen base, what the stages after pretraining train on it); {} where they train all."""
+    if config.lora is None and config.frozen_layers == 0:
+        return {}, params
+    return split(params, adapters=config.lora is not None)
 
 
 def compile_supervised(

@@ -16,9 +16,9 @@ from instruct_jax.config import ConfigError, OptimizerConfig
 from instruct_jax.data import batches, encode, packing
 from instruct_jax.data.schemas import Record
 from instruct_jax.models.heads import recentred
-from instruct_jax.models.lora import backbone_of, join, scalar_base, split
+from instruct_jax.models.lora import backbone_of, join, scalar_base
 from instruct_jax.pipeline import measure, steps
-from instruct_jax.pipeline.steps import compile_supervised, trained_part
+from instruct_jax.pipeline.steps import compile_supervised, parted
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.records import Metrics, Params, PromptBatch, TokenBatch, TrainState
 from instruct_jax.runtime.checkpoints import Checkpoints
@@ -78,12 +78,12 @@ def supervised(
     several_shapes: bool = False,
     **options: Any,
 ) -> Training:
-    """The training of `params` (abstract twin: boxed) with one loss; of adapters and heads only, where the run has adapters.  `options`
-    are the further fields of Training."""
+    """The training of `params` (abstract twin: boxed) with one loss, as far as the run trains them.  `options` are the further
+    fields of Training."""
     tx = optim.make_optimizer(optimizer, steps)
-    lora = None if name == "pretrain" else ws.config.lora
-    base, own = trained_part(params, lora)
-    state = sharding.create_state(ws.layout, trained_part(boxed, lora)[1], own, tx.init, ws.key(name))
+    part = (lambda tree: ({}, tree)) if name == "pretrain" else lambda tree: parted(tree, ws.config)
+    (base, own), (_, boxed) = part(params), part(boxed)
+    state = sharding.create_state(ws.layout, boxed, own, tx.init, ws.key(name))
     step = compile_supervised(ws.models, loss_fn, tx, state, base, micro_batches)
     step = sharding.ahead_of_time(step, state, base, (batch_at(i) for i in range(steps if several_shapes else 1)))
     return Training(step, state, batch_at, steps, ws.fingerprints(name), **options)
@@ -122,8 +122,8 @@ def pretraining(ws: Workspace) -> Training:
     return supervised(
         ws,
         "pretrain",
-        split(ws.boxed_policy)[0],
-        sharding.create_sharded(lambda key: split(ws.policy.init(key))[0], ws.layout, ws.key("policy weights")),
+        ws.boxed_pretrained,
+        sharding.create_sharded(ws.policy._replace(lora=None).init, ws.layout, ws.key("policy weights")),
         pretrain_stage.make_loss(ws.policy, "pretrain", dropout=cfg.dropout),
         cfg.optimizer,
         ws.batch_at(rows, cfg.batch),
@@ -138,7 +138,7 @@ def pretraining(ws: Workspace) -> Training:
 def pretrain(ws: Workspace) -> dict[str, Any]:
     """The base model; where the task has probes, copying must have emerged."""
     training = pretraining(ws)
-    params, output = training.run(ws.folder / "pretrain").params, training.facts
+    params, output = join(training.run(ws.folder / "pretrain").params, ws.adapters("none")), training.facts
     if held_out := held_out_rows(ws):
         output["nll"] = ws.nll(params, held_out)
     if ws.task.probes:

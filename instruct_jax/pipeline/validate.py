@@ -123,8 +123,8 @@ def _check_models(config: RunConfig) -> None:
         f"text.max_prompt + text.max_completion or sampler.max_tokens = {longest} exceeds reward_model.context={judge.context}; raise it",
     )
     check(
-        config.lora is None or judge == config.model,
-        "reward_model is another model, and lora trains adapters on one base for all; remove reward_model, or lora",
+        not (config.lora or config.frozen_layers) or judge == config.model,
+        "reward_model is another model, and with lora or frozen_layers all share one base; remove reward_model, or these",
     )
     check(
         judge.vocab_size == config.model.vocab_size,

@@ -20,7 +20,7 @@ from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import check_vocabulary, decode_completion, fingerprint
 from instruct_jax.models.lora import join, scalar_base, split
 from instruct_jax.pipeline.settings import RunConfig
-from instruct_jax.pipeline.steps import build_models, compile_rollout, trained_part
+from instruct_jax.pipeline.steps import build_models, compile_rollout, parted
 from instruct_jax.pipeline.tasks import Task
 from instruct_jax.records import Params, PromptBatch, Rollout, TokenBatch
 from instruct_jax.runtime.checkpoints import restore_params
@@ -74,13 +74,20 @@ class Workspace:
         return jax.eval_shape(self.scalar.init, jax.random.key(0))
 
     def trained(self, params: Params) -> Params:
-        """The part of the parameters (abstract ones too) that stages after pretraining train and keep: adapters and heads, or all."""
-        return trained_part(params, self.config.lora)[1]
+        """The part of the parameters (abstract ones too) that stages after pretraining train and keep."""
+        return parted(params, self.config)[1]
 
     @functools.cached_property
     def base(self) -> Params:
-        """What adapters lie on: the pretrained model in config.dtype, once for policy, value function, reference and reward model."""
-        return self.policy.cast(self.load("pretrain", split(self.boxed_policy)[0])) if self.config.lora else {}
+        """What no stage after pretraining trains, in config.dtype, once for policy, value function, reference and reward model."""
+        if self.config.lora:
+            return self.policy.cast(self.load("pretrain", self.boxed_pretrained))
+        return self.policy.cast(parted(self.load("pretrain", self.boxed_policy), self.config)[0]) if self.config.frozen_layers else {}
+
+    @property
+    def boxed_pretrained(self) -> Params:
+        """Abstract parameters without adapters."""
+        return split(self.boxed_policy)[0] if self.config.lora else self.boxed_policy
 
     def adapters(self, purpose: str) -> Params:
         """New ones, which change nothing yet; {} where all weights are trained."""
@@ -101,6 +108,8 @@ class Workspace:
         """The policy after a stage, or at one of its steps that was kept.  The SFT model is the epoch that `select` chose, once it has."""
         if stage == "pretrain" and self.config.lora:
             return join(self.base, self.adapters("none"))  # they change nothing: one program reads all policies
+        if stage == "pretrain":
+            return join(self.load(stage, self.boxed_policy), self.base)
         boxed = self.trained(self.boxed_policy)
         if stage in ("ppo", "ppo_ptx"):
             part = "ema" if self.config.evaluation.averaged else "params/policy"
@@ -122,6 +131,8 @@ class Workspace:
         """What must be the same when a checkpoint of a stage is read: the tokenizer, the model, and the adapters where there are some."""
         config = self.scalar.lm.config if stage == "reward" else self.config.model
         found = {"tokenizer": fingerprint(self.task.tokenizer), "model": model_fingerprint(config)}
+        if self.config.frozen_layers:
+            found |= {"frozen_layers": str(self.config.frozen_layers)}
         lora = None if stage == "pretrain" else self.config.lora
         return found if lora is None else found | {"lora": f"rank {lora.rank}, alpha {lora.alpha}, {', '.join(lora.targets)}"}
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,22 @@ def _each(weights: list[Weight], layers: int) -> Iterator[tuple[str, Weight, int
             yield weight.name if layer is None else weight.name.format(layer), weight, layer
 
 
-def read_params(folder: Path, family: Family, config: ModelConfig, boxed: Params, layout: sharding.Layout, *, head: bool = False) -> Params:
+class Change(Protocol):
+    """What is added to the weights on their way."""
+
+    def to(self, weight: Weight, name: str) -> np.ndarray | None: ...
+
+
+def read_params(
+    folder: Path,
+    family: Family,
+    config: ModelConfig,
+    boxed: Params,
+    layout: sharding.Layout,
+    *,
+    head: bool = False,
+    added: Change | None = None,
+) -> Params:
     """The float32 parameters of a folder in the layout of the mesh.  boxed: their abstract tree, of the language model or, with `head`,
     of the scalar model.  WeightsError names a tensor that is missing, left over or of another shape."""
     plain = boxed["backbone"] if head else boxed
@@ -109,18 +124,27 @@ def read_params(folder: Path, family: Family, config: ModelConfig, boxed: Params
         expected = {name: (weight, layer) for name, weight, layer in _each(family.weights(shapes), config.layers)}
         _check_names(tensors, family, {name: weight.shape(sizes) for name, (weight, _) in expected.items()}, config, head)
         for name, (weight, layer) in expected.items():
-            parts = weight.unpack(tensors.read(name), sizes)
+            tensor, change = tensors.read(name), None if added is None else added.to(weight, name)
+            parts = weight.unpack(tensor if change is None else tensor.astype(np.float32) + change, sizes)
             for ours, part in zip(weight.ours, parts, strict=True):
                 if layer is None:
                     found[ours] = _born(part, shapes[ours])
                 else:
+                    ours, place = _place(shapes, ours, layer)
                     stack = found.get(ours)
-                    found[ours] = _stacked(_zeros(shapes[ours]) if stack is None else stack, part, layer)
+                    found[ours] = _stacked(_zeros(shapes[ours]) if stack is None else stack, part, place)
         missing = sorted(set(shapes) - set(found))
         if missing:
             raise WeightsError(f"{folder}: the family {family.name} has no weight for {missing[0]}; its config says otherwise")
         tree = _like(plain, found)
         return {"backbone": tree, "head": _read_head(tensors, boxed["head"], layout)} if head else tree
+
+
+def _place(arrays: Mapping[str, Any], ours: str, layer: int) -> tuple[str, int]:
+    """The array that holds a layer's part of `ours`, and where in it: the first layers may lie apart."""
+    lower = f"lower_{ours}"
+    first = arrays[lower].shape[0] if lower in arrays else 0
+    return (lower, layer) if layer < first else (ours, layer - first)
 
 
 def _check_names(tensors: Tensors, family: Family, shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, head: bool) -> None:
@@ -236,5 +260,6 @@ def write_params(
 
 
 def _packed(arrays: Mapping[str, jax.Array], weight: Weight, layer: int | None, sizes: Mapping[str, int]) -> np.ndarray:
-    ours = [sharding.fetch(arrays[name] if layer is None else arrays[name][layer]) for name in weight.ours]
+    places = [(name, None) if layer is None else _place(arrays, name, layer) for name in weight.ours]
+    ours = [sharding.fetch(arrays[name] if place is None else arrays[name][place]) for name, place in places]
     return weight.pack([x[: sizes["V"]] if weight.axes[0] == "V" else x for x in ours], sizes)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -41,13 +42,13 @@ def by_attend(q, k, v, segments):
     return attend(q, k, v, masking.attention_mask(segments))
 
 
-def by(kind):
-    kernel = Attention(kind)
-    return lambda q, k, v, segments: kernel(q, k, v, kernel.prepare(segments))
+def by(kind, local=False, **facts):
+    kernel = Attention(kind, **facts)
+    return lambda q, k, v, segments: kernel(q, k, v, kernel.prepare(segments), local)
 
 
-def same(kind: str, dtype=np.float32, rtol: float = 1e-4, atol: float = 1e-4) -> None:
-    ours, theirs = (outputs_and_gradients(read, dtype) for read in (by(kind), by_attend))
+def same(kind: str, dtype=np.float32, rtol: float = 1e-4, atol: float = 1e-4, twin=by_attend, **facts) -> None:
+    ours, theirs = (outputs_and_gradients(read, dtype) for read in (by(kind, **facts), twin))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
@@ -55,6 +56,30 @@ def same(kind: str, dtype=np.float32, rtol: float = 1e-4, atol: float = 1e-4) ->
 def test_splash_by_its_interpreter(monkeypatch):
     monkeypatch.setattr(splash, "make_splash_mqa", functools.partial(splash.make_splash_mqa, interpret=True))
     same("splash")
+
+
+FACTS = {"scale": 0.3, "cap": 1.5, "window": 37}
+
+
+def by_hand(local):
+    """Windows, soft caps and scales, written out."""
+
+    def read(q, k, v, segments):
+        seen = masking.attention_mask(segments)
+        near = (np.arange(L)[:, None] - np.arange(L)[None, :] < FACTS["window"])[None, None]
+        seen = seen & near if local else seen
+        k, v = (jnp.repeat(x, H // G, axis=1).swapaxes(1, 2) for x in (k, v))
+        logits = FACTS["cap"] * jnp.tanh(FACTS["scale"] * jnp.einsum("blhc,bshc->bhls", q, k) / FACTS["cap"])
+        return jnp.einsum("bhls,bshc->blhc", jax.nn.softmax(jnp.where(seen, logits, -1e9), axis=-1), v)
+
+    return read
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("kind", ["xla", "splash"])
+def test_windows_caps_and_scales(kind, local, monkeypatch):
+    monkeypatch.setattr(splash, "make_splash_mqa", functools.partial(splash.make_splash_mqa, interpret=True))
+    same(kind, twin=by_hand(local), local=local, **FACTS)
 
 
 @pytest.mark.skipif(PLATFORM != "tpu", reason="needs a TPU: JAX_PLATFORMS=tpu")

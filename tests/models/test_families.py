@@ -125,6 +125,31 @@ def test_the_weights_survive(name, tmp_path):
         torch.testing.assert_close(value, original[key], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["gpt_neox", "gemma3", "olmo2"])
+def test_eight_devices_compute_what_one_does(name, tmp_path):
+    """Born on a mesh of fsdp, tensor and context; logits, and a token that is decoded."""
+    folder = torch_models.save(torch_models.model_of(name), tmp_path / "model")
+    config = read_config(transformers.AutoConfig.from_pretrained(folder), vocab_multiple=8)
+    tokens, masks = batches()
+    tokens, mask = jnp.array(tokens[:2]), jnp.array(masks["left"][:2])
+    found = []
+    for mesh in (MeshConfig(data=1), MeshConfig(data=1, fsdp=2, tensor=2, context=2)):
+        layout = sharding.Layout(sharding.make_mesh(mesh, jax.devices()[: 8 if mesh.tensor == 2 else 1]))
+        lm = LanguageModel(config, layout)
+        params = weights.read_params(folder, FAMILIES[str(config.family)], config, boxed(lm), layout)
+
+        @jax.jit
+        def read(params, lm=lm):
+            hidden = lm.hidden(params, tokens, mask.astype(jnp.int32))
+            last, cache = lm.prefill(params, PromptBatch(tokens.astype(jnp.int32), mask), L + 2)
+            token = lm.logits(params, last).argmax(-1).astype(jnp.int32)
+            return lm.logits(params, hidden.reshape(-1, hidden.shape[-1])), lm.logits(params, lm.decode(params, cache, token)[0])
+
+        found.append(jax.tree.map(np.asarray, read(params)))
+    for a, b in zip(*found, strict=True):
+        close(a[: len(b)], b, 1e-5, "a mesh")
+
+
 def test_every_family_is_tested():
     assert set(FIRST) == set(FAMILIES)
 

@@ -55,20 +55,15 @@ def test_a_conversation_in_the_template_of_the_run():
     assert chat.conversation_ids(WORDS, OWN, TALK[:1]) == encode_prompt(WORDS, "a", template=OWN.template)
 
 
-def test_a_conversation_as_messages():
-    form = TextFormat(template=MESSAGES)
-    assert chat.conversation_ids(WORDS, form, TALK) == encode_prompt(WORDS, TALK)
-    assert chat.conversation_ids(WORDS, form, TALK[:1]) == encode_prompt(WORDS, "a", template=MESSAGES)
-    tok = load_tokenizer_with("{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' }} : {% endfor %}")
+def test_a_conversation_as_messages(tmp_path):
+    letters, form = load_tokenizer(wordtok.gpt2_folder(tmp_path)), TextFormat(template=MESSAGES)
+    assert chat.conversation_ids(letters, form, TALK) == encode_prompt(letters, TALK)
+    assert chat.conversation_ids(letters, form, TALK[:1]) == encode_prompt(letters, "a", template=MESSAGES)
+    tok = wordtok.words.__wrapped__()
+    tok.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' }} : {% endfor %}"
     assert (
         chat.conversation_ids(tok, TextFormat(), TALK) == encode_prompt(tok, TALK) == wordtok.ids("<bos> a : b c <eos> : d : e <eos> : f :")
     )
-
-
-def load_tokenizer_with(template: str):
-    tok = wordtok.words.__wrapped__()
-    tok.chat_template = template
-    return tok
 
 
 def test_the_oldest_exchanges_go_first():
@@ -150,6 +145,7 @@ def test_two_models_side_by_side(say, monkeypatch):
     assert both == ["a  runs/a:ppo", *a[:2], "b  runs/a:pretrain", *b[:2], "a  runs/a:ppo", *a[2:], "b  runs/a:pretrain", *b[2:]]
     apart = say("runs/a:ppo runs/a:pretrain --temperature 0 --max_tokens 3", "/b", "a", "/a", "a", "/both", "b")
     assert apart == [both[3], *b[:2], both[0], *a[:2], *both[6:]]  # each remembers its own exchanges
+    assert say("runs/a --temperature 0 --max_tokens 3 --mesh.tensor 2", "a", "b") == a
     assert say("runs/a", "/b") == ["error: /b needs two models; start again with instruct-jax chat MODEL MODEL"]
 
 
@@ -195,6 +191,7 @@ BAD = {
     "runs/a --temperature much": ("--temperature", "much"),
     "runs/a --max_tokens 16": ("--max_tokens 16 must be at least 1, and less than the context of 16",),
     "runs/a --context 17": ("--context 17 must lie in [2, 16], which is what runs/a:ppo reads",),
+    "runs/a --mesh.fsdp 2": ("only mesh.tensor can split",),
     "runs/a --seed -1": ("--seed -1 must lie in",),
     "runs/a --text.templat x": ("text.templat", "did you mean text.template?"),
     "runs/a runs/a runs/a": ("'runs/a' is not expected here",),

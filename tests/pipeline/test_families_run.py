@@ -21,7 +21,15 @@ from instruct_jax.pipeline.pretrained import load_run
 from instruct_jax.pipeline.tasks import tokenizer_only
 from instruct_jax.pipeline.workspace import Workspace
 
-CHAINS = {"gpt2": "", "gpt_neox": "", "llama 3": "", "qwen3": "", "qwen3 with adapters": "lora: {rank: 2, dropout: 0.1}\n"}
+CHAINS = {
+    "gpt2": "",
+    "gpt_neox": "",
+    "llama 3": "",
+    "qwen3": "",
+    "qwen3 with adapters": "lora: {rank: 2, dropout: 0.1}\n",
+    "gpt2 with adapters": "lora: {rank: 2, targets: [q, v, out, up]}\n",
+    "llama 3 with shared layers": "frozen_layers: 2\n",
+}
 CONFIG = """
 out: run
 base: base
@@ -88,7 +96,7 @@ def chain(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        make(folder, request.param.removesuffix(" with adapters"))
+        make(folder, request.param.partition(" with ")[0])
         (folder / "run.yaml").write_text(CONFIG + CHAINS[request.param])
         assert main(["check", "--config", "run.yaml"]) == 0
         assert main(["run", "--config", "run.yaml"]) == 0
@@ -150,6 +158,42 @@ def test_adapters_are_all_that_is_kept(chain):
     assert first["ppo/kl"] == 0 and abs(first["rollout/logp_gap"]) < 1e-5
 
 
+def test_shared_layers_are_those_of_the_base(chain):
+    ws = opened(chain)
+    if not ws.config.frozen_layers:
+        pytest.skip("this chain shares no layers")
+    base, after = ws.policy_of("pretrain"), ws.policy_of("ppo_ptx")
+    assert base["lower_layers"]["q"]["kernel"].shape[0] == 2 and base["layers"]["q"]["kernel"].shape[0] == 1
+    jax.tree.map(np.testing.assert_array_equal, base["lower_layers"], after["lower_layers"])
+    assert (np.asarray(base["layers"]["q"]["kernel"]) != np.asarray(after["layers"]["q"]["kernel"])).any()
+    [notes] = (chain / "run" / "ppo_ptx" / "checkpoints").glob("1/_CHECKPOINT_METADATA")
+    assert "lower_layers" not in notes.read_text().partition("digests")[2]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of peft
+def test_adapters_go_to_peft_and_back(chain, capsys):
+    peft = pytest.importorskip("peft", reason="peft is only for tests: pip install peft")
+    ws = opened(chain)
+    if ws.config.lora is None:
+        argv = ["export", "run", "--stage", "ppo", "--out", "adapter", "--adapter"]
+        return userfiles.refused(main, argv, ("--adapter", "no lora"), capsys)
+    assert main(["export", "run", "--stage", "ppo_ptx", "--out", "adapter", "--adapter"]) == 0
+    base = transformers.AutoModelForCausalLM.from_pretrained("base")
+    before = torch_models.logits(base, TOKENS, np.ones_like(TOKENS))
+    theirs = peft.PeftModel.from_pretrained(base, "adapter")
+    params = ws.policy_of("ppo_ptx")
+    hidden = ws.policy.hidden(params, jax.numpy.array(TOKENS), jax.numpy.ones(TOKENS.shape, int))
+    ours = ws.policy.logits(params, hidden.reshape(-1, hidden.shape[-1])).reshape(*TOKENS.shape, -1)
+    found = torch_models.logits(theirs, TOKENS, np.ones_like(TOKENS))
+    torch_models_close(ours, found)
+    assert np.abs(found - before).max() > 1e-3
+    assert main(["import", "adapter", "--out", "from_adapter", "--files.tokenizer", "base", "--model.vocab_multiple", "8"]) == 0
+    config = load_run("from_adapter/config.yaml")
+    back = Workspace(config, Path("from_adapter"), tokenizer_only(config, Path("from_adapter"))).policy_of("pretrain")
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(merged(params, ws.config.lora)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def torch_models_close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
@@ -161,7 +205,10 @@ def test_what_went_out_comes_in_again(chain):
     ws = opened(chain)
     config = load_run("imported/config.yaml")
     back = Workspace(config, Path("imported"), tokenizer_only(config, Path("imported")))
-    jax.tree.map(np.testing.assert_array_equal, back.policy_of("pretrain"), merged(ws.policy_of("sft"), ws.config.lora))
+    went = merged(ws.policy_of("sft"), ws.config.lora)
+    if lower := went.pop("lower_layers", None):
+        went["layers"] = jax.tree.map(lambda a, b: jax.numpy.concatenate([a, b]), lower, went["layers"])
+    jax.tree.map(np.testing.assert_array_equal, back.policy_of("pretrain"), went)
     (chain / "second.yaml").write_text(CONFIG + "start: {folder: imported, stages: [pretrain]}\n")
     argv = ["run", "--config", "second.yaml", "--stages", "sft", "--base", str(out), "--out", "second"]
     assert main(argv) == 0 and (chain / "second" / "pretrain").is_symlink()
