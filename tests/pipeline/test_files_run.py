@@ -118,7 +118,7 @@ CONFIG = ["check", "--config", "run.yaml"]
 BAD = {
     "unknown adapter": (["--files.prompts", "[oast:data]"], ("oast:data: oast is no known data set", "did you mean oasst?")),
     "like no other": (["--files.prompts", "[zebra:data]"], ("zebra is no known data set", "use one of oasst, hh")),
-    "of another kind": (["--files.prompts", "[hh:tok]"], ("hh:tok: hh has no prompts, only rankings", "another data set")),
+    "of another kind": (["--files.texts", "[hh:tok]"], ("hh:tok: hh has no texts, only", "another data set")),
     "folder without the data set": (["--files.prompts", "[oasst:tok]"], ("tok/oasst_en100: no such folder", "download the data set there")),
 }
 

@@ -50,11 +50,10 @@ def test_a_share_of_the_samples_is_of_the_first_epoch():
 
     ws = types.SimpleNamespace(
         config=config,
-        boxed_policy=None,
         output=lambda stage: {"steps_per_epoch": 10},
         encode=lambda prompts: (prompts, prompts),
         key=lambda purpose: purpose,
-        load=lambda stage, boxed, *, step: step,
+        policy_of=lambda stage, step: step,
         generate=generate,
     )
     rows = compare._samples(ws, [{"prompt": str(i)} for i in range(400)], "compare")  # type: ignore[arg-type]
