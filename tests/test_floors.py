@@ -9,7 +9,7 @@ import instruct_jax
 ROOT = Path(instruct_jax.__file__).parent
 FLOOR = {
     "records": 0, "config": 0, "ops": 1, "sharding": 1, "models": 2, "optim": 2, "stages": 3, "data": 4, "world": 4, "runtime": 4,
-    "evaluation": 5, "report": 5, "pipeline": 6, "cli": 7, "__main__": 8,
+    "evaluation": 5, "feedback": 5, "report": 5, "pipeline": 6, "cli": 7, "__main__": 8,
 }  # fmt: skip
 LINEN = {"models", "sharding"}
 

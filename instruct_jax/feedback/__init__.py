@@ -1,0 +1,1 @@
+"""Human feedback: the labeling page, its store, and what comes out of it."""
