@@ -107,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--seed", type=int, default=0, metavar="N")
     verb.set_defaults(work=_chat)
+    text = "serves the page on which people rank samples and write demonstrations; invites them, and exports their answers"
+    verbs.add_parser("label", help=text, add_help=False).set_defaults(work=_label)
     text = "runs the arms of a study, one after the other, and compares them; the same command again goes on"
     verb = verbs.add_parser("study", help=text, description=text, usage="instruct-jax study --config FILE [--out FOLDER] [--seeds [0,1]]")
     verb.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/over_optimisation.yaml")
@@ -200,6 +202,19 @@ def _chat(args: argparse.Namespace, overrides: list[str]) -> None:
     options = {key: getattr(args, key) for key in ("reward", "temperature", "max_tokens", "context", "seed")}
     with contextlib.suppress(BrokenPipeError):
         chat(names, overrides, **options)
+
+
+@_sigterm_stops()
+def _label(args: argparse.Namespace, rest: list[str]) -> int:
+    from instruct_jax.pipeline.label import label
+
+    try:
+        label(rest)
+    except SystemExit as done:  # --help, or a wrong action
+        return int(done.code or 0)
+    except (KeyboardInterrupt, Terminated):
+        print("stopped", file=sys.stderr)
+    return 0
 
 
 def _study(args: argparse.Namespace, overrides: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The store of the labeling page, one SQLite file: its schema, and plain functions of a connection.
 
-An answer is on the disk before its page says so: WAL with synchronous=FULL, one short transaction for each answer.  Several connections may be
-open, of several processes too; each thread has its own.
+An answer is on the disk before its page says so: WAL with synchronous=FULL, one short transaction for each answer.  Several processes may
+have it open, each thread with a connection of its own.
 """
 
 import contextlib
@@ -39,7 +39,9 @@ CREATE TABLE labelers (
     invited_until REAL,
     generation INTEGER NOT NULL DEFAULT 0  -- sessions of an older one have ended
 ) STRICT;
-CREATE TABLE failures (name TEXT NOT NULL, address TEXT NOT NULL, at REAL NOT NULL) STRICT;
+CREATE TABLE attempts (  -- to log in, that did not succeed
+    name TEXT NOT NULL, address TEXT NOT NULL, at REAL NOT NULL
+) STRICT;
 CREATE TABLE tasks (
     position INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -100,7 +102,33 @@ class Lease:
 
     task: Task
     opened: float  # unix seconds
+    until: float
     instructions: int  # version that the labeler saw last
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Of the tasks of one kind."""
+
+    kind: Kind
+    tasks: int
+    finished: int  # have all answers of the training group that are wanted, or were skipped too often
+    answers: int  # of both groups, without skips
+    skipped: int  # answers that say so
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelerRow:
+    """An account and what it has done."""
+
+    name: str
+    team: Group
+    admin: bool
+    active: bool  # has a password
+    invited: bool  # has an invitation that is not used
+    answers: int  # skips among them
+    skipped: int
+    last: float | None  # unix seconds of the last answer
 
 
 def create_store(path: str | Path) -> sqlite3.Connection:
@@ -215,9 +243,9 @@ def _hold(connection: sqlite3.Connection, task: str, labeler: str, now: float, s
 def open_lease(connection: sqlite3.Connection, task: str, labeler: str) -> Lease | None:
     """What the labeler was given and has not answered, lapsed or not: work is not thrown away because it took long."""
     row = connection.execute(
-        "SELECT tasks.*, opened, instructions FROM leases JOIN tasks ON id = task WHERE task = ? AND labeler = ?", (task, labeler)
+        "SELECT tasks.*, opened, until, instructions FROM leases JOIN tasks ON id = task WHERE task = ? AND labeler = ?", (task, labeler)
     ).fetchone()
-    return None if row is None else Lease(_task(row), row["opened"], row["instructions"])
+    return None if row is None else Lease(_task(row), row["opened"], row["until"], row["instructions"])
 
 
 def renew(connection: sqlite3.Connection, task: str, labeler: str, now: float, seconds: float) -> None:
@@ -229,19 +257,21 @@ def renew(connection: sqlite3.Connection, task: str, labeler: str, now: float, s
 def submit(
     connection: sqlite3.Connection, task: str, labeler: str, form: str, reply: Reply, *, shown: list[int], seconds: float, now: float
 ) -> bool:
-    """Stores the reply to a leased task.  True: it is stored, by this call or by an earlier one with the same form; False: another answer of
-    this labeler is there, and stays."""
+    """Stores the reply to a leased task.  True: it is stored, by this call or by an earlier one with the same form; False: another answer
+    of this labeler is there, and stays."""
     with writing(connection):
         stored = connection.execute("SELECT form FROM answers WHERE task = ? AND labeler = ?", (task, labeler)).fetchone()
         if stored is not None:
             return stored["form"] == form
         parts = (json.dumps(part, ensure_ascii=False) for part in (reply.likert, reply.flags, reply.notes))
         ranks = None if reply.ranks is None else json.dumps(reply.ranks)
-        connection.execute(
+        new = connection.execute(
             "INSERT INTO answers (task, labeler, form, ranks, likert, flags, notes, text, skipped, shown, seconds, submitted, instructions)"
             " SELECT task, labeler, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, instructions FROM leases WHERE task = ? AND labeler = ?",
             (form, ranks, *parts, reply.text, reply.skipped, json.dumps(shown), seconds, now, task, labeler),
         )
+        if not new.rowcount:
+            raise LookupError(f"task {task} was never given to {labeler}")
         connection.execute("DELETE FROM leases WHERE task = ? AND labeler = ?", (task, labeler))
         if reply.skipped is not None:
             connection.execute("UPDATE tasks SET skips = skips + 1 WHERE id = ?", (task,))
@@ -255,19 +285,71 @@ def submit(
     return True
 
 
-def answers(connection: sqlite3.Connection, labeler: str | None = None) -> list[Answer]:
-    """All answers, or those of one labeler, in the order in which they came."""
+def count(connection: sqlite3.Connection, labeler: str) -> int:
+    """The answers of a labeler."""
+    return connection.execute("SELECT count(*) FROM answers WHERE labeler = ?", (labeler,)).fetchone()[0]
+
+
+def form_of(connection: sqlite3.Connection, task: str, labeler: str) -> str | None:
+    """The token of the form that brought this answer; None where there is no answer."""
+    row = connection.execute("SELECT form FROM answers WHERE task = ? AND labeler = ?", (task, labeler)).fetchone()
+    return None if row is None else row["form"]
+
+
+def instructions(connection: sqlite3.Connection) -> tuple[int, str]:
+    """(version, Markdown) of the newest."""
+    row = connection.execute("SELECT version, text FROM instructions ORDER BY version DESC LIMIT 1").fetchone()
+    return row["version"], row["text"]
+
+
+def write_instructions(connection: sqlite3.Connection, text: str, by: str, now: float) -> None:
+    """A new version; the older ones stay, answers refer to them."""
+    with writing(connection):
+        connection.execute("INSERT INTO instructions (text, at, by) VALUES (?, ?, ?)", (text, now, by))
+
+
+def instructions_seen(connection: sqlite3.Connection, labeler: str) -> int | None:
+    """The version of the labeler's last answer."""
+    return connection.execute("SELECT max(instructions) FROM answers WHERE labeler = ?", (labeler,)).fetchone()[0]
+
+
+def answers(
+    connection: sqlite3.Connection, *, labeler: str | None = None, task: str | None = None, last: int | None = None
+) -> list[Answer]:
+    """The answers in the order in which they came: all, or those of a labeler, to a task, or only the last so many of these."""
+    wanted = {key: value for key, value in {"labeler": labeler, "task": task}.items() if value is not None}
     rows = connection.execute(
         "SELECT answers.*, kind, prompt, completions, models, known, team FROM answers JOIN tasks ON id = task"
-        " JOIN labelers ON name = labeler WHERE ? IS NULL OR labeler = ? ORDER BY number",
-        (labeler, labeler),
+        f" JOIN labelers ON name = labeler WHERE {' AND '.join([f'{key} = ?' for key in wanted] or ['1'])} ORDER BY number DESC LIMIT ?",
+        (*wanted.values(), -1 if last is None else last),
     )
-    return [_answer(row) for row in rows]
+    return [_answer(row) for row in rows][::-1]
 
 
 def tasks(connection: sqlite3.Connection) -> dict[str, Task]:
     """All tasks by their id."""
     return {row["id"]: _task(row) for row in connection.execute("SELECT * FROM tasks ORDER BY position")}
+
+
+def progress(connection: sqlite3.Connection) -> list[Progress]:
+    """How far the tasks of each kind are."""
+    rows = connection.execute(
+        "SELECT kind, count(*) AS tasks, sum(left_training <= 0 OR (NOT screening AND skips >= ?)) AS finished,"
+        " (SELECT count(*) FROM answers JOIN tasks AS t ON id = task WHERE t.kind = tasks.kind AND skipped IS NULL) AS answers,"
+        " (SELECT count(*) FROM answers JOIN tasks AS t ON id = task WHERE t.kind = tasks.kind AND skipped IS NOT NULL) AS skipped"
+        " FROM tasks GROUP BY kind ORDER BY kind",
+        (SKIPS,),
+    )
+    return [Progress(**row) for row in rows]
+
+
+def labelers(connection: sqlite3.Connection) -> list[LabelerRow]:
+    """Every account, with what it has done."""
+    rows = connection.execute(
+        "SELECT name, team, admin, password IS NOT NULL AS active, invitation IS NOT NULL AS invited, count(number) AS answers,"
+        " count(skipped) AS skipped, max(submitted) AS last FROM labelers LEFT JOIN answers ON labeler = name GROUP BY name ORDER BY name"
+    )
+    return [LabelerRow(**row) for row in rows]
 
 
 def _task(row: sqlite3.Row) -> Task:

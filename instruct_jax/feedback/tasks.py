@@ -57,7 +57,11 @@ class Reply:
 
 
 class ReplyError(ValueError):
-    """A reply that cannot be stored.  The message is for the labeler."""
+    """A reply that cannot be stored.  The message is for the labeler; `at` is the part of the page that it is about, outputs first."""
+
+    def __init__(self, message: str, at: int = 0):
+        super().__init__(message)
+        self.at = at
 
 
 def task(raw: schemas.Record, *, compare: bool = False) -> Task:
@@ -135,7 +139,7 @@ def reply(task: Task, order: Sequence[int], form: Mapping[str, str]) -> Reply:
         ranks=dense(ranks),
         likert=[_likert(form, places[i], needed=task.kind == "rank") for i in range(len(order))],
         flags=[{name: form.get(f"flag-{places[i]}-{name}") == "yes" for name in FLAGS} for i in range(len(order))],
-        notes=[clean(form.get(f"note-{places[i]}", "")) for i in range(len(order))],
+        notes=[_short(form.get(f"note-{places[i]}", ""), f"the notes on output {letter(places[i])}", places[i]) for i in range(len(order))],
     )
 
 
@@ -152,21 +156,25 @@ def letter(at: int) -> str:
 
 def clean(text: str) -> str:
     """What a person typed: the line ends of forms are \\r\\n, and records of people hold no control characters."""
-    return schemas.CONTROL.sub("", text.replace("\r\n", "\n")).strip()[:LONGEST]
+    return schemas.CONTROL.sub("", text.replace("\r\n", "\n")).strip()
 
 
 def _written(text: str, what: str) -> str:
-    if not (found := clean(text)):
+    if not (found := _short(text, what)):
         raise ReplyError(f"Write {what}.")
-    if len(text.replace("\r\n", "\n").strip()) > LONGEST:
-        raise ReplyError(f"Shorten {what}: {LONGEST:,} characters are the most.")
+    return found
+
+
+def _short(text: str, what: str, at: int = 0) -> str:
+    if len(found := clean(text)) > LONGEST:
+        raise ReplyError(f"Shorten {what}: {LONGEST:,} characters are the most.", at)
     return found
 
 
 def _rank(form: Mapping[str, str], at: int, k: int) -> int:
     value = form.get(f"rank-{at}", "")
     if value not in map(str, range(1, k + 1)):
-        raise ReplyError(f"Rank output {letter(at)} too: it is still in “To be ranked”.")
+        raise ReplyError(f"Rank output {letter(at)} too: it is still in “To be ranked”.", k)
     return int(value)
 
 
@@ -181,7 +189,7 @@ def _likert(form: Mapping[str, str], at: int, *, needed: bool) -> int | None:
     value = form.get(f"likert-{at}", "")
     if value not in map(str, LIKERT):
         if needed or value:
-            raise ReplyError(f"Give output {letter(at)} an overall quality from 1 to 7.")
+            raise ReplyError(f"Give output {letter(at)} an overall quality from 1 to 7.", at)
         return None
     return int(value)
 

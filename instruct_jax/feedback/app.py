@@ -1,0 +1,183 @@
+"""The pages of labelers: log in, take a task, answer it, see one's own answers."""
+
+import secrets
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+
+from instruct_jax.feedback import accounts, store, tasks
+from instruct_jax.feedback.accounts import Labeler
+from instruct_jax.feedback.tasks import FLAGS, LIKERT, ReplyError, letter
+from instruct_jax.feedback.text import rendered
+from instruct_jax.feedback.visits import NOT_STORED, Visit, guarded, open_site, route, to
+
+SESSION = 7 * 86400  # seconds; every page begins them anew
+SHOWN = 50  # of one's own answers, the last ones, on the first page
+
+
+def create_app(path: Path, *, lease: float = 3600.0, https: bool = False) -> Starlette:
+    """The web app over the store at `path`.  Leases last so many seconds; with `https` the session's cookie travels by TLS only."""
+    site = open_site(path, lease)
+    routes = [
+        route(site, "/", home),
+        route(site, "/login", login_page, post=log_in, who="anyone"),
+        route(site, "/logout", home, post=log_out),
+        route(site, "/join/{token}", join_page, post=join, who="anyone"),
+        route(site, "/instructions", instructions),
+        route(site, "/task", next_task),
+        route(site, "/task/{id}", task_page, post=answer),
+        Mount("/static", StaticFiles(packages=[("instruct_jax.feedback", "static")])),
+    ]
+    session = Middleware(SessionMiddleware, secret_key=site.secret, max_age=SESSION, same_site="lax", https_only=https)
+    failed = {500: _failed, 404: _absent}
+    return Starlette(routes=routes, middleware=[Middleware(guarded), session], exception_handlers=failed)  # pyright: ignore
+
+
+def home(visit: Visit) -> Response:
+    return visit.page(
+        "home.html",
+        stored=store.count(visit.db, visit.name),
+        answers=store.answers(visit.db, labeler=visit.name, last=SHOWN),
+        changed=_instructions_changed(visit),
+    )
+
+
+def login_page(visit: Visit) -> Response:
+    return to("/") if visit.me else visit.page("login.html", problem="", name="")
+
+
+def log_in(visit: Visit) -> Response:
+    name, client = visit.form.get("name", "").strip(), visit.request.client
+    try:
+        me = accounts.log_in(visit.db, name, visit.form.get("password", "")[: accounts.LONGEST], client.host if client else "", visit.now)
+    except accounts.TooManyTries:
+        return visit.page("login.html", 429, name=name, problem="Too many tries. Wait for 15 minutes, or ask for a new invitation.")
+    if me is None:
+        return visit.page("login.html", 401, name=name, problem="No account has this name and password.")
+    return _welcome(visit, me)
+
+
+def _welcome(visit: Visit, me: Labeler) -> Response:
+    visit.request.session.clear()
+    visit.request.session.update(name=me.name, generation=me.generation)
+    return to("/")
+
+
+def log_out(visit: Visit) -> Response:
+    """Sessions live in cookies: only a new generation ends those that somebody copied."""
+    accounts.end_sessions(visit.db, visit.name)
+    visit.request.session.clear()
+    return to("/login")
+
+
+def join_page(visit: Visit) -> Response:
+    return _join_page(visit, 200, "")
+
+
+def _join_page(visit: Visit, status: int, problem: str) -> Response:
+    name = accounts.invited(visit.db, visit.request.path_params["token"], visit.now)
+    if name is None:
+        return visit.problem(404, "This invitation is used, has lapsed, or is not complete. Ask for a new one.")
+    return visit.page("join.html", status, name=name, problem=problem, shortest=accounts.SHORTEST, longest=accounts.LONGEST)
+
+
+def join(visit: Visit) -> Response:
+    password = visit.form.get("password", "")
+    if not accounts.SHORTEST <= len(password) <= accounts.LONGEST:
+        return _join_page(visit, 422, f"The password must have {accounts.SHORTEST} to {accounts.LONGEST} characters.")
+    if password != visit.form.get("again"):
+        return _join_page(visit, 422, "The two passwords differ.")
+    me = accounts.accept(visit.db, visit.request.path_params["token"], password, visit.now)
+    return _join_page(visit, 404, "") if me is None else _welcome(visit, me)
+
+
+def instructions(visit: Visit) -> Response:
+    version, text = store.instructions(visit.db)
+    return visit.page("instructions.html", version=version, text=rendered(text))
+
+
+def _instructions_changed(visit: Visit) -> bool:
+    """Since the labeler's last answer."""
+    seen = store.instructions_seen(visit.db, visit.name)
+    return seen is not None and seen != store.instructions(visit.db)[0]
+
+
+def next_task(visit: Visit) -> Response:
+    found = store.lease(visit.db, visit.name, visit.now, visit.site.lease)
+    return visit.page("done.html") if found is None else to(f"/task/{found}")
+
+
+def task_page(visit: Visit) -> Response:
+    """The form of a task in one's hands, or the answer that one gave."""
+    task_id = visit.request.path_params["id"]
+    lease = store.open_lease(visit.db, task_id, visit.name)
+    if lease is None:
+        return _own_answer(visit, task_id)
+    if lease.until < visit.now + visit.site.lease / 2 or lease.instructions != store.instructions(visit.db)[0]:
+        store.renew(visit.db, task_id, visit.name, visit.now, visit.site.lease)
+    return _task_form(visit, lease.task)
+
+
+def _own_answer(visit: Visit, task_id: str) -> Response:
+    for answer in store.answers(visit.db, labeler=visit.name, task=task_id):
+        return visit.page("answer.html", answer=answer, order=_order(visit, task_id, len(answer.completions)), names=FLAGS, blind=True)
+    return visit.problem(404, "There is no such task for you.")
+
+
+def _order(visit: Visit, task_id: str, k: int) -> list[int]:
+    return tasks.shown_order(k, task_id, visit.name, visit.site.secret)
+
+
+def _task_form(visit: Visit, task: tasks.Task, status: int = 200, problem: ReplyError | None = None) -> Response:
+    outputs = [(letter(at), task.completions[i]) for at, i in enumerate(_order(visit, task.id, len(task.completions)))]
+    return visit.page(
+        f"{task.kind}.html",
+        status,
+        task=task,
+        outputs=outputs,
+        form=visit.form.get("form") or secrets.token_urlsafe(16),
+        values=visit.form,
+        problem=problem,
+        flags=FLAGS,
+        likert=LIKERT,
+        changed=_instructions_changed(visit),
+        stored=store.count(visit.db, visit.name),
+    )
+
+
+def answer(visit: Visit) -> Response:
+    """Stores the answer, and goes on only then; every other page that comes back says that it is not stored."""
+    task_id, form = visit.request.path_params["id"], visit.form.get("form", "")
+    lease = store.open_lease(visit.db, task_id, visit.name)
+    if lease is None:
+        before = store.form_of(visit.db, task_id, visit.name)
+        if before is None:
+            return visit.problem(404, NOT_STORED + "There is no such task for you.")
+        return to("/task") if before == form else _twice(visit)
+    order = _order(visit, task_id, len(lease.task.completions))
+    try:
+        reply = tasks.reply(lease.task, order, visit.form)
+    except ReplyError as error:
+        return _task_form(visit, lease.task, 422, error)
+    seconds = tasks.seconds_spent(visit.form.get("seconds", ""), visit.now - lease.opened)
+    stored = store.submit(visit.db, task_id, visit.name, form, reply, shown=order, seconds=seconds, now=visit.now)
+    return to("/task") if stored else _twice(visit)
+
+
+def _twice(visit: Visit) -> Response:
+    return visit.problem(409, NOT_STORED + "You have answered this task already, perhaps in another tab. That answer stays.")
+
+
+def _absent(request: Request, error: Exception) -> Response:
+    return HTMLResponse('<!doctype html><html lang="en"><title>No such page</title><p id="problem">There is no such page.</p>', 404)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    text = f"{NOT_STORED}Something failed here. Go back and send it again."
+    return HTMLResponse(f'<!doctype html><html lang="en"><title>Not stored</title><p id="problem">{text}</p>', 500)
