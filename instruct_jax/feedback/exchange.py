@@ -1,6 +1,7 @@
 """Tasks and answers as Label Studio and Argilla write them, and back to records.  All pure; a file of either is one JSON list.
 
-Label Studio: a project with the configuration of `label_studio_config`; ranks are buckets.  Argilla 2: what records.to_json writes, with fields prompt and completion-1, ..., a ranking question `ranks`, ratings `likert-1`, labels `flags-1`, a text `demonstration`.
+Label Studio: a project with the configuration of `label_studio_config`; ranks are buckets.  Argilla 2: what records.to_json writes, with
+fields prompt and completion-1, ..., a ranking question `ranks`, ratings `likert-1`, labels `flags-1`, a text `demonstration`.
 """
 
 import datetime
