@@ -13,7 +13,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 import jinja2
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -33,6 +33,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+THREADS = 8  # more would only wait for each other: pages are made under the GIL, and answers are written one at a time
 NOT_STORED = "Nothing was stored. "
 
 
@@ -44,6 +45,7 @@ class Site:
     secret: str
     lease: float  # seconds
     pages: jinja2.Environment
+    threads: CapacityLimiter  # how many work at once
     idle: "queue.SimpleQueue[sqlite3.Connection]"  # connections that no thread uses
 
 
@@ -84,8 +86,10 @@ def open_site(path: Path, lease: float) -> Site:
     loader = jinja2.PackageLoader("instruct_jax.feedback", "pages")
     pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"visible": visible, "clock": clock, "moment": moment}
+    for name in pages.list_templates(extensions=["html"]):
+        pages.get_template(name)  # compiled now: the first labelers do not wait for it
     db = store.open_store(path)
-    site = Site(path, str(store.setting(db, "secret")), lease, pages, queue.SimpleQueue())
+    site = Site(path, str(store.setting(db, "secret")), lease, pages, CapacityLimiter(THREADS), queue.SimpleQueue())
     site.idle.put(db)
     return site
 
@@ -110,7 +114,7 @@ def route(site: Site, path: str, handler: Handler, *, post: Handler | None = Non
 
     async def endpoint(request: Request) -> Response:
         form = await _read_form(request) if request.method == "POST" else {}
-        return await run_in_threadpool(_answer, site, request, form, handlers[request.method], who)
+        return await to_thread.run_sync(_answer, site, request, form, handlers[request.method], who, limiter=site.threads)
 
     return Route(path, endpoint, methods=list(handlers))
 

@@ -74,23 +74,23 @@ def _serve(args: argparse.Namespace) -> None:
     check(args.url is None or args.url.startswith(("http://", "https://")), f"--url {args.url} must begin with https:// or http://")
     if args.samples:
         _add(args)
-    db = store.open_store(args.store)
-    listening = _listen(args.host, args.port)
-    host, port = listening.getsockname()[:2]
-    here = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    url = (args.url or here).rstrip("/")
-    store.set_setting(db, "url", url)
-    print(f"{url}  ({_reach(host)})")
-    if not db.execute("SELECT 1 FROM labelers WHERE admin").fetchone():
-        print(f"no admin yet: instruct-jax label invite NAME --admin --store {args.store}")
-    db.close()
-    print("Ctrl-C stops it; answers that were stored stay stored", flush=True)
     import uvicorn
 
     from instruct_jax.feedback.app import create_app
 
+    listening = _listen(args.host, args.port)
+    host, port = listening.getsockname()[:2]
+    url = (args.url or f"http://{f'[{host}]' if ':' in host else host}:{port}").rstrip("/")
     app = create_app(args.store, lease=60 * args.lease, https=url.startswith("https://"))
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")).run([listening])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off"))
+    db = store.open_store(args.store)
+    store.set_setting(db, "url", url)
+    print(f"{url}  ({_reach(host)})")
+    if not db.execute("SELECT 1 FROM labelers WHERE admin").fetchone():
+        print(f"no admin yet: instruct-jax label invite NAME --admin --store {args.store}")
+    print("Ctrl-C stops it; answers that were stored stay stored", flush=True)
+    db.close()
+    server.run([listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

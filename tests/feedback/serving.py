@@ -1,5 +1,6 @@
 """The labeling page as a process of its own, and a small client of its forms."""
 
+import base64
 import contextlib
 import http.client
 import json
@@ -8,9 +9,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
+
+import itsdangerous
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "correct horse battery"
@@ -47,6 +51,7 @@ class Client:
         self.place = urlsplit(address).netloc
         self.cookie, self.text, self.status, self.path = "", "", 0, "/"
         self.headers: dict[str, str] = {}
+        self.seconds: list[float] = []  # of each request
         self.connection = http.client.HTTPConnection(self.place, timeout=30)
 
     def get(self, path: str) -> "Client":
@@ -64,9 +69,11 @@ class Client:
 
     def _ask(self, method: str, path: str, body: str | None) -> None:
         headers = {"Cookie": self.cookie} | ({} if body is None else {"Content-Type": "application/x-www-form-urlencoded"})
+        begun = time.perf_counter()
         self.connection.request(method, path, body, headers)
         reply = self.connection.getresponse()
         text = reply.read().decode()
+        self.seconds.append(time.perf_counter() - begun)
         self.status, self.headers = reply.status, {name.lower(): value for name, value in reply.getheaders()}
         if "set-cookie" in self.headers:
             self.cookie = self.headers["set-cookie"].partition(";")[0]
@@ -74,8 +81,19 @@ class Client:
             self.text, self.path = text, path
         self.reply = text
 
+    def rank(self, *ranks: int) -> "Client":
+        """Answers the ranking on the page."""
+        answer = {f"rank-{at}": str(rank) for at, rank in enumerate(ranks)} | {f"likert-{at}": "4" for at in range(len(ranks))}
+        return self.post(**answer)
+
     def close(self) -> None:
         self.connection.close()
+
+
+def session(secret: str, name: str, generation: int = 0) -> str:
+    """The cookie that a log-in of this labeler sets."""
+    data = base64.b64encode(json.dumps({"name": name, "generation": generation}).encode())
+    return f"session={itsdangerous.TimestampSigner(secret).sign(data).decode()}"
 
 
 def joined(address: str, token: str) -> Client:
