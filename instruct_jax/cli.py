@@ -142,19 +142,26 @@ def _sigterm_stops() -> Iterator[None]:
 @_sigterm_stops()
 def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     config, stages = _load(args, overrides)
+    from instruct_jax.pipeline.rounds import rounds_of
     from instruct_jax.pipeline.validate import check_mesh, validate
 
-    validate(config, stages)
+    first, *later = rounds_of(config)
+    validate(first, stages)
     import jax
 
     from instruct_jax.runtime import hosts
 
     hosts.join(args.coordinator, args.processes, args.process)
-    check_mesh(config, jax.device_count(), stages)
+    check_mesh(first, jax.device_count(), stages)
     from instruct_jax.pipeline.run import run
 
     try:
-        folder = run(config, stages)
+        folder = run(first, stages)
+        for number, following in enumerate(later, 2):
+            if hosts.is_main():
+                print(f"round {number} of {len(later) + 1}", flush=True)
+            validate(following, stages)
+            folder = run(following, stages)
     except jax.errors.JaxRuntimeError as error:
         raise hosts.Lost(error) from error if hosts.several() else error
     if hosts.is_main():

@@ -1,5 +1,7 @@
-"""Samples of the SFT model and their rankings; and the choice of the SFT epoch by reward-model score."""
+"""Samples of the policies and their rankings, round after round; and the choice of the SFT epoch by reward-model score."""
 
+import collections
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -7,25 +9,93 @@ import numpy as np
 from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.schemas import Record
 from instruct_jax.pipeline import measure
-from instruct_jax.pipeline.workspace import Workspace
+from instruct_jax.pipeline.open_model import of_other_run
+from instruct_jax.pipeline.tasks import Rankings
+from instruct_jax.pipeline.workspace import Workspace, stage_folder
+from instruct_jax.runtime.folders import read_note
 from instruct_jax.runtime.hosts import is_main
 from instruct_jax.stages.rollout import SamplerConfig
 
 
 def compare(ws: Workspace) -> dict[str, Any]:
-    """K completions per prompt, ranked; K is drawn per prompt.  Where the rankings are given, nothing is sampled."""
+    """K completions per prompt, ranked; K is drawn per prompt.  Where the rankings are given, nothing is sampled.  What is written, and
+    learned from, are the rankings of this round before those of earlier ones; each has its round, and the model of each completion."""
+    earlier = _earlier(ws)
+    seen = {name: {_asked(record) for record in earlier[name]} for name in ("train", "held_out_prompts")}
     samples, held_out = [], []
     if "compare" in ws.task.prompts:
-        samples = _samples(ws, ws.task.prompts["compare"], "compare")
-        held_out = _samples(ws, ws.task.prompts["compare_held_out"], "compare held out")
+        asked = {name: ws.task.prompts[name] for name in ("compare", "compare_held_out")}
+        samples = _samples(ws, [r for r in asked["compare"] if _asked(r) not in seen["held_out_prompts"]], "compare")
+        held_out = _samples(ws, [r for r in asked["compare_held_out"] if _asked(r) not in seen["train"]], "compare held out")
         _write(ws, "samples", samples)
-    rankings = ws.task.rank(samples, held_out)
-    counts = {}
-    for name in measure.GROUPS:
-        records = getattr(rankings, name)
+    rankings = _rank(ws, samples, held_out)
+    groups = {name: [{**r, "round": ws.config.round} for r in getattr(rankings, name)] + earlier[name] for name in measure.GROUPS}
+    for name, records in groups.items():
         _write(ws, name, records)
-        counts[name] = len(records)
-    return {"rankings": counts, "labeler_agreement": rankings.agreement}
+    return {
+        "rankings": {name: len(records) for name, records in groups.items()},
+        "labeler_agreement": rankings.agreement,
+        "labeler_noise": rankings.noise,
+        "lineage": lineage(groups["train"]),
+    }
+
+
+def _rank(ws: Workspace, samples: list[Record], held_out: list[Record]) -> Rankings:
+    cfg = ws.config.compare
+    noise = _output_of_earlier(ws).get("labeler_noise")
+    if cfg.people is not None:
+        from instruct_jax.pipeline.people import by_people  # with the extra `label`
+
+        found = by_people(cfg.people, samples, held_out)
+    elif cfg.judge is not None:
+        found = Rankings(_by_model(ws, cfg.judge, samples), _by_model(ws, cfg.judge, held_out), [], None)
+    else:
+        return ws.task.rank(samples, held_out, noise)
+    given = Rankings([], [], [], None) if ws.config.world or cfg.earlier else ws.task.rank([], [], None)
+    return dataclasses.replace(
+        found, train=found.train + given.train, held_out_prompts=found.held_out_prompts + given.held_out_prompts
+    )  # of files: they may bring some of their own to the first round
+
+
+def _by_model(ws: Workspace, place: str, samples: list[Record]) -> list[Record]:
+    """Ranked by the reward model of another run: a tie is the same text twice."""
+    owner, _ = of_other_run(place, ws.task)
+    numbered = [{**{k: v for k, v in s.items() if k != "task"}, "ranks": [*range(1, len(s["completions"]) + 1)]} for s in samples]
+    rows = measure.scored_rankings(owner, owner.reward_params(), numbered)
+    return [{**record, "ranks": _ranks(scores), "labeler_id": place} for record, scores, _ in rows]
+
+
+def _ranks(scores: np.ndarray) -> list[int]:
+    """1 = the highest score; without gaps."""
+    return (np.unique(-scores, return_inverse=True)[1] + 1).tolist()
+
+
+def _earlier(ws: Workspace) -> dict[str, list[Record]]:
+    """The rankings of all rounds before this one, by group."""
+    run = ws.config.compare.earlier
+    if run is None:
+        return {name: [] for name in measure.GROUPS}
+    return {name: measure.read_rankings(stage_folder(ws.folder, f"{run}:compare"), name) for name in measure.GROUPS}
+
+
+def _output_of_earlier(ws: Workspace) -> dict[str, Any]:
+    run = ws.config.compare.earlier
+    return {} if run is None else read_note(stage_folder(ws.folder, f"{run}:compare") / "done.json")["output"]
+
+
+def lineage(rankings: list[Record]) -> list[dict[str, Any]]:
+    """Of each round and each model whose samples were ranked in it: completions, and how often one of them was ranked first."""
+    completions: collections.Counter[tuple[int, str]] = collections.Counter()
+    first: collections.Counter[tuple[int, str]] = collections.Counter()
+    for record in rankings:
+        for model, rank in zip(record.get("models") or ["unknown"] * len(record["ranks"]), record["ranks"], strict=True):
+            completions[record["round"], model] += 1
+            first[record["round"], model] += rank == 1
+    return [{"round": r, "model": m, "completions": n, "first": first[r, m]} for (r, m), n in sorted(completions.items())]
+
+
+def _asked(record: Record) -> str:
+    return str(record["prompt"])
 
 
 def _write(ws: Workspace, name: str, records: list[Record]) -> None:
@@ -34,24 +104,32 @@ def _write(ws: Workspace, name: str, records: list[Record]) -> None:
 
 
 def _samples(ws: Workspace, prompts: list[Record], purpose: str) -> list[Record]:
-    """K completions of each prompt, those of the last and of the first SFT epoch shuffled together."""
+    """K completions of each prompt, those of all models shuffled together; `models` says whose each one is."""
     cfg, per_epoch = ws.config.compare, ws.output("sft")["steps_per_epoch"]
     sampler = SamplerConfig(max_tokens=ws.config.ppo.sampler.max_tokens, temperature=cfg.temperature)
     prompts, ids = ws.encode(prompts)
-    early = round(cfg.max_completions * cfg.early)
-    shares = [("last", cfg.max_completions - early, ws.config.sft.epochs * per_epoch), ("first", early, per_epoch)]
-    drawn = [
-        ws.generate(ws.policy_of("sft", step), ids, sampler, ws.key(f"{purpose} {epoch}"), samples=samples)
+    counts = {place: round(cfg.max_completions * share) for place, share in cfg.models.items()}
+    sft = cfg.max_completions - sum(counts.values())
+    early = round(sft * cfg.early)
+    shares = [("last", sft - early, ws.config.sft.epochs * per_epoch), ("first", early, per_epoch)]
+    drawn = {
+        "sft" if epoch == "last" else "sft, first epoch": ws.generate(
+            ws.policy_of("sft", step), ids, sampler, ws.key(f"{purpose} {epoch}"), samples=samples
+        )
         for epoch, samples, step in shares
         if samples
-    ]
+    }
+    for place, samples in counts.items():
+        owner, stage = of_other_run(place, ws.task)
+        key = ws.key(f"{purpose} {place}")
+        drawn |= {place: owner.generate(owner.policy_of(stage), ids, sampler, key, samples=samples)} if samples else {}
     rng = np.random.default_rng((ws.config.seed, len(prompts)))
     rows = []
-    for record, *parts in zip(prompts, *drawn, strict=True):
-        found = [completion for part in parts for completion in part]
+    for record, *parts in zip(prompts, *drawn.values(), strict=True):
+        found = [(model, completion) for model, part in zip(drawn, parts, strict=True) for completion in part]
         size = rng.integers(cfg.min_completions, cfg.max_completions + 1)
-        chosen = [found[i] for i in rng.permutation(len(found))[:size]]
-        rows.append({**record, "completions": [c.text for c in chosen], "ended": [c.ended for c in chosen]})
+        models, chosen = zip(*(found[i] for i in rng.permutation(len(found))[:size]), strict=True)
+        rows.append({**record, "completions": [c.text for c in chosen], "ended": [c.ended for c in chosen], "models": [*models]})
     return rows
 
 

@@ -6,7 +6,6 @@ The judge is the task's own where it has one (the embedded world's gold score); 
 import dataclasses
 import json
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.schemas import Record, named
 from instruct_jax.data.tokenize import bos_ids
 from instruct_jax.evaluation.preference import best_of_n, best_of_n_kl, win_rate
-from instruct_jax.pipeline.pretrained import load_run
+from instruct_jax.pipeline.open_model import of_other_run
 from instruct_jax.pipeline.train import held_out_rows
 from instruct_jax.pipeline.workspace import Completion, Workspace
 from instruct_jax.records import Params
@@ -137,11 +136,8 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
 def _models(ws: Workspace) -> dict[str, tuple[Workspace, str]]:
     """Name -> (the run that it is from, its stage): this run's models, then evaluation.others, which must share the tokenizer."""
     own = {"base": "pretrain", **{name: name for name in (*ws.config.sfts, *ws.config.rl)}}
-    models = {name: (ws, stage) for name, stage in own.items()}
-    for name, place in ws.config.evaluation.others.items():
-        folder, _, stage = place.rpartition(":")
-        models[name] = (Workspace(load_run(Path(folder) / "config.yaml"), Path(folder), ws.task), stage)
-    return models
+    others = {name: of_other_run(place, ws.task) for name, place in ws.config.evaluation.others.items()}
+    return {name: (ws, stage) for name, stage in own.items()} | others
 
 
 def _contestants(models: dict[str, Judged]) -> dict[str, Judged]:

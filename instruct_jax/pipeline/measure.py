@@ -1,5 +1,7 @@
 """Measurements of trained models: copy probes, and the reward model against rankings that it has not seen."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ def nll_unigram(train: Rows, held_out: Rows, vocabulary: int) -> float:
 
 def reward_model(ws: Workspace, params: Params, groups: dict[str, list[Record]]) -> dict[str, Any]:
     """Pairwise accuracy by group and labeler and of "the longer reply is better", calibration, and mean score by length."""
-    scored = {name: rows for name, records in groups.items() if (rows := _scored(ws, params, records[:MEASURED]))}
+    scored = {name: rows for name, records in groups.items() if (rows := scored_rankings(ws, params, records[:MEASURED]))}
     pairs = {name: _pairs(rows) for name, rows in scored.items()}
     found: dict[str, Any] = {"accuracy_" + name.replace("held_out", "heldout"): _accuracy(p) for name, p in pairs.items()}
     unseen = pairs.get("held_out_prompts") or pairs["train"]
@@ -48,6 +50,9 @@ def reward_model(ws: Workspace, params: Params, groups: dict[str, list[Record]])
         for pair in pairs.get(name, []):
             by_labeler.setdefault(pair[1], []).append(pair)
     found["per_labeler"] = {who: _accuracy(p) for who, p in sorted(by_labeler.items())}
+    if len(rounds := {r.get("round", 1) for r, _, _ in scored.get("held_out_prompts", [])}) > 1:
+        by_round = {n: [row for row in scored["held_out_prompts"] if row[0].get("round", 1) == n] for n in sorted(rounds)}
+        found["accuracy_by_round"] = {str(n): _accuracy(_pairs(rows)) for n, rows in by_round.items()}
     found["calibration"] = _calibration(np.array([margin for margin, _ in unseen]))
     found["score_by_length"] = _by_length(scored.get("held_out_prompts") or scored["train"])
     if ws.task.judge is not None:
@@ -55,10 +60,16 @@ def reward_model(ws: Workspace, params: Params, groups: dict[str, list[Record]])
     return found
 
 
+def read_rankings(folder: Path, group: str) -> list[Record]:
+    """Rankings that the stage `compare` wrote into its folder; a file without lines is an empty group."""
+    text = (folder / f"{group}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
 Scored = tuple[Record, np.ndarray, list[int]]  # record, score of each completion, tokens of each completion
 
 
-def _scored(ws: Workspace, params: Params, records: list[Record]) -> list[Scored]:
+def scored_rankings(ws: Workspace, params: Params, records: list[Record]) -> list[Scored]:
     encoded = encode.encode_rankings(ws.task.tokenizer, records, ws.config.text)
     sequences = [ids for completions, _ in encoded.items for ids in completions]
     flat, rows, start = ws.rewards(params, sequences), [], 0
@@ -78,6 +89,12 @@ def _pairs(rows: list[Scored]) -> list[tuple[float, str]]:
         for j, worse in enumerate(record["ranks"])
         if better < worse
     ]
+
+
+def pair_accuracy(ws: Workspace, params: Params, records: list[Record]) -> dict[str, float]:
+    """Of a reward model on rankings; nan where they have no pairs."""
+    pairs = _pairs(scored_rankings(ws, params, records)) if records else []
+    return {"accuracy": _accuracy(pairs) if pairs else float("nan"), "pairs": len(pairs)}
 
 
 def _by_its_length(row: Scored) -> Scored:
@@ -122,7 +139,8 @@ def _gold_accuracy(ws: Workspace, rows: list[Scored]) -> float:
     prompts = {r["prompt"]: r for r in ws.task.prompts["compare_held_out"]}
     pairs = []
     for record, scores, _ in rows:
-        task = prompts[record["prompt"]]
+        if (task := prompts.get(record["prompt"])) is None:  # of an earlier round
+            continue
         gold = [judge(task, text, ended)["score"] for text, ended in zip(record["completions"], record["ended"], strict=True)]
         pairs += [(float(scores[i] - scores[j]), "") for i in range(len(gold)) for j in range(len(gold)) if gold[i] > gold[j] + 0.01]
     return _accuracy(pairs)

@@ -8,7 +8,7 @@ from instruct_jax.config import MESH, check
 from instruct_jax.data.tokenize import MESSAGES
 from instruct_jax.pipeline.pretrained import imported_as, load_run, read_base
 from instruct_jax.pipeline.settings import RunConfig
-from instruct_jax.pipeline.tasks import tokenizer_only
+from instruct_jax.pipeline.tasks import Task, tokenizer_only
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.records import Params
 from instruct_jax.runtime.folders import RunError
@@ -48,6 +48,12 @@ def open_reward(name: str, overrides: Sequence[str] = ()) -> Opened:
     _check_done(run, "reward")
     ws = _of_run(run, overrides)
     return Opened(f"{run}:reward", ws, ws.reward_params())
+
+
+def of_other_run(place: str, task: Task) -> tuple[Workspace, str]:
+    """FOLDER:STAGE as (the run that it is from, its stage), to be read beside a run of this task: the tokenizer is the same."""
+    folder, _, stage = place.rpartition(":")
+    return Workspace(load_run(Path(folder) / "config.yaml"), Path(folder), task), stage
 
 
 def _run_of(name: str) -> tuple[Path | None, str]:

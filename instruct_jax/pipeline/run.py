@@ -11,10 +11,11 @@ import jax
 import yaml
 
 from instruct_jax.pipeline import compare, evaluate, train
+from instruct_jax.pipeline.cross_validation import cross_validation
 from instruct_jax.pipeline.pretrained import import_base
-from instruct_jax.pipeline.settings import STAGES, RunConfig
+from instruct_jax.pipeline.settings import STAGES, CompareConfig, RunConfig
 from instruct_jax.pipeline.tasks import open_task
-from instruct_jax.pipeline.workspace import Workspace
+from instruct_jax.pipeline.workspace import Workspace, stage_folder
 from instruct_jax.runtime.folders import RunError, link_stages, open_run, write_atomic
 from instruct_jax.runtime.hosts import barrier, is_main
 from instruct_jax.runtime.metrics import peak_memory
@@ -24,6 +25,7 @@ NEEDS = {
     "sft": ("pretrain",),
     "compare": ("sft",),
     "reward": ("sft", "compare"),
+    "cross_validation": ("sft", "compare"),
     "select": ("sft", "reward"),
     "ppo_start": ("pretrain",),
     "ppo": ("select", "reward"),
@@ -50,6 +52,7 @@ def run(config: RunConfig, stages: Sequence[str] | None = None) -> Path:
         "sft": lambda: train.sft(ws),
         "compare": lambda: compare.compare(ws),
         "reward": lambda: train.reward(ws),
+        "cross_validation": lambda: cross_validation(ws),
         "select": lambda: compare.select(ws),
         "ppo_start": lambda: train.sft(ws, "ppo_start"),
         **{name: functools.partial(train.ppo, ws, name) for name in config.rl},
@@ -68,18 +71,24 @@ def run(config: RunConfig, stages: Sequence[str] | None = None) -> Path:
 
 
 def needs_of(stage: str, config: RunConfig) -> tuple[str, ...]:
-    """The stages whose results a stage reads."""
+    """The stages whose results a stage reads; those of other runs as FOLDER:STAGE."""
     start = () if config.ppo_start is None else ("ppo_start",)
     if stage == "evaluate":
         return ("pretrain", "select", "reward", *start, *config.rl)
-    return (*NEEDS.get(stage, ()), *(start if stage in config.rl else ()))
+    others = _of_other_rounds(config.compare) if stage == "compare" else ()
+    return (*NEEDS.get(stage, ()), *(start if stage in config.rl else ()), *others)
+
+
+def _of_other_rounds(cfg: CompareConfig) -> tuple[str, ...]:
+    earlier = () if cfg.earlier is None else (f"{cfg.earlier}:compare",)
+    return (*cfg.models, *earlier, *(() if cfg.judge is None else (cfg.judge,)))
 
 
 def _check_needs(folder: Path, config: RunConfig, stages: Sequence[str]) -> None:
     """Every stage finds what it reads: made in this run, or done before."""
     given = (*stages, *(config.start.stages if config.start else ()))
     for stage in stages:
-        missing = [n for n in needs_of(stage, config) if n not in given and not (folder / n / "done.json").exists()]
+        missing = [n for n in needs_of(stage, config) if n not in given and not (stage_folder(folder, n) / "done.json").exists()]
         if missing:
             raise RunError(f"--stages {stage} needs {', '.join(missing)}, which {folder} does not have; add {missing[0]} to --stages")
 

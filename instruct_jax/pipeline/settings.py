@@ -9,7 +9,14 @@ from instruct_jax.stages.pretrain import PretrainConfig
 from instruct_jax.stages.reward_model import RewardConfig
 from instruct_jax.stages.sft import SftConfig
 
-STAGES = ("pretrain", "sft", "compare", "reward", "select", "ppo_start", "ppo", "ppo_ptx", "evaluate", "report")
+STAGES = ("pretrain", "sft", "compare", "reward", "cross_validation", "select", "ppo_start", "ppo", "ppo_ptx", "evaluate", "report")
+ON_REQUEST = ("cross_validation",)  # run only where --stages names them
+
+
+def named_place(place: str) -> bool:
+    """FOLDER:STAGE, a model of another run."""
+    folder, _, stage = place.rpartition(":")
+    return bool(folder and stage)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +56,43 @@ class FilesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PeopleConfig:
+    """People who rank the samples on the labeling page (docs/labeling.md); the run waits for them."""
+
+    store: str  # the database of the page, such as runs/mine/labels.db; it is made where it is not there
+    enough: float = 0.95  # share of the prompts of each kind (learned from, held out) that must have a ranking before the run goes on
+    serve: bool = True  # the run serves the page itself while it waits; false: it is served elsewhere, on this store
+    port: int = 8000
+
+    def __post_init__(self):
+        check(0 < self.enough <= 1, f"compare.people.enough={self.enough} must lie in (0, 1]")
+        check(0 < self.port < 65536, f"compare.people.port={self.port} must lie in [1, 65535]")
+
+
+@dataclasses.dataclass(frozen=True)
 class CompareConfig:
-    """Samples of the SFT model, ranked by (simulated) labelers: K completions per prompt, K drawn from [min, max]."""
+    """Samples of the policies, ranked: K completions per prompt, K drawn from [min, max].  Simulated labelers rank those of the embedded
+    world; the rankings of files are given, so nothing is sampled there, unless a reward model or people rank more."""
 
     prompts: int = 3000
     held_out_prompts: int = 300  # more prompts, to measure the reward model
     min_completions: int = 4
     max_completions: int = 9
     temperature: float = 1.0
-    early: float = 0.0  # share of each prompt's completions by the SFT model after its first epoch, which still makes other mistakes
+    early: float = 0.0  # share of the SFT model's completions that are by its first epoch, which still makes other mistakes
+    models: dict[str, float] = dataclasses.field(default_factory=dict)  # FOLDER:STAGE of other runs: share of the completions
+    earlier: str | None = None  # the run of the round before: its rankings, and those of the rounds before it, are learned from too
+    judge: str | None = None  # FOLDER:reward of another run, of another seed say: its reward model ranks
+    people: PeopleConfig | None = None  # people rank
 
     def __post_init__(self):
+        for place, share in self.models.items():
+            check(named_place(place), f"compare.models.{place} must be FOLDER:STAGE, such as runs/first:ppo")
+            check(0 < share <= 1, f"compare.models.{place}={share} must lie in (0, 1]")
+        check(sum(self.models.values()) <= 1, f"compare.models has shares of {sum(self.models.values()):g} in all; at most 1 can be shared")
+        judge = self.judge
+        check(judge is None or named_place(judge), f"compare.judge={judge!r} must be FOLDER:reward, such as runs/other_seed:reward")
+        check(judge is None or self.people is None, "compare.judge and compare.people both rank; remove one of them")
         check(self.temperature >= 0, f"compare.temperature={self.temperature} must not be negative; 0 is greedy decoding")
         check(0 <= self.early < 1, f"compare.early={self.early} must lie in [0, 1)")
         check(self.prompts >= 1 and self.held_out_prompts >= 1, "compare.prompts and compare.held_out_prompts must be at least 1")
@@ -67,6 +100,28 @@ class CompareConfig:
             2 <= self.min_completions <= self.max_completions <= 9,
             f"compare: 2 <= min_completions={self.min_completions} <= max_completions={self.max_completions} <= 9 must hold",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundsConfig:
+    """The loop of feedback (paper 3.1 and 3.4): in each round samples of the newest policies are ranked, a reward model learns from the
+    rankings of all rounds, and PPO starts from the SFT model again.  Round r > 1 is a run of its own in the folder OUT/round_r."""
+
+    count: int = 2
+    shares: dict[str, float] = dataclasses.field(default_factory=lambda: {"ppo": 0.5})  # stage of the round before: share of completions
+
+    def __post_init__(self):
+        check(self.count >= 1, f"rounds.count={self.count} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossValidationConfig:
+    """Reward models that never saw a group of labelers (paper 4.1): how much worse are they on its rankings?"""
+
+    groups: int = 5  # of labelers, with about as many rankings each
+
+    def __post_init__(self):
+        check(self.groups >= 2, f"cross_validation.groups={self.groups} must be at least 2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +155,15 @@ class EvaluationConfig:
         check(min(self.best_of, default=1) >= 1, f"evaluation.best_of={list(self.best_of)} must be at least 1")
         check(self.chosen_best_of in self.best_of, f"evaluation.chosen_best_of={self.chosen_best_of} must be one of {self.best_of}")
         for name, place in self.others.items():
-            folder, _, stage = place.rpartition(":")
-            check(bool(folder and stage), f"evaluation.others.{name}={place!r} must be FOLDER:STAGE, such as runs/large:sft")
+            check(named_place(place), f"evaluation.others.{name}={place!r} must be FOLDER:STAGE, such as runs/large:sft")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     out: str  # the run folder
     seed: int = 0
+    rounds: RoundsConfig | None = None  # None = one
+    round: int = 1  # which one this run is: it draws prompts, and random numbers, of its own
     start: StartConfig | None = None
     base: str | None = None  # a Hugging Face folder, or OWNER/NAME of the hub, that the stage pretrain imports instead of training
     world: WorldConfig | None = None
@@ -122,6 +178,7 @@ class RunConfig:
     sft: SftConfig = SftConfig()
     compare: CompareConfig = CompareConfig()
     reward: RewardConfig = RewardConfig()
+    cross_validation: CrossValidationConfig = CrossValidationConfig()
     ppo_start: SftConfig | None = None  # where PPO starts and what its KL is taken to (paper C.3); None = the SFT model
     ppo: PpoConfig = PpoConfig()
     ppo_ptx: PpoConfig | None = None
@@ -130,6 +187,9 @@ class RunConfig:
 
     def __post_init__(self):
         check(self.seed >= 0, f"seed={self.seed} must not be negative")
+        check(self.round >= 1, f"round={self.round} must be at least 1")
+        for stage in self.rounds.shares if self.rounds else ():
+            check(stage in self.rl, f"rounds.shares.{stage} is no policy of this config; use {', '.join(self.rl)}")
         check(
             0 <= self.frozen_layers < self.model.layers,
             f"frozen_layers={self.frozen_layers} must be at least 0 and less than model.layers={self.model.layers}",
@@ -155,7 +215,8 @@ class RunConfig:
     @property
     def stages(self) -> tuple[str, ...]:
         """What this config runs, in order: all stages but those whose section it lacks."""
-        return tuple(name for name in STAGES if name not in ("ppo_start", "ppo_ptx") or getattr(self, name) is not None)
+        without = (*ON_REQUEST, *(name for name in ("ppo_start", "ppo_ptx") if getattr(self, name) is None))
+        return tuple(name for name in STAGES if name not in without)
 
     @property
     def sfts(self) -> dict[str, SftConfig]:

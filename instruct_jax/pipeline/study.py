@@ -17,6 +17,7 @@ from typing import Any
 from instruct_jax.config import ConfigError, check
 from instruct_jax.pipeline.load import load_config
 from instruct_jax.pipeline.pretrained import load_run
+from instruct_jax.pipeline.rounds import rounds_of
 from instruct_jax.pipeline.validate import check_config
 from instruct_jax.runtime.folders import RunError
 from instruct_jax.runtime.signals import Interrupted
@@ -45,7 +46,7 @@ class ArmRun:
     seed: int
     command: list[str]  # what stands behind `instruct-jax`
     stages: tuple[str, ...]
-    folder: Path
+    folder: Path  # of its last round
 
     @property
     def done(self) -> bool:
@@ -75,7 +76,8 @@ def _runs(study: StudyConfig, path: Path, seed: int) -> Iterator[ArmRun]:
             raise ConfigError(f"{path}: arms.{name}: {str(error).removeprefix('command line: ')}") from error
         if "stages" in arm:
             overrides = ["--stages", ",".join(stages), *overrides]
-        yield ArmRun(name, seed, ["run", "--config", str(base), *overrides], stages, folder)
+        last = Path(rounds_of(config)[-1].out)
+        yield ArmRun(name, seed, ["run", "--config", str(base), *overrides], stages, last)
 
 
 def _filled(value: Any, out: str, seed: int) -> Any:

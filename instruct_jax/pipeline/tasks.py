@@ -16,6 +16,7 @@ from instruct_jax.data.tokenize import load_tokenizer
 from instruct_jax.pipeline.settings import FilesConfig, RunConfig, WorldConfig
 from instruct_jax.runtime.hosts import barrier, is_main
 
+ROUND = 1_000_000_007  # seeds of the world are so far apart from round to round
 LONG = 100_000  # characters: a longer text is not held out whole, but its end is
 Judge = Callable[[Record, str, bool], dict[str, Any]]  # (prompt record, completion, ended) -> {"score": in [0, 1], ...}
 
@@ -28,6 +29,7 @@ class Rankings:
     held_out_prompts: list[Record]  # same labelers, other prompts
     held_out_labelers: list[Record]  # other labelers, other prompts; may be empty
     agreement: float | None  # between two training labelers, where it is known
+    noise: float | None = None  # of simulated labelers: they are as noisy in later rounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Task:
     held_out_texts: list[Record]
     demonstrations: list[Record]
     prompts: dict[str, list[Record]]  # compare, compare_held_out, normalisation, tuning, ppo, report
-    rank: Callable[[list[Record], list[Record]], Rankings]  # samples for training, samples held out -> rankings
+    rank: Callable[[list[Record], list[Record], float | None], Rankings]  # samples for training, held out; noise, once known -> rankings
     judge: Judge | None = None  # the truth that nothing is trained on, where there is one
     probes: list[Record] = dataclasses.field(default_factory=list)  # prompt, answer, kind: has copying emerged?
     shots: str = ""  # a few-shot prefix for the base model
@@ -66,7 +68,7 @@ def open_task(config: RunConfig, folder: Path) -> Task:
 
 def tokenizer_only(config: RunConfig, folder: Path) -> Task:
     """The task of a run without its records, for those who only use its models."""
-    return Task(task_tokenizer(config, folder / "tokenizer"), [], [], [], {}, lambda samples, held_out: Rankings([], [], [], None))
+    return Task(task_tokenizer(config, folder / "tokenizer"), [], [], [], {}, lambda samples, held_out, noise: Rankings([], [], [], None))
 
 
 def files_tokenizer(files: FilesConfig) -> PreTrainedTokenizerBase:
@@ -90,7 +92,7 @@ def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
     from instruct_jax.world import corpus, demonstrations, gold, instructions, labelers, probes
     from instruct_jax.world.tokenizer import save_tokenizer
 
-    seed, compare = config.seed, config.compare
+    seed, compare, later = config.seed, config.compare, ROUND * (config.round - 1)
     if is_main() and not tokenizer.exists():
         save_tokenizer(seed, partial := tokenizer.with_name("tokenizer.partial"))
         partial.rename(tokenizer)  # a run that is killed leaves no half of it
@@ -107,17 +109,20 @@ def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
         "ppo": (config.ppo.iterations * config.ppo.batch, "ppo"),
         "report": (config.evaluation.prompts, "report"),
     }
-    prompts = {name: instructions.prompts(seed + i, n, split) for i, (name, (n, split)) in enumerate(asked.items())}
+    own = {"compare", "compare_held_out", "ppo"}  # prompts of each round; all rounds are measured on the same ones
+    seeds = {name: seed + i + (later if name in own else 0) for i, name in enumerate(asked)}
+    prompts = {name: instructions.prompts(seeds[name], n, split) for name, (n, split) in asked.items()}
     held_out = {r["prompt"] for r in prompts["compare_held_out"]}
     prompts["compare"] = [r for r in prompts["compare"] if r["prompt"] not in held_out]
 
-    def rank(samples: list[Record], held_out: list[Record]) -> Rankings:
-        sigma = labelers.calibrate_sigma(seed, held_out, train)
+    def rank(samples: list[Record], held_out: list[Record], noise: float | None) -> Rankings:
+        sigma = labelers.calibrate_sigma(seed, held_out, train) if noise is None else noise
         return Rankings(
-            train=labelers.rankings(seed, samples, train, sigma),
-            held_out_prompts=labelers.rankings(seed + 1, held_out, train, sigma),
-            held_out_labelers=labelers.rankings(seed + 2, held_out, others, sigma),
-            agreement=labelers.group_agreement(seed + 3, held_out, train, sigma),
+            train=labelers.rankings(seed + later, samples, train, sigma),
+            held_out_prompts=labelers.rankings(seed + later + 1, held_out, train, sigma),
+            held_out_labelers=labelers.rankings(seed + later + 2, held_out, others, sigma),
+            agreement=labelers.group_agreement(seed + later + 3, held_out, train, sigma),
+            noise=sigma,
         )
 
     return Task(
@@ -141,19 +146,34 @@ def load_files(files: FilesConfig) -> dict[str, list[Record]]:
 
 def _files(config: RunConfig, files: FilesConfig) -> Task:
     parts = split(load_files(files), files.held_out, config.seed)
+    sampled = config.compare.judge is not None or config.compare.people is not None
     return Task(
         tokenizer=files_tokenizer(files),
         texts=parts.texts,
         held_out_texts=parts.held_out_texts,
         demonstrations=parts.demonstrations,
-        prompts={
+        prompts=(_compared(config, parts) if sampled else {})
+        | {
             "normalisation": parts.prompts[:256],
             "tuning": parts.prompts[:256],
             "ppo": parts.prompts,
             "report": parts.held_out_prompts[: config.evaluation.prompts],
         },
-        rank=lambda samples, held_out: Rankings(parts.rankings, parts.held_out_rankings, [], None),
+        rank=lambda samples, held_out, noise: Rankings(parts.rankings, parts.held_out_rankings, [], None),
     )
+
+
+def _compared(config: RunConfig, parts: Split) -> dict[str, list[Record]]:
+    """The prompts whose completions are ranked: each round goes on where the one before it stopped."""
+    cfg, found = config.compare, {}
+    for name, count, records in (
+        ("compare", cfg.prompts, parts.prompts),
+        ("compare_held_out", cfg.held_out_prompts, parts.held_out_prompts),
+    ):
+        count, start = min(count, len(records)), (config.round - 1) * count
+        order = sorted(range(len(records)), key=lambda i: hashlib.sha256(f"{config.seed} {name} {i}".encode()).digest())
+        found[name] = [records[order[(start + i) % len(order)]] for i in range(count)]
+    return found
 
 
 def split(records: Mapping[str, list[Record]], share: float, seed: int) -> Split:

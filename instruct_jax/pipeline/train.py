@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,10 +195,11 @@ def _joined(*parts: TokenBatch) -> TokenBatch:
     return TokenBatch(tokens, segments, counted / counted.sum())  # type: ignore[arg-type]
 
 
-def reward_training(ws: Workspace) -> Training:
-    """Of the reward model, from the SFT model, on rankings."""
+def reward_training(ws: Workspace, name: str = "reward", rankings: list[Record] | None = None) -> Training:
+    """Of a reward model, from the SFT model, on rankings (None: all that are to be learned from)."""
     cfg = ws.config.reward
-    examples = encode.encode_rankings(ws.task.tokenizer, _rankings(ws, "train"), ws.config.text).items
+    records = measure.read_rankings(ws.folder / "compare", "train") if rankings is None else rankings
+    examples = encode.encode_rankings(ws.task.tokenizer, records, ws.config.text).items
     if cfg.pairs_shuffled:
         examples = [pair for example in examples for pair in _pairs(*example)]
     longest = max(len(ids) for completions, _ in examples for ids in completions)
@@ -207,11 +207,11 @@ def reward_training(ws: Workspace) -> Training:
     counts = sorted({2, max(len(ranks) for _, ranks in examples)})  # pairs are not padded to K = 9
     source = batches.ranking_batches(examples, batch=cfg.batch, seed=ws.config.seed, pad=ws.pad, sizes=sizes, counts=counts)
     same = ws.config.reward_model in (None, ws.config.model)
-    backbone = ws.policy_of("sft") if same else sharding.create_sharded(ws.scalar.lm.init, ws.layout, ws.key("reward weights"))
-    head = sharding.create_sharded(ws.scalar.init_head, ws.layout, ws.key("reward head"))
+    backbone = ws.policy_of("sft") if same else sharding.create_sharded(ws.scalar.lm.init, ws.layout, ws.key(f"{name} weights"))
+    head = sharding.create_sharded(ws.scalar.init_head, ws.layout, ws.key(f"{name} head"))
     return supervised(
         ws,
-        "reward",
+        name,
         ws.boxed_scalar,
         {"backbone": backbone_of(backbone), "head": head},
         reward_stage.make_loss(ws.scalar),
@@ -232,14 +232,8 @@ def reward(ws: Workspace) -> dict[str, Any]:
     params = join(scalar_base(ws.base), training.run(ws.folder / "reward").params)
     shift = normalisation(ws, params)
     params = recentred(params, shift["mean"], shift["scale"])
-    groups = {name: _rankings(ws, name) for name in measure.GROUPS}
+    groups = {name: measure.read_rankings(ws.folder / "compare", name) for name in measure.GROUPS}
     return {"normalisation": shift} | training.facts | measure.reward_model(ws, params, groups)
-
-
-def _rankings(ws: Workspace, group: str) -> list[Record]:
-    """Rankings that `compare` wrote; a file without lines is an empty group."""
-    text = (ws.folder / "compare" / f"{group}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _pairs(completions, ranks) -> Iterator[batches.Ranking]:

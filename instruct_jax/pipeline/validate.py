@@ -19,7 +19,7 @@ from instruct_jax.data.hub import model_folder
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import check_vocabulary, fingerprint
 from instruct_jax.pipeline.pretrained import load_run
-from instruct_jax.pipeline.settings import STAGES, FilesConfig, RunConfig
+from instruct_jax.pipeline.settings import ON_REQUEST, STAGES, FilesConfig, RunConfig
 from instruct_jax.pipeline.tasks import Split, files_tokenizer, split, task_tokenizer
 from instruct_jax.runtime.checkpoints import saved_fingerprints
 from instruct_jax.runtime.folders import check_run, check_start, read_config
@@ -58,22 +58,36 @@ def check_other_runs(config: RunConfig) -> None:
         imported = start.stages == ("pretrain",) and os.path.isfile(path) and read_config(path).get("base")
         sections = ["model"] if imported else ["model", "text", "world", "files", *(stage for stage in start.stages if stage in tree)]
         check_start(Path(start.folder), start.stages, tree, sections)
-    for name, place in config.evaluation.others.items():
+    for key, place in other_models(config).items():
         folder, _, stage = place.rpartition(":")
         check(
             os.path.isdir(Path(folder) / stage / "checkpoints"),
-            f"evaluation.others.{name}={place}: {folder} has no checkpoints of a stage {stage}; run that first",
+            f"{key}={place}: {folder} has no checkpoints of a stage {stage}; run that first",
         )
         load_run(Path(folder) / "config.yaml")
+    earlier = config.compare.earlier
+    check(
+        earlier is None or os.path.isfile(Path(earlier) / "compare" / "done.json"),
+        f"compare.earlier={earlier} has not finished the stage compare; run it there first",
+    )
+
+
+def other_models(config: RunConfig) -> dict[str, str]:
+    """key of the config -> FOLDER:STAGE, of all models of other runs that this one reads."""
+    compare, others = config.compare, config.evaluation.others
+    judge = {} if compare.judge is None else {"compare.judge": compare.judge}
+    return (
+        {f"evaluation.others.{name}": place for name, place in others.items()} | {f"compare.models.{p}": p for p in compare.models} | judge
+    )
 
 
 def check_tokenizers(config: RunConfig) -> None:
     """Models that are there already (this run's, those that it begins with or is measured beside) were made with its tokenizer: the ids
     of another one mean other words to them."""
-    start, others = config.start, config.evaluation.others
+    start, others = config.start, other_models(config)
     places = {Path(config.out) / stage: "out" for stage in config.stages}
     places |= {Path(start.folder) / stage: "start.folder" for stage in start.stages} if start else {}
-    places |= {Path(*place.rpartition(":")[::2]): f"evaluation.others.{name}" for name, place in others.items()}
+    places |= {Path(*place.rpartition(":")[::2]): key for key, place in others.items()}
     made = {place: saved_fingerprints(place / "checkpoints").get("tokenizer") for place in places}
     if not any(made.values()):
         return
@@ -92,7 +106,7 @@ def check_config(config: RunConfig, stages: Sequence[str]) -> None:
         near = difflib.get_close_matches(stage, STAGES, n=1)
         check(bool(stage), f"--stages has an empty name; write names with one comma between two, of {', '.join(STAGES)}")
         check(stage in STAGES, f"--stages {stage} is unknown; " + (f"did you mean {near[0]}?" if near else f"use {', '.join(STAGES)}"))
-        check(stage in config.stages, f"--stages {stage} needs a section {stage}; add it")
+        check(stage in (*config.stages, *ON_REQUEST), f"--stages {stage} needs a section {stage}; add it")
     _check_models(config)
     _check_divided(config, _known_sizes(config))
     for name, sft in config.sfts.items():

@@ -59,6 +59,7 @@ class Workspace:
 
     def key(self, purpose: str) -> jax.Array:
         """The root key of one purpose; a name gives one key in a run, so no two purposes share theirs."""
+        purpose = purpose if self.config.round == 1 else f"round {self.config.round} {purpose}"
         number = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
         return jax.random.fold_in(jax.random.key(self.config.seed), number)
 
@@ -129,7 +130,8 @@ class Workspace:
 
     def fingerprints(self, stage: str) -> dict[str, str]:
         """What must be the same when a checkpoint of a stage is read: the tokenizer, the model, and the adapters where there are some."""
-        config = self.scalar.lm.config if stage == "reward" else self.config.model
+        scalar = stage.partition("/")[0] in ("reward", "cross_validation")
+        config = self.scalar.lm.config if scalar else self.config.model
         found = {"tokenizer": fingerprint(self.task.tokenizer), "model": model_fingerprint(config)}
         if self.config.frozen_layers:
             found |= {"frozen_layers": str(self.config.frozen_layers)}
@@ -143,9 +145,10 @@ class Workspace:
         return read_note(self.folder / stage / "done.json")["output"]
 
     def stage(self, name: str, needs: Sequence[str], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Runs `work` unless folder/name/done.json says that it was done from the same inputs; returns its output."""
+        """Runs `work` unless folder/name/done.json says that it was done from the same inputs; returns its output.  A need is a stage of
+        this run, or FOLDER:STAGE."""
         folder = self.folder / name
-        inputs = {need: file_hash(self.folder / need / "done.json") for need in needs}
+        inputs = {need: file_hash(stage_folder(self.folder, need) / "done.json") for need in needs}
         if done := stage_done(folder, inputs):
             return done["output"]
         barrier(f"{name} begins")  # all have seen that it is not done before one of them does it
@@ -258,6 +261,12 @@ class Workspace:
             total += float(self.lm_loss(params, self.put(batch), jax.random.key(0))[0])
             count += int(weight.sum())
         return total / count
+
+
+def stage_folder(run: Path, stage: str) -> Path:
+    """Of a stage of the run, or of FOLDER:STAGE."""
+    other, colon, name = stage.rpartition(":")
+    return Path(other) / name if colon else run / stage
 
 
 def model_fingerprint(config: ModelConfig) -> str:
