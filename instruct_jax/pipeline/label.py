@@ -11,10 +11,10 @@ from pathlib import Path
 
 from instruct_jax.config import ConfigError, check
 from instruct_jax.data import readers, schemas
-from instruct_jax.feedback import accounts, store, tasks
+from instruct_jax.feedback import accounts, store, tally, tasks
 from instruct_jax.feedback.export import export
 
-EXTRA = ("starlette", "uvicorn", "itsdangerous", "markdown_it")
+EXTRA = ("itsdangerous", "krippendorff", "markdown_it", "starlette", "uvicorn")
 ACTIONS = ("serve", "invite", "close", "add", "export", "status")
 
 
@@ -144,7 +144,7 @@ def _export(args: argparse.Namespace) -> None:
 
 def _status(args: argparse.Namespace) -> None:
     db = store.open_store(args.store)
-    for line in store.progress(db):
+    for line in tally.progress(db):
         print(f"{line.kind}: {line.tasks} tasks, {line.finished} finished, {line.answers} answers, {line.skipped} skipped")
-    for row in store.labelers(db):
+    for row in tally.accounts(db):
         print(f"{row.name}: {row.team}, {row.answers} answers, {row.skipped} skipped")

@@ -163,13 +163,17 @@ def test_a_labelers_day(place, browser, monkeypatch):
     assert "Rank 1, quality 6; Fails to follow" in page.content() and ">a<" not in page.content()
     assert page.evaluate("localStorage.length") == 0, "drafts of stored answers are gone"
     assert all(url.startswith((address, "blob:", "data:")) for url in asked), asked
-    assert problems == [f"Failed to load resource: the server responded with a status of {code}" for code in ("422 (Unprocessable Entity)",)]
+    assert problems == [
+        f"Failed to load resource: the server responded with a status of {code}" for code in ("422 (Unprocessable Entity)",)
+    ]
     context.close()
 
     assert main(["label", "export", "--store", str(folder / "labels.db"), "--out", str(folder / "out")]) == 0
     first, second = sorted(readers.read_rankings(folder / "out/rankings.jsonl"), key=lambda record: len(record["completions"]))[::-1]
     assert sorted(first["ranks"]) == [1, 1, 2, 3] and sorted(first["likert"]) == [2, 3, 6, 6] and first["models"] == ["a", "b", "b", "a"]
-    assert [quality >= 6 for quality in first["likert"]] == [rank == 1 for rank in first["ranks"]], "ratings went to other outputs than ranks"
+    assert [quality >= 6 for quality in first["likert"]] == [rank == 1 for rank in first["ranks"]], (
+        "ratings went to other outputs than ranks"
+    )
     assert all(flags["fails_task"] and sum(flags.values()) == 1 for flags in first["flags"])
     assert sorted(second["ranks"]) == [1, 2] and second["completions"][0] == NASTY and first["labeler_id"] == "ann"
     assert readers.read_demonstrations(folder / "out/demonstrations.jsonl")[0]["completion"] == "Green and round,\nit makes no sound."
