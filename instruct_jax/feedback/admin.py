@@ -47,7 +47,7 @@ class Measured(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _measured(path: Path, answers: int) -> Measured:
-    """Of the first so many answers: done again only when there are more."""
+    """Of all answers; their number is only the key of the cache: it is done again when there are more."""
     db = store.open_store(path)
     found = store.answers(db)
     db.close()

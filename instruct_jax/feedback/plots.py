@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 420, 150, 34, 20  # of a picture, and of its margins; the plot begins at (LEFT, 0)
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 420, 150, 42, 12, 20  # of a picture, and of its margins
+WIDEST = 48  # a bar
 
 
 def bars(values: Sequence[float], first: str, last: str, alt: str) -> Markup:
     """A bar for each value; the first and the last of them are named."""
-    most, wide = max([*values, 1]), (WIDTH - LEFT) / max(len(values), 1)
+    most, wide = max(1, *values), (WIDTH - LEFT) / len(values)
     marks = [_bar(i, wide, value / most) for i, value in enumerate(values)]
     ends = [_text(LEFT, HEIGHT - 5, first, "start"), _text(WIDTH, HEIGHT - 5, last, "end")]
     return _picture([*_axis([(0, "0"), (1, f"{most:g}")]), *marks, *ends], alt)
@@ -18,14 +19,18 @@ def bars(values: Sequence[float], first: str, last: str, alt: str) -> Markup:
 
 def named_bars(values: Sequence[tuple[str, float]], alt: str) -> Markup:
     """A bar for each value, its name below."""
-    most, wide = max([value for _, value in values] + [1]), (WIDTH - LEFT) / max(len(values), 1)
+    if not values:
+        return Markup()
+    most, wide = max(1, *(value for _, value in values)), (WIDTH - LEFT) / len(values)
     marks = [part for i, (name, value) in enumerate(values) for part in (_bar(i, wide, value / most), _name(i, wide, name))]
     return _picture([*_axis([(0, "0"), (1, f"{most:g}")]), *marks], alt)
 
 
 def shares(points: Sequence[tuple[str, float, float, float]], alt: str) -> Markup:
     """(label, share, low, high) as dots with intervals over 0 to 100 %; what is not finite is left out."""
-    wide, marks = (WIDTH - LEFT) / max(len(points), 1), []
+    if not points:
+        return Markup()
+    wide, marks = (WIDTH - LEFT) / len(points), []
     for i, (label, share, low, high) in enumerate(points):
         middle = LEFT + (i + 0.5) * wide
         if all(map(math.isfinite, (share, low, high))):
@@ -35,7 +40,8 @@ def shares(points: Sequence[tuple[str, float, float, float]], alt: str) -> Marku
 
 
 def _bar(i: int, wide: float, share: float) -> Markup:
-    return _rect(LEFT + i * wide + 1, _y(share), wide - 2, _y(0) - _y(share))
+    width = min(wide - 2, WIDEST)
+    return _rect(LEFT + (i + 0.5) * wide - width / 2, _y(share), width, _y(0) - _y(share))
 
 
 def _name(i: int, wide: float, name: str) -> Markup:
@@ -45,7 +51,7 @@ def _name(i: int, wide: float, name: str) -> Markup:
 
 
 def _y(share: float) -> float:
-    return (1 - share) * (HEIGHT - BOTTOM - 12) + 12
+    return TOP + (1 - share) * (HEIGHT - BOTTOM - TOP)
 
 
 def _axis(ticks: Sequence[tuple[float, str]]) -> list[Markup]:

@@ -277,9 +277,10 @@ def answers(
     """The answers in the order in which they came: all, or those of a labeler, to a task, or only the
     last so many of these, without the newest `before`."""
     wanted = {key: value for key, value in {"labeler": labeler, "task": task}.items() if value is not None}
+    where = " AND ".join([f"{key} = ?" for key in wanted] or ["TRUE"])
     rows = connection.execute(
         "SELECT answers.*, kind, prompt, completions, models, known, team FROM answers JOIN tasks ON id = task"
-        f" JOIN labelers ON name = labeler WHERE {' AND '.join([f'{key} = ?' for key in wanted] or ['1'])} ORDER BY number DESC LIMIT ? OFFSET ?",
+        f" JOIN labelers ON name = labeler WHERE {where} ORDER BY number DESC LIMIT ? OFFSET ?",
         (*wanted.values(), -1 if last is None else last, before),
     )
     return [_answer(row) for row in rows][::-1]

@@ -56,7 +56,8 @@ def accounts(connection: sqlite3.Connection) -> list[Account]:
 def per_hour(connection: sqlite3.Connection, now: float, hours: int) -> list[int]:
     """The answers of each of the last hours, the newest at the end."""
     rows = connection.execute(
-        "SELECT CAST((:now - submitted) / 3600 AS INTEGER) AS ago, count(*) FROM answers WHERE submitted > :now - 3600 * :hours GROUP BY ago",
+        "SELECT CAST((:now - submitted) / 3600 AS INTEGER) AS ago, count(*) FROM answers"
+        " WHERE submitted > :now - 3600 * :hours GROUP BY ago",
         {"now": now, "hours": hours},
     )
     counts = dict(map(tuple, rows))

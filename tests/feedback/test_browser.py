@@ -129,7 +129,7 @@ def test_a_labelers_day(place, browser, monkeypatch):
     page.get_by_role("button", name="Store this answer").press("Enter")
 
     # the second by drag; what a model wrote is text
-    page.wait_for_function("document.body.innerText.includes('What is in this file?')")
+    page.get_by_text("What is in this file?").wait_for()
     shown = page.locator("main").text_content()
     assert "<script>document.title" in shown and "\\u202egnp.exe\\u202c \\u001b[31m" in shown and page.title() == "Rate and rank 2 outputs"
     for letter in "AB":
@@ -145,15 +145,15 @@ def test_a_labelers_day(place, browser, monkeypatch):
     assert ranks(page) == ["2", "1"]
     page.get_by_role("button", name="Store this answer").click()
 
-    page.wait_for_function("document.body.innerText.includes('about a frog')")
+    page.get_by_text("about a frog").wait_for()
     accessible(page)
     page.get_by_label("The reply that the assistant should give").fill("Green and round,\nit makes no sound.")
     page.get_by_role("button", name="Store this answer").click()
-    page.wait_for_function("document.body.innerText.includes('Asdf?')")
+    page.get_by_text("Asdf?").wait_for()
     page.get_by_text("Skip this task").click()
     page.get_by_label("Why?").fill("The prompt is very unclear.")
     page.get_by_role("button", name="Skip it").click()
-    page.wait_for_function("document.body.innerText.includes('no task is waiting')")
+    page.get_by_text("no task is waiting").wait_for()
     page.go_back()  # the back button shows what is stored, and no form
     assert "Your answer, as it is stored" in page.content() and not page.locator("form.task").count()
     page.goto(f"{address}/")
@@ -178,3 +178,38 @@ def test_a_labelers_day(place, browser, monkeypatch):
     assert sorted(second["ranks"]) == [1, 2] and second["completions"][0] == NASTY and first["labeler_id"] == "ann"
     assert readers.read_demonstrations(folder / "out/demonstrations.jsonl")[0]["completion"] == "Green and round,\nit makes no sound."
     assert json.loads((folder / "out/skipped.jsonl").read_text())["skipped"] == "The prompt is very unclear."
+
+
+def test_an_admins_pages(place, browser):
+    """After a labeler's day: every page is accessible, an invitation made here works, and new instructions reach the labelers."""
+    folder, address, _ = place
+    context = browser.new_context()
+    page = context.new_page()
+    db = store.open_store(folder / "labels.db")
+    page.goto(f"{address}/join/{accounts.invite(db, 'boss', 'training', admin=True, now=time.time())}")
+    db.close()
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_label("The same again").fill(PASSWORD)
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{address}/")
+    page.get_by_role("link", name="Admin").click()
+    page.get_by_label("Name").fill("ben <b>")
+    page.get_by_label("Group").select_option("held-out")
+    page.get_by_role("button", name="Make the link").click()
+    assert page.locator("#link").inner_text().startswith(f"{address}/join/")
+    accessible(page)
+    page.screenshot(path=folder / "admin.png", full_page=True)
+    page.goto(f"{address}/admin/answers")
+    accessible(page)
+    page.get_by_role("link", name="Explain in two").click()
+    assert "by a" in page.locator("main").inner_text()
+    accessible(page)
+    page.goto(f"{address}/admin/instructions")
+    accessible(page)
+    page.get_by_label("Markdown").fill("Be **kind**. <script>document.title = 'broken'</script> [no](javascript:alert(1))")
+    page.get_by_role("button", name="Store as version 2").click()
+    page.wait_for_url(f"{address}/instructions")
+    assert (
+        page.locator("strong").inner_text() == "kind" and page.title() == "Instructions" and not page.get_by_role("link", name="no").count()
+    )
+    context.close()
