@@ -130,18 +130,22 @@ def open_store(path: str | Path) -> sqlite3.Connection:
         raise DataError(f"{path}: no such store; make one with instruct-jax label --samples samples.jsonl --store {path}")
     connection = _connect(path)
     if [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")] != [APPLICATION, VERSION]:
+        connection.close()
         raise DataError(f"{path}: is no store of the labeling page, or one of another version; give the file that --store made")
     return connection
 
 
 def _connect(path: str | Path) -> sqlite3.Connection:
+    connection = None
     try:
         connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
-        connection.row_factory = sqlite3.Row
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
     except sqlite3.DatabaseError as error:
+        if connection is not None:
+            connection.close()
         raise DataError(f"{path}: cannot be opened as a store ({error}); correct the path or its permissions") from error
+    connection.row_factory = sqlite3.Row
     return connection
 
 

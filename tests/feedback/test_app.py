@@ -168,6 +168,18 @@ def test_an_answer_that_is_refused_stays_on_the_page(server, newcomer):
     assert answers_of(server, name) == []
 
 
+def test_a_store_that_fails_stores_nothing_and_says_so(server, newcomer):
+    """As with a full disk: the page says so, the form is not lost, and goes through once the store works again."""
+    _, db = server
+    name, ann = newcomer()
+    ann.get("/task")
+    db.execute("CREATE TRIGGER full BEFORE INSERT ON answers BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END")
+    ann.rank(1, 2, 3)
+    db.execute("DROP TRIGGER full")
+    assert ann.status == 500 and "Nothing was stored" in ann.reply and "disk" not in ann.reply and answers_of(server, name) == []
+    assert ann.rank(1, 2, 3).status == 303 and len(answers_of(server, name)) == 1
+
+
 def test_logging_out_ends_copied_sessions(server, newcomer):
     _, ann = newcomer()
     copied = Client(server[0])

@@ -150,6 +150,15 @@ def test_counts_of_hours_and_times(db):
     assert [(row.name, row.answers, row.last) for row in tally.accounts(db)][:2] == [("ann", 3, 8000.0), ("ben", 0, None)]
 
 
+def test_a_backup_is_a_store(db, tmp_path):
+    fill(db)
+    answer(db, "ann")
+    db.execute("VACUUM INTO ?", (str(tmp_path / "backup.db"),))
+    backup = store.open_store(tmp_path / "backup.db")
+    assert store.answers(backup) == store.answers(db) and store.lease(backup, "ann", 0, 60) is not None
+    backup.close()
+
+
 def test_what_is_no_store(tmp_path):
     with pytest.raises(DataError, match="no such store"):
         store.open_store(tmp_path / "none.db")
