@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
@@ -15,7 +15,7 @@ from instruct_jax.feedback import accounts, admin, instructions, store, tasks
 from instruct_jax.feedback.accounts import Labeler
 from instruct_jax.feedback.tasks import FLAGS, LIKERT, ReplyError, letter
 from instruct_jax.feedback.text import rendered
-from instruct_jax.feedback.visits import NOT_STORED, Visit, guarded, open_site, route, to
+from instruct_jax.feedback.visits import NOT_STORED, Visit, guarded, open_site, plain_page, route, to
 
 SESSION = 7 * 86400  # seconds; every page begins them anew
 SHOWN = 50  # of one's own answers, the last ones, on the first page
@@ -36,8 +36,7 @@ def create_app(path: Path, *, lease: float = 3600.0, https: bool = False) -> Sta
         Mount("/static", StaticFiles(packages=[("instruct_jax.feedback", "static")])),
     ]
     session = Middleware(SessionMiddleware, secret_key=site.secret, max_age=SESSION, same_site="lax", https_only=https)
-    failed = {500: _failed, 404: _absent}
-    return Starlette(routes=routes, middleware=[Middleware(guarded), session], exception_handlers=failed)  # pyright: ignore
+    return Starlette(routes=routes, middleware=[Middleware(guarded), session], exception_handlers={404: _absent})
 
 
 def home(visit: Visit) -> Response:
@@ -170,9 +169,4 @@ def _twice(visit: Visit) -> Response:
 
 
 def _absent(request: Request, error: Exception) -> Response:
-    return HTMLResponse('<!doctype html><html lang="en"><title>No such page</title><p id="problem">There is no such page.</p>', 404)
-
-
-def _failed(request: Request, error: Exception) -> Response:
-    text = f"{NOT_STORED}Something failed here. Go back and send it again."
-    return HTMLResponse(f'<!doctype html><html lang="en"><title>Not stored</title><p id="problem">{text}</p>', 500)
+    return plain_page(404, "There is no such page.")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hmac
+import logging
 import queue
 import secrets
 import sqlite3
@@ -23,6 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from instruct_jax.feedback import accounts, store
 from instruct_jax.feedback.accounts import Labeler
 from instruct_jax.feedback.text import visible
+
+logger = logging.getLogger(__name__)
 
 LONGEST_FORM = 4 * 2**20  # bytes
 HEADERS = {
@@ -94,6 +97,11 @@ def open_site(path: Path, lease: float) -> Site:
     return site
 
 
+def plain_page(status: int, message: str) -> Response:
+    """A page that needs neither store nor visitor."""
+    return HTMLResponse(f'<!doctype html><html lang="en"><title>{message}</title><p id="problem" role="alert">{message}</p>', status)
+
+
 def clock(seconds: float) -> str:
     """Minutes and seconds, m:ss."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
@@ -114,7 +122,11 @@ def route(site: Site, path: str, handler: Handler, *, post: Handler | None = Non
 
     async def endpoint(request: Request) -> Response:
         form = await _read_form(request) if request.method == "POST" else {}
-        return await to_thread.run_sync(_answer, site, request, form, handlers[request.method], who, limiter=site.threads)
+        try:
+            return await to_thread.run_sync(_answer, site, request, form, handlers[request.method], who, limiter=site.threads)
+        except Exception:  # a full disk, or a bug: the labeler must learn that the answer is not stored
+            logger.exception("%s %s failed", request.method, request.url.path)
+            return plain_page(500, f"{NOT_STORED}Something failed here. Go back and send it again.")
 
     return Route(path, endpoint, methods=list(handlers))
 
