@@ -94,6 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in it")
     verb.add_argument("--adapter", action="store_true", help="only the adapters of a run with lora, as a folder of peft")
     verb.set_defaults(work=_export)
+    text = "writes completions of prompts by one model or several, for people to rank (instruct-jax label)"
+    usage = "instruct-jax sample MODEL [MODEL ...] --prompts FILE --out samples.jsonl [--completions 4] [--max_tokens 256]"
+    verb = verbs.add_parser("sample", help=text, description=text, usage=usage, allow_abbrev=False)
+    verb.add_argument("models", metavar="MODEL", nargs="+", help="RUN, RUN:STAGE, or a Hugging Face folder or OWNER/NAME")
+    verb.add_argument("--prompts", required=True, action="append", metavar="FILE", help="prompts records, or a data set (docs/records.md)")
+    verb.add_argument("--out", required=True, metavar="FILE", type=Path, help="a new file")
+    verb.add_argument("--completions", type=int, default=4, metavar="K", help="of each model to each prompt (default 4)")
+    verb.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 takes the likeliest token (default 1)")
+    verb.add_argument("--max_tokens", type=int, default=256, metavar="N", help="the longest completion (default 256)")
+    verb.add_argument("--seed", type=int, default=0, metavar="N")
+    verb.set_defaults(work=_sample)
     text = "talks with a model in the terminal, or with two side by side"
     usage = "instruct-jax chat MODEL [MODEL] [--reward MODEL] [--temperature 0.7] [--max_tokens N] [--model.dtype bfloat16]"
     verb = verbs.add_parser("chat", help=text, description=text, usage=usage, epilog=CHAT, allow_abbrev=False)
@@ -193,6 +204,14 @@ def _export(args: argparse.Namespace, overrides: list[str]) -> None:
 
     export(config, args.run, args.stage, args.out, args.dtype, adapter=args.adapter)
     print(f"done: {args.out}")
+
+
+def _sample(args: argparse.Namespace, overrides: list[str]) -> None:
+    from instruct_jax.pipeline.sample import sample
+
+    options = {key: getattr(args, key) for key in ("completions", "temperature", "max_tokens", "seed")}
+    count = sample(args.models, args.prompts, args.out, overrides, **options)
+    print(f"done: {count} prompts in {args.out}")
 
 
 def _chat(args: argparse.Namespace, overrides: list[str]) -> None:
