@@ -1,8 +1,11 @@
 """The labeling page in a real browser: invitation, log-in, ranking by keyboard and by drag, ties, skips, demonstrations, export."""
 
 import json
+import os
 import shutil
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +19,7 @@ from serving import PASSWORD, served, write  # noqa: E402
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROME = next(filter(None, map(shutil.which, NAMES)), None)
+PICTURES = Path(os.environ.get("INSTRUCT_JAX_PICTURES", tempfile.gettempdir()))  # docs/pictures, to make those of docs/labeling.md
 pytestmark = pytest.mark.skipif(CHROME is None, reason="no Chromium on this machine: install the package chromium")
 
 NASTY = "<script>document.title = 'broken'</script><img src=x onerror=alert(1)> \u202egnp.exe\u202c \x1b[31m"
@@ -104,13 +108,14 @@ def test_a_labelers_day(place, browser, monkeypatch):
     page.get_by_role("link", name="Go on with the next task").press("Enter")
     page.wait_for_url("**/task/*")
     accessible(page)
-    page.screenshot(path=folder / "rating.png")
     for quality, letter in zip((6, 3, 2, 6), "ABCD", strict=True):
         page.get_by_role("group", name=f"Overall quality of output {letter}").get_by_label("1", exact=True).focus()
         for _ in range(quality - 1):
             page.keyboard.press("ArrowRight")
         page.keyboard.press("Tab")
         page.keyboard.press("Space")  # the first flag
+        if letter == "A":
+            page.screenshot(path=PICTURES / "labeling-rating.png")
         page.get_by_role("button", name="Go on to the ranking" if letter == "D" else "Next output").press("Enter")
         assert page.evaluate("document.activeElement.tagName") == "H2"
     for card, keys in zip("ABCD", (["1"], ["ArrowRight", "ArrowRight"], ["4", "ArrowLeft"], ["1"]), strict=True):
@@ -119,7 +124,7 @@ def test_a_labelers_day(place, browser, monkeypatch):
             page.keyboard.press(key)
     assert ranks(page) == ["1", "2", "3", "1"]
     accessible(page)
-    page.screenshot(path=folder / "ranking.png")
+    page.screenshot(path=PICTURES / "labeling-ranking.png")
     page.reload()  # the draft is still there
     assert ranks(page) == ["1", "2", "3", "1"]
     page.get_by_role("group", name="Output C", exact=True).press("0")
@@ -143,6 +148,22 @@ def test_a_labelers_day(place, browser, monkeypatch):
         page.mouse.move(end["x"] + 30, end["y"] + 40, steps=4)
         page.mouse.up()
     assert ranks(page) == ["2", "1"]
+    page.set_viewport_size({"width": 360, "height": 700})
+    page.get_by_label("Place of output A").select_option("1")
+    assert ranks(page) == ["1", "1"] and page.locator(".column[data-rank='1'] .card").count() == 2
+    page.get_by_label("Place of output A").select_option("2")
+
+    # a server that cannot be reached, then one whose reply is lost: the page says so, and the same form is one answer
+    page.route("**/task/*", lambda route: route.abort())
+    page.get_by_role("button", name="Store this answer").click()
+    page.get_by_text("Your answer is still here. Send it again.").wait_for()
+    page.unroute_all()
+    page.evaluate("() => { document.getElementById('problem').textContent = '' }")
+    page.route("**/task/*", lambda route: (route.fetch(max_redirects=0), route.abort()))
+    page.get_by_role("button", name="Store this answer").click()
+    page.get_by_text("Your answer is still here. Send it again.").wait_for()
+    page.unroute_all()
+    assert ranks(page) == ["2", "1"]
     page.get_by_role("button", name="Store this answer").click()
 
     page.get_by_text("about a frog").wait_for()
@@ -163,9 +184,8 @@ def test_a_labelers_day(place, browser, monkeypatch):
     assert "Rank 1, quality 6; Fails to follow" in page.content() and ">a<" not in page.content()
     assert page.evaluate("localStorage.length") == 0, "drafts of stored answers are gone"
     assert all(url.startswith((address, "blob:", "data:")) for url in asked), asked
-    assert problems == [
-        f"Failed to load resource: the server responded with a status of {code}" for code in ("422 (Unprocessable Entity)",)
-    ]
+    unloaded = "Failed to load resource: "
+    assert problems == [f"{unloaded}the server responded with a status of 422 (Unprocessable Entity)", *[f"{unloaded}net::ERR_FAILED"] * 2]
     context.close()
 
     assert main(["label", "export", "--store", str(folder / "labels.db"), "--out", str(folder / "out")]) == 0
@@ -198,7 +218,6 @@ def test_an_admins_pages(place, browser):
     page.get_by_role("button", name="Make the link").click()
     assert page.locator("#link").inner_text().startswith(f"{address}/join/")
     accessible(page)
-    page.screenshot(path=folder / "admin.png", full_page=True)
     page.goto(f"{address}/admin/answers")
     accessible(page)
     page.get_by_role("link", name="Explain in two").click()
