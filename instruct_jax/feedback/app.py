@@ -7,15 +7,15 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from instruct_jax.feedback import accounts, store, tasks
+from instruct_jax.feedback import accounts, admin, instructions, store, tasks
 from instruct_jax.feedback.accounts import Labeler
 from instruct_jax.feedback.tasks import FLAGS, LIKERT, ReplyError, letter
 from instruct_jax.feedback.text import rendered
-from instruct_jax.feedback.visits import NOT_STORED, Visit, guarded, open_site, route, to
+from instruct_jax.feedback.visits import NOT_STORED, Visit, guarded, open_site, plain_page, route, to
 
 SESSION = 7 * 86400  # seconds; every page begins them anew
 SHOWN = 50  # of one's own answers, the last ones, on the first page
@@ -29,14 +29,14 @@ def create_app(path: Path, *, lease: float = 3600.0, https: bool = False) -> Sta
         route(site, "/login", login_page, post=log_in, who="anyone"),
         route(site, "/logout", home, post=log_out),
         route(site, "/join/{token}", join_page, post=join, who="anyone"),
-        route(site, "/instructions", instructions),
+        route(site, "/instructions", read_instructions),
         route(site, "/task", next_task),
         route(site, "/task/{id}", task_page, post=answer),
+        *admin.routes(site),
         Mount("/static", StaticFiles(packages=[("instruct_jax.feedback", "static")])),
     ]
     session = Middleware(SessionMiddleware, secret_key=site.secret, max_age=SESSION, same_site="lax", https_only=https)
-    failed = {500: _failed, 404: _absent}
-    return Starlette(routes=routes, middleware=[Middleware(guarded), session], exception_handlers=failed)  # pyright: ignore
+    return Starlette(routes=routes, middleware=[Middleware(guarded), session], exception_handlers={404: _absent})
 
 
 def home(visit: Visit) -> Response:
@@ -44,7 +44,7 @@ def home(visit: Visit) -> Response:
         "home.html",
         stored=store.count(visit.db, visit.name),
         answers=store.answers(visit.db, labeler=visit.name, last=SHOWN),
-        changed=_instructions_changed(visit),
+        changed=instructions.changed(visit.db, visit.name),
     )
 
 
@@ -97,15 +97,9 @@ def join(visit: Visit) -> Response:
     return _join_page(visit, 404, "") if me is None else _welcome(visit, me)
 
 
-def instructions(visit: Visit) -> Response:
-    version, text = store.instructions(visit.db)
-    return visit.page("instructions.html", version=version, text=rendered(text))
-
-
-def _instructions_changed(visit: Visit) -> bool:
-    """Since the labeler's last answer."""
-    seen = store.instructions_seen(visit.db, visit.name)
-    return seen is not None and seen != store.instructions(visit.db)[0]
+def read_instructions(visit: Visit) -> Response:
+    newest = instructions.versions(visit.db)[0]
+    return visit.page("instructions.html", version=newest.version, text=rendered(newest.text))
 
 
 def next_task(visit: Visit) -> Response:
@@ -119,7 +113,7 @@ def task_page(visit: Visit) -> Response:
     lease = store.open_lease(visit.db, task_id, visit.name)
     if lease is None:
         return _own_answer(visit, task_id)
-    if lease.until < visit.now + visit.site.lease / 2 or lease.instructions != store.instructions(visit.db)[0]:
+    if lease.until < visit.now + visit.site.lease / 2 or lease.instructions != instructions.newest(visit.db):
         store.renew(visit.db, task_id, visit.name, visit.now, visit.site.lease)
     return _task_form(visit, lease.task)
 
@@ -146,7 +140,7 @@ def _task_form(visit: Visit, task: tasks.Task, status: int = 200, problem: Reply
         problem=problem,
         flags=FLAGS,
         likert=LIKERT,
-        changed=_instructions_changed(visit),
+        changed=instructions.changed(visit.db, visit.name),
         stored=store.count(visit.db, visit.name),
     )
 
@@ -175,9 +169,4 @@ def _twice(visit: Visit) -> Response:
 
 
 def _absent(request: Request, error: Exception) -> Response:
-    return HTMLResponse('<!doctype html><html lang="en"><title>No such page</title><p id="problem">There is no such page.</p>', 404)
-
-
-def _failed(request: Request, error: Exception) -> Response:
-    text = f"{NOT_STORED}Something failed here. Go back and send it again."
-    return HTMLResponse(f'<!doctype html><html lang="en"><title>Not stored</title><p id="problem">{text}</p>', 500)
+    return plain_page(404, "There is no such page.")

@@ -106,31 +106,6 @@ class Lease:
     instructions: int  # version that the labeler saw last
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Of the tasks of one kind."""
-
-    kind: Kind
-    tasks: int
-    finished: int  # have all answers of the training group that are wanted, or were skipped too often
-    answers: int  # of both groups, without skips
-    skipped: int  # answers that say so
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelerRow:
-    """An account and what it has done."""
-
-    name: str
-    team: Group
-    admin: bool
-    active: bool  # has a password
-    invited: bool  # has an invitation that is not used
-    answers: int  # skips among them
-    skipped: int
-    last: float | None  # unix seconds of the last answer
-
-
 def create_store(path: str | Path) -> sqlite3.Connection:
     """The store; a new one where nothing is there."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -155,18 +130,22 @@ def open_store(path: str | Path) -> sqlite3.Connection:
         raise DataError(f"{path}: no such store; make one with instruct-jax label --samples samples.jsonl --store {path}")
     connection = _connect(path)
     if [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")] != [APPLICATION, VERSION]:
+        connection.close()
         raise DataError(f"{path}: is no store of the labeling page, or one of another version; give the file that --store made")
     return connection
 
 
 def _connect(path: str | Path) -> sqlite3.Connection:
+    connection = None
     try:
         connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
-        connection.row_factory = sqlite3.Row
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
     except sqlite3.DatabaseError as error:
+        if connection is not None:
+            connection.close()
         raise DataError(f"{path}: cannot be opened as a store ({error}); correct the path or its permissions") from error
+    connection.row_factory = sqlite3.Row
     return connection
 
 
@@ -296,32 +275,17 @@ def form_of(connection: sqlite3.Connection, task: str, labeler: str) -> str | No
     return None if row is None else row["form"]
 
 
-def instructions(connection: sqlite3.Connection) -> tuple[int, str]:
-    """(version, Markdown) of the newest."""
-    row = connection.execute("SELECT version, text FROM instructions ORDER BY version DESC LIMIT 1").fetchone()
-    return row["version"], row["text"]
-
-
-def write_instructions(connection: sqlite3.Connection, text: str, by: str, now: float) -> None:
-    """A new version; the older ones stay, answers refer to them."""
-    with writing(connection):
-        connection.execute("INSERT INTO instructions (text, at, by) VALUES (?, ?, ?)", (text, now, by))
-
-
-def instructions_seen(connection: sqlite3.Connection, labeler: str) -> int | None:
-    """The version of the labeler's last answer."""
-    return connection.execute("SELECT max(instructions) FROM answers WHERE labeler = ?", (labeler,)).fetchone()[0]
-
-
 def answers(
-    connection: sqlite3.Connection, *, labeler: str | None = None, task: str | None = None, last: int | None = None
+    connection: sqlite3.Connection, *, labeler: str | None = None, task: str | None = None, last: int | None = None, before: int = 0
 ) -> list[Answer]:
-    """The answers in the order in which they came: all, or those of a labeler, to a task, or only the last so many of these."""
+    """The answers in the order in which they came: all, or those of a labeler, to a task, or only the
+    last so many of these, without the newest `before`."""
     wanted = {key: value for key, value in {"labeler": labeler, "task": task}.items() if value is not None}
+    where = " AND ".join([f"{key} = ?" for key in wanted] or ["TRUE"])
     rows = connection.execute(
         "SELECT answers.*, kind, prompt, completions, models, known, team FROM answers JOIN tasks ON id = task"
-        f" JOIN labelers ON name = labeler WHERE {' AND '.join([f'{key} = ?' for key in wanted] or ['1'])} ORDER BY number DESC LIMIT ?",
-        (*wanted.values(), -1 if last is None else last),
+        f" JOIN labelers ON name = labeler WHERE {where} ORDER BY number DESC LIMIT ? OFFSET ?",
+        (*wanted.values(), -1 if last is None else last, before),
     )
     return [_answer(row) for row in rows][::-1]
 
@@ -329,27 +293,6 @@ def answers(
 def tasks(connection: sqlite3.Connection) -> dict[str, Task]:
     """All tasks by their id."""
     return {row["id"]: _task(row) for row in connection.execute("SELECT * FROM tasks ORDER BY position")}
-
-
-def progress(connection: sqlite3.Connection) -> list[Progress]:
-    """How far the tasks of each kind are."""
-    rows = connection.execute(
-        "SELECT kind, count(*) AS tasks, sum(left_training <= 0 OR (NOT screening AND skips >= ?)) AS finished,"
-        " (SELECT count(*) FROM answers JOIN tasks AS t ON id = task WHERE t.kind = tasks.kind AND skipped IS NULL) AS answers,"
-        " (SELECT count(*) FROM answers JOIN tasks AS t ON id = task WHERE t.kind = tasks.kind AND skipped IS NOT NULL) AS skipped"
-        " FROM tasks GROUP BY kind ORDER BY kind",
-        (SKIPS,),
-    )
-    return [Progress(**row) for row in rows]
-
-
-def labelers(connection: sqlite3.Connection) -> list[LabelerRow]:
-    """Every account, with what it has done."""
-    rows = connection.execute(
-        "SELECT name, team, admin, password IS NOT NULL AS active, invitation IS NOT NULL AS invited, count(number) AS answers,"
-        " count(skipped) AS skipped, max(submitted) AS last FROM labelers LEFT JOIN answers ON labeler = name GROUP BY name ORDER BY name"
-    )
-    return [LabelerRow(**row) for row in rows]
 
 
 def _task(row: sqlite3.Row) -> Task:

@@ -10,14 +10,15 @@ JOINERS = "\u200c\u200d"  # of Persian words and of emoji: harmless, and needed
 
 def visible(text: str) -> Markup:
     """The text as HTML.  Control and format characters (right-to-left overrides, zero-width and tag characters, ...) are spelled out."""
-    return Markup("").join(_spelled(char) for char in text.replace("\r\n", "\n"))
+    html = escape(text.replace("\r\n", "\n"))
+    for char in filter(_hidden, set(html)):
+        code = f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
+        html = html.replace(char, Markup('<span class="spelled">{}</span>').format(code))
+    return html
 
 
-def _spelled(char: str) -> Markup:
-    if char in "\n\t" or char in JOINERS or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
-        return escape(char)
-    code = f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
-    return Markup('<span class="spelled">{}</span>').format(code)
+def _hidden(char: str) -> bool:
+    return char not in "\n\t" + JOINERS and unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
 
 def rendered(markdown: str) -> Markup:

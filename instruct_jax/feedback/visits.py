@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hmac
+import logging
 import queue
 import secrets
 import sqlite3
@@ -13,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 import jinja2
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -24,6 +25,8 @@ from instruct_jax.feedback import accounts, store
 from instruct_jax.feedback.accounts import Labeler
 from instruct_jax.feedback.text import visible
 
+logger = logging.getLogger(__name__)
+
 LONGEST_FORM = 4 * 2**20  # bytes
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -33,6 +36,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+THREADS = 8  # more would only wait for each other: pages are made under the GIL, and answers are written one at a time
 NOT_STORED = "Nothing was stored. "
 
 
@@ -44,6 +48,7 @@ class Site:
     secret: str
     lease: float  # seconds
     pages: jinja2.Environment
+    threads: CapacityLimiter  # how many work at once
     idle: "queue.SimpleQueue[sqlite3.Connection]"  # connections that no thread uses
 
 
@@ -84,10 +89,17 @@ def open_site(path: Path, lease: float) -> Site:
     loader = jinja2.PackageLoader("instruct_jax.feedback", "pages")
     pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"visible": visible, "clock": clock, "moment": moment}
+    for name in pages.list_templates(extensions=["html"]):
+        pages.get_template(name)  # compiled now: the first labelers do not wait for it
     db = store.open_store(path)
-    site = Site(path, str(store.setting(db, "secret")), lease, pages, queue.SimpleQueue())
+    site = Site(path, str(store.setting(db, "secret")), lease, pages, CapacityLimiter(THREADS), queue.SimpleQueue())
     site.idle.put(db)
     return site
+
+
+def plain_page(status: int, message: str) -> Response:
+    """A page that needs neither store nor visitor."""
+    return HTMLResponse(f'<!doctype html><html lang="en"><title>{message}</title><p id="problem" role="alert">{message}</p>', status)
 
 
 def clock(seconds: float) -> str:
@@ -110,7 +122,11 @@ def route(site: Site, path: str, handler: Handler, *, post: Handler | None = Non
 
     async def endpoint(request: Request) -> Response:
         form = await _read_form(request) if request.method == "POST" else {}
-        return await run_in_threadpool(_answer, site, request, form, handlers[request.method], who)
+        try:
+            return await to_thread.run_sync(_answer, site, request, form, handlers[request.method], who, limiter=site.threads)
+        except Exception:  # a full disk, or a bug: the labeler must learn that the answer is not stored
+            logger.exception("%s %s failed", request.method, request.url.path)
+            return plain_page(500, f"{NOT_STORED}Something failed here. Go back and send it again.")
 
     return Route(path, endpoint, methods=list(handlers))
 

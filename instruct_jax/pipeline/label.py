@@ -7,14 +7,16 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from instruct_jax.config import ConfigError, check
 from instruct_jax.data import readers, schemas
-from instruct_jax.feedback import accounts, store, tasks
+from instruct_jax.feedback import accounts, store, tally, tasks
 from instruct_jax.feedback.export import export
 
-EXTRA = ("starlette", "uvicorn", "itsdangerous", "markdown_it")
+EXTRA = ("itsdangerous", "krippendorff", "markdown_it", "starlette", "uvicorn")
+KEEP_ALIVE = 75  # seconds; longer than a proxy keeps its idle connections, so that none is closed under a request
 ACTIONS = ("serve", "invite", "close", "add", "export", "status")
 
 
@@ -51,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
             "--overlap", type=float, default=0.0, metavar="SHARE", help="of the new tasks, for several labelers (default 0)"
         )
         action.add_argument("--labelers", type=int, default=3, metavar="N", help="who get each of these (default 3)")
+        action.add_argument(
+            "--on_bad_record", choices=("error", "skip"), default="error", help="skip: leave bad samples out, and list them"
+        )
     serve = found["serve"]
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1, this machine only)")
     serve.add_argument("--port", type=int, default=8000, help="(default 8000; 0 takes a free one)")
@@ -74,23 +79,22 @@ def _serve(args: argparse.Namespace) -> None:
     check(args.url is None or args.url.startswith(("http://", "https://")), f"--url {args.url} must begin with https:// or http://")
     if args.samples:
         _add(args)
-    db = store.open_store(args.store)
-    listening = _listen(args.host, args.port)
-    host, port = listening.getsockname()[:2]
-    here = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    url = (args.url or here).rstrip("/")
-    store.set_setting(db, "url", url)
-    print(f"{url}  ({_reach(host)})")
-    if not db.execute("SELECT 1 FROM labelers WHERE admin").fetchone():
-        print(f"no admin yet: instruct-jax label invite NAME --admin --store {args.store}")
-    db.close()
-    print("Ctrl-C stops it; answers that were stored stay stored", flush=True)
     import uvicorn
 
     from instruct_jax.feedback.app import create_app
 
-    app = create_app(args.store, lease=60 * args.lease, https=url.startswith("https://"))
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")).run([listening])
+    with closing(store.open_store(args.store)) as db, _listen(args.host, args.port) as listening:
+        host, port = listening.getsockname()[:2]
+        url = (args.url or f"http://{f'[{host}]' if ':' in host else host}:{port}").rstrip("/")
+        app = create_app(args.store, lease=60 * args.lease, https=url.startswith("https://"))
+        quiet = {"log_level": "warning", "access_log": False, "server_header": False, "lifespan": "off"}
+        server = uvicorn.Server(uvicorn.Config(app, timeout_keep_alive=KEEP_ALIVE, **quiet))
+        store.set_setting(db, "url", url)
+        print(f"{url}  ({reach(host)})")
+        if not db.execute("SELECT 1 FROM labelers WHERE admin").fetchone():
+            print(f"no admin yet: instruct-jax label invite NAME --admin --store {args.store}")
+        print("Ctrl-C stops it; answers that were stored stay stored", flush=True)
+        server.run([listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -101,7 +105,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another") from error
 
 
-def _reach(host: str) -> str:
+def reach(host: str) -> str:
+    """Who can reach a page that listens there."""
     if ipaddress.ip_address(host).is_loopback:
         return "this machine only; labelers elsewhere come by a reverse proxy with TLS, see docs/labeling.md"
     return f"listens on {host}: other machines reach it, and passwords travel unencrypted unless a reverse proxy with TLS stands before it"
@@ -115,36 +120,42 @@ def _add(args: argparse.Namespace) -> None:
         tasks.task(raw, compare=args.task == "compare")
         return raw
 
-    found = [tasks.task(raw, compare=args.task == "compare") for path in args.samples for raw in readers.read(checked, path)]
-    new = store.add_tasks(store.create_store(args.store), found, labelers=args.labelers, overlap=args.overlap)
-    print(f"{args.store}: {new} new tasks of {len(found)} samples; the others were there")
+    found = [
+        tasks.task(raw, compare=args.task == "compare")
+        for path in args.samples
+        for raw in readers.read(checked, path, on_bad_record=args.on_bad_record)
+    ]
+    with closing(store.create_store(args.store)) as db:
+        new = store.add_tasks(db, found, labelers=args.labelers, overlap=args.overlap)
+    print(f"{args.store}: {new} new tasks of {len(found)} samples" + ("; the others were there" if new < len(found) else ""))
 
 
 def _invite(args: argparse.Namespace) -> None:
-    db = store.open_store(args.store)
-    token = accounts.invite(db, args.name, args.group, admin=args.admin, now=time.time())
-    print(f"{store.setting(db, 'url') or 'http://127.0.0.1:8000'}/join/{token}")
+    with closing(store.open_store(args.store)) as db:
+        token = accounts.invite(db, args.name, args.group, admin=args.admin, now=time.time())
+        print(f"{store.setting(db, 'url') or 'http://127.0.0.1:8000'}/join/{token}")
     print(f"for {args.name}: works once, within 14 days; send it by a way that only {args.name} reads", file=sys.stderr)
 
 
 def _close(args: argparse.Namespace) -> None:
-    db = store.open_store(args.store)
-    check(accounts.exists(db, args.name), f"NAME={args.name!r} has no account in {args.store}; `label status` lists them")
-    accounts.close(db, args.name)
+    with closing(store.open_store(args.store)) as db:
+        check(accounts.exists(db, args.name), f"NAME={args.name!r} has no account in {args.store}; `label status` lists them")
+        accounts.close(db, args.name)
     print(f"{args.name} cannot log in any more")
 
 
 def _export(args: argparse.Namespace) -> None:
-    db = store.open_store(args.store)
     check(not args.out.exists(), f"--out {args.out} is there already, and nothing is overwritten; name a new folder")
-    for name, records in export(store.answers(db), store.tasks(db)).items():
+    with closing(store.open_store(args.store)) as db:
+        files = export(store.answers(db), store.tasks(db))
+    for name, records in files.items():
         readers.write_jsonl(args.out / name, records)
         print(f"{args.out / name}: {len(records)} records")
 
 
 def _status(args: argparse.Namespace) -> None:
-    db = store.open_store(args.store)
-    for line in store.progress(db):
-        print(f"{line.kind}: {line.tasks} tasks, {line.finished} finished, {line.answers} answers, {line.skipped} skipped")
-    for row in store.labelers(db):
-        print(f"{row.name}: {row.team}, {row.answers} answers, {row.skipped} skipped")
+    with closing(store.open_store(args.store)) as db:
+        for line in tally.progress(db):
+            print(f"{line.kind}: {line.tasks} tasks, {line.finished} finished, {line.answers} answers, {line.skipped} skipped")
+        for row in tally.accounts(db):
+            print(f"{row.name}: {row.team}, {row.answers} answers, {row.skipped} skipped")

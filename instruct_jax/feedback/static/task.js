@@ -83,9 +83,11 @@ if (form) {
   // Drafts: what is not stored yet outlives a reload, a crash and a log-out, in this browser only.
   const secret = ["key", "form", "seconds"];
   const fields = () => [...form.elements].filter((field) => field.name && !secret.includes(field.name) && field.type !== "submit");
+  const ticked = (field) => field.type === "radio" || field.type === "checkbox";
+  const called = (field) => (ticked(field) ? `${field.name}=${field.value}` : field.name);
   const save = () => {
     if (stored) return;
-    const values = fields().map((field) => [field.name, field.type === "radio" || field.type === "checkbox" ? field.checked : field.value]);
+    const values = Object.fromEntries(fields().map((field) => [called(field), ticked(field) ? field.checked : field.value]));
     try {
       localStorage.setItem(form.dataset.draft, JSON.stringify({ values, step, seconds }));
     } catch {}  // a browser without room or leave: the page works without drafts
@@ -96,12 +98,11 @@ if (form) {
       draft = JSON.parse(localStorage.getItem(form.dataset.draft));
     } catch {}
     if (!draft) return;
-    seconds = draft.seconds;
-    step = draft.step;
-    const found = fields();
-    draft.values.forEach(([name, value], at) => {
-      if (found[at]?.name === name) found[at][typeof value === "boolean" ? "checked" : "value"] = value;
-    });
+    ({ step, seconds } = draft);
+    for (const field of fields()) {
+      const value = draft.values[called(field)];
+      if (value !== undefined) field[ticked(field) ? "checked" : "value"] = value;
+    }
   };
   const forget = () => {
     try {
