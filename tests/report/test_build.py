@@ -76,7 +76,7 @@ def test_every_section_has_its_numbers(page):
         "manners": ["Replies with a rude word", "14.0\u00a0%"],
         "samples": ["the fox went to the river", "gold 0.80 · reward −0.31", "3 more prompts"],
         "training": ["Pretraining loss", "Reward-model accuracy", "KL from the SFT model", "Entropy"],
-        "provenance": ["select 5555555555", "0.21 s a step", "1,234.00", "width: 128", "0.10.2", "5" * 64],
+        "provenance": ["select 6666666666", "0.21 s a step", "1,234.00", "width: 128", "0.10.2", "6" * 64],
     }
     assert set(page.sections) >= set(expected)
     for section, parts in expected.items():
