@@ -5,6 +5,7 @@ import threading
 import time
 
 import numpy as np
+import pytest
 from serving import Client, served, session
 
 from instruct_jax.feedback import store, tasks
