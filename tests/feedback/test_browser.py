@@ -39,6 +39,8 @@ SAMPLES = [
     {"prompt": "Asdf?"},
 ]
 
+JUDGED = [(7, False, 1), (2, True, 3), (4, False, 2), (7, False, 1)]  # quality, fails the task, rank of the outputs of the first sample
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -108,29 +110,34 @@ def test_a_labelers_day(place, browser, monkeypatch):
     page.get_by_role("link", name="Go on with the next task").press("Enter")
     page.wait_for_url("**/task/*")
     accessible(page)
-    for quality, letter in zip((6, 3, 2, 6), "ABCD", strict=True):
-        page.get_by_role("group", name=f"Overall quality of output {letter}").get_by_label("1", exact=True).focus()
+    ranked = []  # as the outputs were shown
+    for letter in "ABCD":
+        shown = page.locator(".step:not([hidden]) .text").inner_text()
+        quality, failed, rank = JUDGED[SAMPLES[0]["completions"].index(shown)]
+        page.get_by_role("group", name=f"Overall quality of output {letter}").get_by_label("1", exact=True).press("Space")
         for _ in range(quality - 1):
             page.keyboard.press("ArrowRight")
         page.keyboard.press("Tab")
-        page.keyboard.press("Space")  # the first flag
+        if failed:
+            page.keyboard.press("Space")
         if letter == "A":
             page.screenshot(path=PICTURES / "labeling-rating.png")
         page.get_by_role("button", name="Go on to the ranking" if letter == "D" else "Next output").press("Enter")
         assert page.evaluate("document.activeElement.tagName") == "H2"
-    for card, keys in zip("ABCD", (["1"], ["ArrowRight", "ArrowRight"], ["4", "ArrowLeft"], ["1"]), strict=True):
-        page.get_by_role("group", name=f"Output {card}", exact=True).focus()
-        for key in keys:
+        ranked.append(rank)
+    for letter, rank in zip("ABCD", ranked, strict=True):
+        page.get_by_role("group", name=f"Output {letter}", exact=True).focus()
+        for key in {1: ["1"], 2: ["ArrowRight", "ArrowRight"], 3: ["4", "ArrowLeft"]}[rank]:
             page.keyboard.press(key)
-    assert ranks(page) == ["1", "2", "3", "1"]
+    assert ranks(page) == list(map(str, ranked))
     accessible(page)
     page.screenshot(path=PICTURES / "labeling-ranking.png")
     page.reload()  # the draft is still there
-    assert ranks(page) == ["1", "2", "3", "1"]
+    assert ranks(page) == list(map(str, ranked))
     page.get_by_role("group", name="Output C", exact=True).press("0")
     page.get_by_role("button", name="Store this answer").press("Enter")
     page.get_by_text("Rank output C too").wait_for()
-    page.get_by_role("group", name="Output C", exact=True).press("3")
+    page.get_by_role("group", name="Output C", exact=True).press(str(ranked[2]))
     page.get_by_role("button", name="Store this answer").press("Enter")
 
     # the second by drag; what a model wrote is text
@@ -181,7 +188,7 @@ def test_a_labelers_day(place, browser, monkeypatch):
     accessible(page)
     page.get_by_role("link", name="Explain in two").click()
     accessible(page)
-    assert "Rank 1, quality 6; Fails to follow" in page.content() and ">a<" not in page.content()
+    assert "Rank 3, quality 2; Fails to follow" in page.content() and ">a<" not in page.content()
     assert page.evaluate("localStorage.length") == 0, "drafts of stored answers are gone"
     assert all(url.startswith((address, "blob:", "data:")) for url in asked), asked
     unloaded = "Failed to load resource: "
@@ -190,11 +197,8 @@ def test_a_labelers_day(place, browser, monkeypatch):
 
     assert main(["label", "export", "--store", str(folder / "labels.db"), "--out", str(folder / "out")]) == 0
     first, second = sorted(readers.read_rankings(folder / "out/rankings.jsonl"), key=lambda record: len(record["completions"]))[::-1]
-    assert sorted(first["ranks"]) == [1, 1, 2, 3] and sorted(first["likert"]) == [2, 3, 6, 6] and first["models"] == ["a", "b", "b", "a"]
-    assert [quality >= 6 for quality in first["likert"]] == [rank == 1 for rank in first["ranks"]], (
-        "ratings went to other outputs than ranks"
-    )
-    assert all(flags["fails_task"] and sum(flags.values()) == 1 for flags in first["flags"])
+    assert list(zip(first["likert"], [flags["fails_task"] for flags in first["flags"]], first["ranks"], strict=True)) == JUDGED
+    assert first["models"] == ["a", "b", "b", "a"] and sum(sum(flags.values()) for flags in first["flags"]) == 1
     assert sorted(second["ranks"]) == [1, 2] and second["completions"][0] == NASTY and first["labeler_id"] == "ann"
     assert readers.read_demonstrations(folder / "out/demonstrations.jsonl")[0]["completion"] == "Green and round,\nit makes no sound."
     assert json.loads((folder / "out/skipped.jsonl").read_text())["skipped"] == "The prompt is very unclear."
