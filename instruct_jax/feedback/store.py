@@ -62,7 +62,7 @@ CREATE INDEX leases_of_labeler ON leases (labeler);
 CREATE TABLE answers (
     number INTEGER PRIMARY KEY,
     task TEXT NOT NULL REFERENCES tasks (id), labeler TEXT NOT NULL REFERENCES labelers (name),
-    form TEXT NOT NULL UNIQUE,  -- the token of the form that brought it: the same form twice is one answer
+    form TEXT NOT NULL UNIQUE,  -- the identity of the form that brought it: the same form twice is one answer
     ranks TEXT, likert TEXT NOT NULL, flags TEXT NOT NULL, notes TEXT NOT NULL,  -- JSON, in the order of the sample
     text TEXT, skipped TEXT,
     shown TEXT NOT NULL,  -- JSON, the order in which the labeler saw the completions
@@ -270,7 +270,7 @@ def count(connection: sqlite3.Connection, labeler: str) -> int:
 
 
 def form_of(connection: sqlite3.Connection, task: str, labeler: str) -> str | None:
-    """The token of the form that brought this answer; None where there is no answer."""
+    """The identity of the form that brought this answer; None where there is no answer."""
     row = connection.execute("SELECT form FROM answers WHERE task = ? AND labeler = ?", (task, labeler)).fetchone()
     return None if row is None else row["form"]
 
