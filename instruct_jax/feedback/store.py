@@ -1,6 +1,6 @@
 """The store of the labeling page, one SQLite file: its schema, and plain functions of a connection.
 
-An answer is on the disk before its page says so: WAL with synchronous=FULL, one short transaction for each answer.  Several processes may
+An answer is on the disk before its page says so: WAL, and one short transaction with synchronous=FULL for each answer.  Several processes may
 have it open, each thread with a connection of its own.
 """
 
@@ -139,7 +139,7 @@ def _connect(path: str | Path) -> sqlite3.Connection:
     connection = None
     try:
         connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        for pragma in ("journal_mode = WAL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
     except sqlite3.DatabaseError as error:
         if connection is not None:
@@ -150,9 +150,11 @@ def _connect(path: str | Path) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def writing(connection: sqlite3.Connection) -> Iterator[None]:
-    """One transaction: all of it is on the disk at the end, or nothing is."""
+def writing(connection: sqlite3.Connection, *, synced: bool = True) -> Iterator[None]:
+    """One transaction: all of it is kept at the end, or nothing is.  Not `synced`, it outlives a killed process at once, and a loss of power
+    only from the next synced transaction on."""
     with WRITER:
+        connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -191,9 +193,12 @@ def add_tasks(connection: sqlite3.Connection, tasks: Iterable[Task], *, labelers
 
 def lease(connection: sqlite3.Connection, labeler: str, now: float, seconds: float) -> str | None:
     """The id of the task that the labeler should do: the one in hand, else the first that wants an answer; it is then theirs for so many
-    seconds.  None where nothing is left for them."""
+    seconds.  None where nothing is left for them.
+
+    A lease that a loss of power takes away costs nothing: its task is given again, and the browser has the draft.
+    """
     team = connection.execute("SELECT team FROM labelers WHERE name = ?", (labeler,)).fetchone()["team"]
-    with writing(connection):
+    with writing(connection, synced=False):
         mine = connection.execute("SELECT task FROM leases WHERE labeler = ? AND until > ? ORDER BY opened", (labeler, now)).fetchone()
         if mine is not None:
             return mine["task"]
@@ -229,7 +234,7 @@ def open_lease(connection: sqlite3.Connection, task: str, labeler: str) -> Lease
 
 def renew(connection: sqlite3.Connection, task: str, labeler: str, now: float, seconds: float) -> None:
     """The lease begins anew, under the newest instructions."""
-    with writing(connection):
+    with writing(connection, synced=False):
         _hold(connection, task, labeler, now, seconds)
 
 
