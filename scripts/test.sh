@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# Sets up an environment with the test extras and runs the whole suite:  bash scripts/test.sh [pytest arguments]
+# Sets up an environment with the test extras and runs the whole suite, a file of tests on each of two cores; with arguments of pytest, these
+# tests only:  bash scripts/test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 pip install --quiet --editable '.[test]'
-exec python -m pytest "$@"
+if [ $# -gt 0 ]; then
+    exec python -m pytest "$@"
+fi
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" --durations 25
+exec python -m pytest -m alone

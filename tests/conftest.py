@@ -20,6 +20,11 @@ import pytest  # noqa: E402
 from instruct_jax.runtime import hosts  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that no worker has it left at the end."""
+    items.sort(key=lambda item: item.path.name != "test_hosts.py")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     hosts.settle_fake_devices()

@@ -128,6 +128,7 @@ def test_check_in_a_process(place):
     assert sorted(place.rglob("*")) == before
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["replay", "--help"]], ids=" ".join)
 def test_help_is_quick(args):
     """It imports nothing heavy; 1 s leaves room for a busy machine."""

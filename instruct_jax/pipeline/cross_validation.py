@@ -50,7 +50,7 @@ def labeler_groups(rankings: list[Record], count: int, seed: int) -> list[set[st
     return groups
 
 
-def _over_folds(values: list[float]) -> dict[str, float]:
+def _over_folds(values: list[float | None]) -> dict[str, float]:
     """Mean over the folds that have pairs to measure, and its standard error."""
-    known = np.array([value for value in values if value == value])
+    known = np.array([value for value in values if value is not None])
     return {"mean": float(known.mean()), "se": float(known.std(ddof=1) / len(known) ** 0.5)}

@@ -13,17 +13,19 @@ from pathlib import Path
 from instruct_jax.config import ConfigError, check
 from instruct_jax.data import readers, schemas
 from instruct_jax.feedback import accounts, store, tally, tasks
-from instruct_jax.feedback.export import export
 
 EXTRA = ("itsdangerous", "krippendorff", "markdown_it", "starlette", "uvicorn")
 KEEP_ALIVE = 75  # seconds; longer than a proxy keeps its idle connections, so that none is closed under a request
-ACTIONS = ("serve", "invite", "close", "add", "export", "status")
+ACTIONS = ("serve", "invite", "close", "add", "export", "import", "agreement", "status")
+FORMS = ("records", "datasets", "label-studio", "argilla")
 
 
 def label(argv: Sequence[str]) -> None:
     """Runs one action of the verb; without a name it is `serve`."""
     named = bool(argv) and (argv[0] in (*ACTIONS, "-h", "--help") or not argv[0].startswith("-"))
     args = _parser().parse_args(argv if named else ["serve", *argv])
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    check(not missing, f"the labeling page needs {', '.join(missing)}; pip install 'instruct-jax[label]'")
     args.work(args)
 
 
@@ -35,13 +37,16 @@ def _parser() -> argparse.ArgumentParser:
         "invite": (_invite, "makes an account, and prints the link with which its owner begins; again for one who forgot the password"),
         "close": (_close, "ends an account; its answers stay"),
         "add": (_add, "adds samples to a store; those that it has already are left as they are"),
-        "export": (_export, "writes rankings.jsonl, demonstrations.jsonl, comparisons.jsonl and what was skipped"),
+        "export": (_export, "writes rankings.jsonl, demonstrations.jsonl, comparisons.jsonl and what was skipped, or another form"),
+        "import": (_import, "writes what people said in Label Studio or Argilla as rankings.jsonl and demonstrations.jsonl"),
+        "agreement": (_agreement, "says how far labelers agree: with each other, with held-out labelers, with researchers"),
         "status": (_status, "says how far the tasks and the labelers are"),
     }
     found = {}
     for name, (work, text) in texts.items():
         action = found[name] = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        action.add_argument("--store", required=True, type=Path, metavar="FILE", help="such as labels.db, one SQLite file")
+        if name != "import":
+            action.add_argument("--store", required=True, type=Path, metavar="FILE", help="such as labels.db, one SQLite file")
         action.set_defaults(work=work)
     for name in ("serve", "add"):
         action = found[name]
@@ -68,13 +73,16 @@ def _parser() -> argparse.ArgumentParser:
     invite.add_argument("--admin", action="store_true", help="may see and do all that the admin's pages show")
     for name in ("invite", "close"):
         found[name].add_argument("name", metavar="NAME", help="with which the labeler logs in")
-    found["export"].add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
+    for name in ("export", "import"):
+        found[name].add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
+    forms = "records that the stages read (default), folders of Hugging Face datasets, or what Label Studio or Argilla takes in"
+    found["export"].add_argument("--format", choices=FORMS, default="records", help=forms)
+    found["import"].add_argument("file", type=Path, metavar="FILE", help="the JSON that the other tool exports")
+    found["import"].add_argument("--format", choices=FORMS[2:], required=True, help="which tool")
     return parser
 
 
 def _serve(args: argparse.Namespace) -> None:
-    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
-    check(not missing, f"the labeling page needs {', '.join(missing)}; pip install 'instruct-jax[label]'")
     check(args.lease > 0, f"--lease {args.lease} must be positive: minutes")
     check(args.url is None or args.url.startswith(("http://", "https://")), f"--url {args.url} must begin with https:// or http://")
     if args.samples:
@@ -145,12 +153,29 @@ def _close(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    check(not args.out.exists(), f"--out {args.out} is there already, and nothing is overwritten; name a new folder")
+    from instruct_jax.pipeline import exchange
+
     with closing(store.open_store(args.store)) as db:
-        files = export(store.answers(db), store.tasks(db))
-    for name, records in files.items():
-        readers.write_jsonl(args.out / name, records)
-        print(f"{args.out / name}: {len(records)} records")
+        written = exchange.write(args.format, store.answers(db), store.tasks(db), args.out)
+    _print(args.out, written)
+
+
+def _import(args: argparse.Namespace) -> None:
+    from instruct_jax.pipeline import exchange
+
+    _print(args.out, exchange.read(args.format, args.file, args.out))
+
+
+def _print(out: Path, written: dict[str, int]) -> None:
+    for name, count in written.items():
+        print(f"{out / name}: {count} records")
+
+
+def _agreement(args: argparse.Namespace) -> None:
+    from instruct_jax.pipeline.exchange import agreement_text
+
+    with closing(store.open_store(args.store)) as db:
+        print(agreement_text(store.answers(db)))
 
 
 def _status(args: argparse.Namespace) -> None:

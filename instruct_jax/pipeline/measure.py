@@ -91,10 +91,10 @@ def _pairs(rows: list[Scored]) -> list[tuple[float, str]]:
     ]
 
 
-def pair_accuracy(ws: Workspace, params: Params, records: list[Record]) -> dict[str, float]:
-    """Of a reward model on rankings; nan where they have no pairs."""
+def pair_accuracy(ws: Workspace, params: Params, records: list[Record]) -> dict[str, Any]:
+    """Of a reward model on rankings; null where they have no pairs."""
     pairs = _pairs(scored_rankings(ws, params, records)) if records else []
-    return {"accuracy": _accuracy(pairs) if pairs else float("nan"), "pairs": len(pairs)}
+    return {"accuracy": _accuracy(pairs) if pairs else None, "pairs": len(pairs)}
 
 
 def _by_its_length(row: Scored) -> Scored:

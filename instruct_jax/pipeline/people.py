@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from instruct_jax.feedback import agreement, store
 from instruct_jax.feedback.tasks import Task, task
 from instruct_jax.pipeline.settings import PeopleConfig
 from instruct_jax.pipeline.tasks import Rankings
+from instruct_jax.runtime.folders import RunError
 from instruct_jax.runtime.hosts import several
 from instruct_jax.runtime.progress import StageProgress
 
@@ -30,8 +32,8 @@ def by_people(cfg: PeopleConfig, samples: list[Record], held_out: list[Record]) 
     connection = store.open_store(cfg.store) if Path(cfg.store).exists() else store.create_store(cfg.store)
     with contextlib.closing(connection):
         store.add_tasks(connection, [of for part in asked.values() for of, _ in part])
-        with _page(cfg):
-            _wait(connection, {group: {of.id for of, _ in part} for group, part in asked.items()}, cfg.enough)
+        with _page(cfg) as page:
+            _wait(connection, {group: {of.id for of, _ in part} for group, part in asked.items()}, cfg.enough, page)
         found = [a for a in store.answers(connection) if a.task_id in rows and a.ranks is not None]
     labels = [(rows[a.task_id], a) for a in found]
     return Rankings(
@@ -59,29 +61,31 @@ def _labeled(row: Record, answer: store.Answer) -> Record:
     return {**row, "ranks": answer.ranks, "likert": answer.likert, "flags": answer.flags, "labeler_id": answer.labeler}
 
 
-def _wait(connection, asked: dict[str, set[str]], enough: float) -> None:
+def _wait(db: sqlite3.Connection, asked: dict[str, set[str]], enough: float, page: subprocess.Popen | None) -> None:
     """Until training labelers have ranked `enough` of the tasks of each group."""
     wanted = {group: max(round(enough * len(tasks)), 1) for group, tasks in asked.items()}
     with StageProgress("waiting for people", step=0, total=sum(wanted.values())) as progress:
         while True:
-            ranked = {a.task_id for a in store.answers(connection) if a.ranks is not None and not a.held_out}
+            ranked = {a.task_id for a in store.answers(db) if a.ranks is not None and not a.held_out}
             done = sum(min(len(ranked & asked[group]), wanted[group]) for group in asked)
             progress.update(done, {})
             if done == sum(wanted.values()):
                 return
+            if page and page.poll():
+                raise RunError(f"the labeling page has ended with exit code {page.returncode}, see above; mend it and run again")
             time.sleep(POLL)
 
 
 @contextlib.contextmanager
-def _page(cfg: PeopleConfig) -> Iterator[None]:
+def _page(cfg: PeopleConfig) -> Iterator[subprocess.Popen | None]:
     """The labeling page, served by a process of its own for as long as the run waits."""
     if not cfg.serve:
         print(f"waiting for rankings in {cfg.store}: serve it with instruct-jax label --store {cfg.store}", flush=True)
-        yield
+        yield None
         return
     command = [sys.executable, "-m", "instruct_jax", "label", "--store", cfg.store, "--port", str(cfg.port)]
     with subprocess.Popen(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}) as page:
         try:
-            yield
+            yield page
         finally:
             page.terminate()

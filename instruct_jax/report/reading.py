@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 TRAINED = ("pretrain", "sft", "reward", "ppo_start", "ppo", "ppo_ptx")  # stages with metrics.jsonl
-STAGES = ("pretrain", "sft", "compare", "reward", "select", "ppo_start", "ppo", "ppo_ptx", "evaluate")  # in the order of the chain
+STAGES = (
+    "pretrain",
+    "sft",
+    "compare",
+    "reward",
+    "cross_validation",
+    "select",
+    "ppo_start",
+    "ppo",
+    "ppo_ptx",
+    "evaluate",
+)  # in the order of the chain
 
 Row = dict[str, float]
 

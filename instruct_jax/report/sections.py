@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from instruct_jax.report import comparisons, curves, markup
+from instruct_jax.report import comparisons, curves, feedback, markup
 from instruct_jax.report import optimisation as optimisation_pictures
 from instruct_jax.report.findings import findings, headline, rate
 from instruct_jax.report.reading import TRAINED, Run
@@ -256,6 +256,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Part]], ...] = (
     ("optimisation", "Reward, KL and best-of-n", optimisation),
     ("tax", "Alignment tax", tax),
     ("reward-model", "The reward model", reward_model),
+    ("rankings", "Rounds, and whose samples were ranked", feedback.rankings),
+    ("labelers", "Across groups of labelers", feedback.labeler_groups),
     ("manners", "Manners", manners),
     ("samples", "Samples side by side", samples),
     ("training", "Training curves", training),

@@ -5,6 +5,7 @@ import threading
 import time
 
 import numpy as np
+import pytest
 from serving import Client, served, session
 
 from instruct_jax.feedback import store, tasks
@@ -42,6 +43,7 @@ def kept(db, confirmed):
     return len({answer.task_id for answer in found}) == len(found)
 
 
+@pytest.mark.alone
 def test_fifty_labelers_at_once(tmp_path):
     each, confirmed, rng = 4, [], np.random.default_rng(0)
     db, secret = filled(tmp_path, 50, each)

@@ -10,6 +10,7 @@ import pytest
 import userfiles
 
 from instruct_jax.cli import main
+from instruct_jax.data.readers import read_demonstrations, read_rankings
 from instruct_jax.feedback import accounts, store
 from instruct_jax.feedback.tasks import Reply
 from instruct_jax.pipeline.label import reach
@@ -124,3 +125,40 @@ def test_who_can_reach_the_page():
 def test_help(argv, code, capsys):
     assert main(["label", *argv]) == code
     capsys.readouterr()
+
+
+def test_to_other_tools_and_back(place, capsys):
+    """Every form can be written; what Label Studio and Argilla would give back are the records that we export ourselves."""
+    add(capsys)
+    with contextlib.closing(store.open_store("labels.db")) as db:
+        for who in ("ann", "bob"):
+            accounts.invite(db, who, "training", admin=False, now=time.time())
+        while task := store.lease(db, "ann", time.time(), 60):
+            k = len(store.tasks(db)[task].completions)
+            ranked = Reply(ranks=[*range(1, k + 1)], likert=[4] * k, flags=[{}] * k, notes=[""] * k)
+            store.submit(db, task, "ann", task, ranked if k else Reply(text="f g"), shown=[], seconds=9, now=5)
+    for form in ("records", "datasets", "label-studio", "argilla"):
+        assert main(["label", "export", "--store", "labels.db", "--out", form, "--format", form]) == 0
+    for form in ("label-studio", "argilla"):
+        assert main(["label", "import", f"{form}/tasks.json", "--format", form, "--out", f"from-{form}"]) == 0
+    assert read_rankings("datasets/rankings") and read_demonstrations("datasets/demonstrations")
+    for kind, keys, read in (
+        ("rankings", ("prompt", "completions", "ranks", "likert", "models", "labeler_id"), read_rankings),
+        ("demonstrations", ("prompt", "completion", "labeler_id"), read_demonstrations),
+    ):
+        ours, *theirs = (
+            [{k: r.get(k) for k in keys} for r in read(f"{f}/{kind}.jsonl")] for f in ("records", "from-label-studio", "from-argilla")
+        )
+        assert len(ours) and all(found == ours for found in theirs)
+    capsys.readouterr()
+    assert main(["label", "agreement", "--store", "labels.db"]) == 0
+    assert "agreement on pairs" in capsys.readouterr().out
+
+
+def test_what_another_tool_did_not_write_is_refused(place, capsys):
+    for text, says in (("{}", "holds a dict, not a list"), ("[", "cannot be read as JSON"), ('["x"]', "[0].data")):
+        (place / "theirs.json").write_text(text)
+        userfiles.refused(
+            main, ["label", "import", "theirs.json", "--format", "label-studio", "--out", "new"], ("theirs.json: ", says), capsys
+        )
+    assert not (place / "new").exists()

@@ -4,6 +4,7 @@ import collections
 import json
 import threading
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -12,16 +13,17 @@ import pytest
 from conftest import OVERRIDES
 
 from instruct_jax.config import ConfigError
+from instruct_jax.data.readers import write_jsonl
 from instruct_jax.feedback import accounts, store
 from instruct_jax.feedback.tasks import Reply, task
-from instruct_jax.pipeline import people
+from instruct_jax.pipeline import compare, people
 from instruct_jax.pipeline.cross_validation import labeler_groups
 from instruct_jax.pipeline.load import load_config
 from instruct_jax.pipeline.measure import scored_rankings
 from instruct_jax.pipeline.rounds import rounds_of
 from instruct_jax.pipeline.run import run
 from instruct_jax.pipeline.settings import CompareConfig, PeopleConfig, RunConfig
-from instruct_jax.pipeline.tasks import open_task
+from instruct_jax.pipeline.tasks import Rankings, open_task
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.runtime.folders import RunError, file_hash, finish_stage
 
@@ -65,6 +67,35 @@ def test_the_rankings_of_all_rounds_are_learned_from(second, finished):
     inputs = json.loads((second / "compare" / "done.json").read_text())["inputs"]
     for stage in ("ppo", "compare", "reward"):
         assert inputs[f"runs/a:{stage}"] == file_hash(finished / stage / "done.json")
+
+
+def test_what_is_held_out_in_one_round_is_not_learned_from_in_another(tmp_path, monkeypatch):
+    """The world's prompts come again: c was held out in round 1 and a was learned from, so in round 2 neither changes sides."""
+
+    def ranked(*prompts):
+        return [{"prompt": prompt, "completions": ["x", "y"], "ranks": [1, 2]} for prompt in prompts]
+
+    first, folder = tmp_path / "one" / "compare", tmp_path / "two"
+    (folder / "compare").mkdir(parents=True)
+    for name, records in (("train", ranked("a", "b")), ("held_out_prompts", ranked("c")), ("held_out_labelers", ranked("c"))):
+        write_jsonl(first / f"{name}.jsonl", [{**record, "round": 1} for record in records])
+    finish_stage(first, {}, output={"labeler_noise": 0.25}, seconds=0)
+    asked = {"compare": ranked("b", "c", "d"), "compare_held_out": ranked("a", "e")}
+    noises = []
+
+    def rank(samples, held_out, noise):
+        noises.append(noise)
+        return Rankings(samples, held_out, held_out, None, noise)
+
+    monkeypatch.setattr(compare, "_samples", lambda ws, prompts, purpose: prompts)
+    config = types.SimpleNamespace(compare=CompareConfig(earlier=str(tmp_path / "one")), round=2, world=object())
+    ws = types.SimpleNamespace(config=config, folder=folder, task=types.SimpleNamespace(prompts=asked, rank=rank))
+    compare.compare(ws)  # type: ignore[arg-type]
+    found = {
+        name: [(r["prompt"], r["round"]) for r in lines(folder / "compare" / f"{name}.jsonl")] for name in ("train", "held_out_prompts")
+    }
+    assert found == {"train": [("b", 2), ("d", 2), ("a", 1), ("b", 1)], "held_out_prompts": [("e", 2), ("c", 1)]}
+    assert noises == [0.25]
 
 
 def test_half_of_the_completions_are_by_the_policy_of_the_round_before(second):

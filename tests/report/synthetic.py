@@ -10,7 +10,23 @@ MODELS = ("base", "base_prompted", "sft", "best_of_n", "ppo", "ppo_ptx")
 WINS = {"base": 0.14, "base_prompted": 0.24, "sft": 0.5, "sft_control": 0.508, "best_of_n": 0.6, "ppo": 0.66, "ppo_ptx": 0.645}
 SCORES = {"base": 0.18, "base_prompted": 0.27, "sft": 0.55, "sft_control": 0.551, "best_of_n": 0.63, "ppo": 0.72, "ppo_ptx": 0.71}
 USE_CASES = ("brainstorming", "chat", "classification", "closed_qa", "extract", "generation", "open_qa", "rewrite", "summarization")
-STAGES = ("pretrain", "sft", "compare", "reward", "select", "ppo", "ppo_ptx", "evaluate")
+STAGES = ("pretrain", "sft", "compare", "reward", "cross_validation", "select", "ppo", "ppo_ptx", "evaluate")
+FOUND = {
+    "compare": {
+        "lineage": [
+            {"round": 1, "model": "sft", "completions": 800, "first": 240},
+            {"round": 2, "model": "runs/quick:ppo", "completions": 400, "first": 210},
+        ]
+    },
+    "cross_validation": {
+        "folds": [
+            {"labelers": ["ada"], "within": {"accuracy": 0.73, "pairs": 90}, "across": {"accuracy": 0.68, "pairs": 40}},
+            {"labelers": ["bob", "cid"], "within": {"accuracy": 0.72, "pairs": 80}, "across": {"accuracy": None, "pairs": 0}},
+        ],
+        "within": {"mean": 0.725, "se": 0.005},
+        "across": {"mean": 0.68, "se": 0.01},
+    },
+}
 HOSTILE = (
     "</bdi><script>alert(1)</script><img src=https://evil.example/x onerror=alert(2)>"
     "\x00\x1b[31m \u202eright to left\u2066 $name \\frac{ \ud800"
@@ -38,7 +54,12 @@ def make_run(folder: Path, rows: int = 200) -> Path:
     write(folder / "config.yaml", "out: runs/quick\nseed: 0\nmodel:\n  width: 128\n")
     for number, stage in enumerate(STAGES):
         inputs = {STAGES[number - 1]: "sha256:" + f"{number:x}" * 64} if number else {}
-        done = {"finished": "2026-01-02T04:00:00+00:00", "seconds": 40.0 + 35 * number, "inputs": inputs, "output": {"tokens": 12}}
+        done = {
+            "finished": "2026-01-02T04:00:00+00:00",
+            "seconds": 40.0 + 35 * number,
+            "inputs": inputs,
+            "output": {"tokens": 12} | FOUND.get(stage, {}),
+        }
         write(folder / stage / "done.json", json.dumps(done))
     for stage in ("pretrain", "sft", "reward", "ppo", "ppo_ptx"):
         write(folder / stage / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics(stage, rows)) + '{"step": 9')
@@ -133,6 +154,7 @@ def make_evaluation() -> dict[str, Any]:
             "accuracy_heldout_labelers": 0.696,
             "labeler_agreement": 0.73,
             "accuracy_gold": 0.81,
+            "accuracy_by_round": {"1": 0.70, "2": 0.745},
             "per_labeler": {"ada": 0.74, "bob": 0.7},
             "calibration": [{"predicted": 0.5 + 0.06 * i, "observed": 0.5 + 0.057 * i, "n": 200} for i in range(8)],
             "score_by_length": [{"length": 12.0 + 6 * i, "score": 0.1 * i - 0.03 * i * i, "n": 100} for i in range(6)],

@@ -64,17 +64,19 @@ def pictures(page: Page) -> list[str]:
 
 def test_every_section_has_its_numbers(page):
     expected = {
-        "header": ["quick", "66\u00a0%", "22 min"],
+        "header": ["quick", "66\u00a0%", "27 min"],
         "numbers": ["PPO-ptx", "0.66 · 0.63 to 0.69", "1.420", "72.4\u00a0%", "2.7 GiB", "copy probes, echo"],
         "remarks": ["20 of 20: holds", "PPO is preferred to SFT"],
         "preference": ["SFT again (control)", "temperature 0.7", "summarization"],
         "optimisation": ["n=16", "square-root", "Reward and score over KL"],
         "tax": ["nats per token", "1.340"],
         "reward-model": ["labelers agree with each other: 0.730", "ada"],
+        "rankings": ["runs/quick:ppo", "52.5\u00a0%", "74.5\u00a0%"],
+        "labelers": ["72.5\u00a0% ± 0.5", "68.0\u00a0% ± 1.0", "bob, cid"],
         "manners": ["Replies with a rude word", "14.0\u00a0%"],
         "samples": ["the fox went to the river", "gold 0.80 · reward −0.31", "3 more prompts"],
         "training": ["Pretraining loss", "Reward-model accuracy", "KL from the SFT model", "Entropy"],
-        "provenance": ["select 5555555555", "0.21 s a step", "1,234.00", "width: 128", "0.10.2", "5" * 64],
+        "provenance": ["select 6666666666", "0.21 s a step", "1,234.00", "width: 128", "0.10.2", "6" * 64],
     }
     assert set(page.sections) >= set(expected)
     for section, parts in expected.items():

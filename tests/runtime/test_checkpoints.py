@@ -277,6 +277,7 @@ def test_keeps_the_last_ones_and_the_best(tmp_path, mode, kept, best):
         assert (checkpoints.latest(), checkpoints.best_step()) == (5, best)
 
 
+@pytest.mark.alone
 def test_saving_a_tiny_state_is_fast(tmp_path):
     with opened(tmp_path) as checkpoints:
         checkpoints.save(at(1))
