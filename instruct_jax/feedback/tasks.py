@@ -138,7 +138,12 @@ def reply(task: Task, order: Sequence[int], form: Mapping[str, str]) -> Reply:
     flags = [{name: form.get(f"flag-{at}-{name}") == "yes" for name in FLAGS} for at in shown]
     notes = [_short(form.get(f"note-{at}", ""), f"the notes on output {letter(at)}", at) for at in shown]
     back = [order.index(i) for i in shown]  # where completion i was shown
-    return Reply(dense([ranks[at] for at in back]), *([part[at] for at in back] for part in (likert, flags, notes)))
+    return Reply(
+        ranks=dense([ranks[at] for at in back]),
+        likert=[likert[at] for at in back],
+        flags=[flags[at] for at in back],
+        notes=[notes[at] for at in back],
+    )
 
 
 def dense(ranks: Sequence[int]) -> list[int]:
