@@ -67,6 +67,8 @@ def invited(db: sqlite3.Connection, token: str, now: float) -> str | None:
 
 def accept(db: sqlite3.Connection, token: str, password: str, now: float) -> Labeler | None:
     """Uses an invitation, once: the account has this password now."""
+    if invited(db, token, now) is None:  # before the slow hash: strangers cost nothing
+        return None
     stored = hashed(password, secrets.token_bytes(16))
     with writing(db):
         name = invited(db, token, now)

@@ -72,7 +72,7 @@ def _overview(visit: Visit, status: int = 200, problem: str = "", link: str = ""
     per_labeler = [(row.name, float(row.answers)) for row in rows if row.answers]
     pictures = [
         (f"Answers per hour, last {HOURS} hours", plots.bars(hours, f"{HOURS} h ago", "now", f"{hours[-1]} answers in the last hour")),
-        ("Agreement over time", plots.shares([(_day(at), *share[:3]) for at, share in found.over_time], _said(found.groups["training"]))),
+        ("Agreement over time", plots.shares([(_short(at), *share[:3]) for at, share in found.over_time], _said(found.groups["training"]))),
         (
             "Agreement of each labeler with the others",
             plots.shares([(name, *share[:3]) for name, share in found.agreement.items()], f"{len(found.agreement)} labelers"),
@@ -83,7 +83,8 @@ def _overview(visit: Visit, status: int = 200, problem: str = "", link: str = ""
     return visit.page("admin.html", status, problem=problem, link=link, **values)
 
 
-def _day(unix: float) -> str:
+def _short(unix: float) -> str:
+    """Month and day, for the foot of a picture."""
     return time.strftime("%m-%d", time.gmtime(unix))
 
 

@@ -1,6 +1,9 @@
 """The pages of labelers: log in, take a task, answer it, see one's own answers."""
 
+import hashlib
+import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -35,8 +38,14 @@ def create_app(path: Path, *, lease: float = 3600.0, https: bool = False) -> Sta
         *admin.routes(site),
         Mount("/static", StaticFiles(packages=[("instruct_jax.feedback", "static")])),
     ]
-    session = Middleware(SessionMiddleware, secret_key=site.secret, max_age=SESSION, same_site="lax", https_only=https)
+    cookie = {"session_cookie": cookie_name(site.secret), "max_age": SESSION, "same_site": "lax", "https_only": https}
+    session = Middleware(SessionMiddleware, secret_key=site.secret, **cookie)
     return Starlette(routes=routes, middleware=[Middleware(guarded), session], exception_handlers={404: _absent})
+
+
+def cookie_name(secret: str) -> str:
+    """Of the session; another one for each store, as cookies do not tell ports of one machine apart."""
+    return f"labeling_{hashlib.sha256(secret.encode()).hexdigest()[:8]}"
 
 
 def home(visit: Visit) -> Response:
@@ -147,7 +156,7 @@ def _task_form(visit: Visit, task: tasks.Task, status: int = 200, problem: Reply
 
 def answer(visit: Visit) -> Response:
     """Stores the answer, and goes on only then; every other page that comes back says that it is not stored."""
-    task_id, form = visit.request.path_params["id"], visit.form.get("form", "")
+    task_id, form = visit.request.path_params["id"], _identity(visit.form)
     lease = store.open_lease(visit.db, task_id, visit.name)
     if lease is None:
         before = store.form_of(visit.db, task_id, visit.name)
@@ -162,6 +171,12 @@ def answer(visit: Visit) -> Response:
     seconds = tasks.seconds_spent(visit.form.get("seconds", ""), visit.now - lease.opened)
     stored = store.submit(visit.db, task_id, visit.name, form, reply, shown=order, seconds=seconds, now=visit.now)
     return to("/task") if stored else _twice(visit)
+
+
+def _identity(form: Mapping[str, str]) -> str:
+    """Of a form and all that it says: sent again it is the same answer; changed since, or from another tab, it is another one."""
+    said = sorted((name, value) for name, value in form.items() if name not in ("key", "seconds"))
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _twice(visit: Visit) -> Response:

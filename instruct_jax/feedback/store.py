@@ -1,7 +1,7 @@
-"""The store of the labeling page, one SQLite file: its schema, and plain functions of a connection.
+"""The store of the labeling page, one SQLite file (schema.sql), as plain functions of a connection.
 
-An answer is on the disk before its page says so: WAL with synchronous=FULL, one short transaction for each answer.  Several processes may
-have it open, each thread with a connection of its own.
+An answer is on the disk before its page says so: WAL, and one short transaction with synchronous=FULL for each answer.  Several
+processes may have the store open, each thread with a connection of its own.
 """
 
 import contextlib
@@ -27,50 +27,6 @@ BUSY = 30.0  # seconds that a transaction waits for one of another process
 SKIPS = 3  # so many labelers skip a task before it is asked no more
 EVERYBODY = 10**9  # labelers wanted for a screening task
 WRITER = threading.Lock()  # the threads of one process queue here: SQLite's own waiting is a sleep, and unfair
-SCHEMA = """
-CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE instructions (version INTEGER PRIMARY KEY, text TEXT NOT NULL, at REAL NOT NULL, by TEXT) STRICT;
-CREATE TABLE labelers (
-    name TEXT PRIMARY KEY,
-    team TEXT NOT NULL CHECK (team IN ('training', 'held-out')),
-    admin INTEGER NOT NULL,
-    password TEXT,  -- scrypt; NULL until the invitation is accepted
-    invitation TEXT UNIQUE,  -- sha256 of the token of the link; NULL once it is used
-    invited_until REAL,
-    generation INTEGER NOT NULL DEFAULT 0  -- sessions of an older one have ended
-) STRICT;
-CREATE TABLE attempts (  -- to log in, that did not succeed
-    name TEXT NOT NULL, address TEXT NOT NULL, at REAL NOT NULL
-) STRICT;
-CREATE TABLE tasks (
-    position INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    kind TEXT NOT NULL CHECK (kind IN ('rank', 'demonstrate', 'compare')),
-    prompt TEXT NOT NULL, completions TEXT NOT NULL, models TEXT NOT NULL, known TEXT, extra TEXT NOT NULL,  -- JSON
-    screening INTEGER NOT NULL,
-    left_training INTEGER NOT NULL, left_held_out INTEGER NOT NULL,  -- answers that are still wanted of each team
-    skips INTEGER NOT NULL DEFAULT 0
-) STRICT;
-CREATE INDEX open_training ON tasks (screening DESC, position) WHERE left_training > 0;
-CREATE INDEX open_held_out ON tasks (screening DESC, position) WHERE left_held_out > 0;
-CREATE TABLE leases (
-    task TEXT NOT NULL REFERENCES tasks (id), labeler TEXT NOT NULL REFERENCES labelers (name),
-    opened REAL NOT NULL, until REAL NOT NULL, instructions INTEGER NOT NULL REFERENCES instructions (version),
-    PRIMARY KEY (task, labeler)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX leases_of_labeler ON leases (labeler);
-CREATE TABLE answers (
-    number INTEGER PRIMARY KEY,
-    task TEXT NOT NULL REFERENCES tasks (id), labeler TEXT NOT NULL REFERENCES labelers (name),
-    form TEXT NOT NULL UNIQUE,  -- the token of the form that brought it: the same form twice is one answer
-    ranks TEXT, likert TEXT NOT NULL, flags TEXT NOT NULL, notes TEXT NOT NULL,  -- JSON, in the order of the sample
-    text TEXT, skipped TEXT,
-    shown TEXT NOT NULL,  -- JSON, the order in which the labeler saw the completions
-    seconds REAL NOT NULL, submitted REAL NOT NULL, instructions INTEGER NOT NULL REFERENCES instructions (version),
-    UNIQUE (task, labeler)
-) STRICT;
-CREATE INDEX answers_of_labeler ON answers (labeler);
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,15 +69,19 @@ def create_store(path: str | Path) -> sqlite3.Connection:
     connection = _connect(path)
     with writing(connection):
         if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
-            for statement in SCHEMA.split(";\n"):
+            for statement in _text("schema.sql").split(";\n"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
             connection.execute("INSERT INTO settings VALUES ('secret', ?)", (secrets.token_urlsafe(32),))
-            text = files("instruct_jax.feedback").joinpath("pages/instructions.md").read_text(encoding="utf-8")
-            connection.execute("INSERT INTO instructions VALUES (1, ?, ?, NULL)", (text, time.time()))
+            connection.execute("INSERT INTO instructions VALUES (1, ?, ?, NULL)", (_text("pages/instructions.md"), time.time()))
     connection.close()
     return open_store(path)
+
+
+def _text(name: str) -> str:
+    """A file that comes with the package."""
+    return files("instruct_jax.feedback").joinpath(name).read_text(encoding="utf-8")
 
 
 def open_store(path: str | Path) -> sqlite3.Connection:
@@ -139,7 +99,7 @@ def _connect(path: str | Path) -> sqlite3.Connection:
     connection = None
     try:
         connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        for pragma in ("journal_mode = WAL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {pragma}")
     except sqlite3.DatabaseError as error:
         if connection is not None:
@@ -150,9 +110,11 @@ def _connect(path: str | Path) -> sqlite3.Connection:
 
 
 @contextlib.contextmanager
-def writing(connection: sqlite3.Connection) -> Iterator[None]:
-    """One transaction: all of it is on the disk at the end, or nothing is."""
+def writing(connection: sqlite3.Connection, *, synced: bool = True) -> Iterator[None]:
+    """One transaction: all of it is kept at the end, or nothing is.  Not `synced`, it outlives a killed process at once, but a loss of
+    power only from the next synced transaction on."""
     with WRITER:
+        connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -191,9 +153,12 @@ def add_tasks(connection: sqlite3.Connection, tasks: Iterable[Task], *, labelers
 
 def lease(connection: sqlite3.Connection, labeler: str, now: float, seconds: float) -> str | None:
     """The id of the task that the labeler should do: the one in hand, else the first that wants an answer; it is then theirs for so many
-    seconds.  None where nothing is left for them."""
+    seconds.  None where nothing is left for them.
+
+    A lease that a loss of power takes away costs nothing: its task is given again, and the browser has the draft.
+    """
     team = connection.execute("SELECT team FROM labelers WHERE name = ?", (labeler,)).fetchone()["team"]
-    with writing(connection):
+    with writing(connection, synced=False):
         mine = connection.execute("SELECT task FROM leases WHERE labeler = ? AND until > ? ORDER BY opened", (labeler, now)).fetchone()
         if mine is not None:
             return mine["task"]
@@ -229,7 +194,7 @@ def open_lease(connection: sqlite3.Connection, task: str, labeler: str) -> Lease
 
 def renew(connection: sqlite3.Connection, task: str, labeler: str, now: float, seconds: float) -> None:
     """The lease begins anew, under the newest instructions."""
-    with writing(connection):
+    with writing(connection, synced=False):
         _hold(connection, task, labeler, now, seconds)
 
 
@@ -270,7 +235,7 @@ def count(connection: sqlite3.Connection, labeler: str) -> int:
 
 
 def form_of(connection: sqlite3.Connection, task: str, labeler: str) -> str | None:
-    """The token of the form that brought this answer; None where there is no answer."""
+    """The identity of the form that brought this answer; None where there is no answer."""
     row = connection.execute("SELECT form FROM answers WHERE task = ? AND labeler = ?", (task, labeler)).fetchone()
     return None if row is None else row["form"]
 

@@ -132,14 +132,17 @@ def reply(task: Task, order: Sequence[int], form: Mapping[str, str]) -> Reply:
         return Reply(skipped=_written(form.get("reason", ""), "the reason for which you skip"))
     if task.kind == "demonstrate":
         return Reply(text=_written(form.get("text", ""), "the demonstration"))
-    ranks, places = [0] * len(order), dict(zip(order, range(len(order)), strict=True))  # completion -> where it was shown
-    for i, at in places.items():
-        ranks[i] = _rank(form, at, len(order)) if task.kind == "rank" else _preferred(form, at)
+    rated, shown = task.kind == "rank", range(len(order))
+    likert = [_likert(form, at, needed=rated) for at in shown]
+    ranks = [_rank(form, at, len(order)) if rated else _preferred(form, at) for at in shown]
+    flags = [{name: form.get(f"flag-{at}-{name}") == "yes" for name in FLAGS} for at in shown]
+    notes = [_short(form.get(f"note-{at}", ""), f"the notes on output {letter(at)}", at) for at in shown]
+    back = [order.index(i) for i in shown]  # where completion i was shown
     return Reply(
-        ranks=dense(ranks),
-        likert=[_likert(form, places[i], needed=task.kind == "rank") for i in range(len(order))],
-        flags=[{name: form.get(f"flag-{places[i]}-{name}") == "yes" for name in FLAGS} for i in range(len(order))],
-        notes=[_short(form.get(f"note-{places[i]}", ""), f"the notes on output {letter(places[i])}", places[i]) for i in range(len(order))],
+        ranks=dense([ranks[at] for at in back]),
+        likert=[likert[at] for at in back],
+        flags=[flags[at] for at in back],
+        notes=[notes[at] for at in back],
     )
 
 
@@ -156,7 +159,7 @@ def letter(at: int) -> str:
 
 def clean(text: str) -> str:
     """What a person typed: the line ends of forms are \\r\\n, and records of people hold no control characters."""
-    return schemas.CONTROL.sub("", text.replace("\r\n", "\n")).strip()
+    return schemas.CONTROL.sub("", text.replace("\r\n", "\n")).strip("\n").rstrip()
 
 
 def _written(text: str, what: str) -> str:

@@ -157,7 +157,7 @@ def _answer(site: Site, request: Request, form: dict[str, str] | None, handler: 
         if form is None:
             return visit.problem(413, NOT_STORED + "The form is longer than this page takes, or broken. Shorten the texts.")
         if request.method == "POST" and not hmac.compare_digest(form.get("key", "").encode(), visit.key.encode()):
-            return visit.problem(403, NOT_STORED + "The page was opened before you logged in. Load it again.")
+            return visit.problem(403, NOT_STORED + "The page is older than your log-in, or its cookie is missing. Load it again.")
         return handler(visit)
 
 

@@ -16,6 +16,8 @@ from urllib.parse import urlencode, urlsplit
 
 import itsdangerous
 
+from instruct_jax.feedback.app import cookie_name
+
 ROOT = Path(__file__).parents[2]
 PASSWORD = "correct horse battery"
 
@@ -93,7 +95,7 @@ class Client:
 def session(secret: str, name: str, generation: int = 0) -> str:
     """The cookie that a log-in of this labeler sets."""
     data = base64.b64encode(json.dumps({"name": name, "generation": generation}).encode())
-    return f"session={itsdangerous.TimestampSigner(secret).sign(data).decode()}"
+    return f"{cookie_name(secret)}={itsdangerous.TimestampSigner(secret).sign(data).decode()}"
 
 
 def joined(address: str, token: str) -> Client:

@@ -135,6 +135,7 @@ def test_the_same_form_twice_is_one_answer(server, newcomer):
     name, ann = newcomer()
     ann.get("/task")
     assert [ann.rank(1, 2, 2).status for _ in range(3)] == [303] * 3 and len(answers_of(server, name)) == 1
+    assert ann.rank(2, 2, 1).status == 409, "changed after it was stored: it is not stored, and must not look so"
 
 
 def test_two_tabs(server, newcomer):
@@ -238,20 +239,25 @@ def test_what_an_admin_downloads_is_the_export(server, newcomer, admin):
 
 def test_comparisons_demonstrations_and_new_instructions(tmp_path):
     db = store.create_store(tmp_path / "labels.db")
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a question"}]
     pair = {"prompt": "which?", "completions": ["left", "right"], "models": ["secret", "model"]}
-    store.add_tasks(db, [tasks.task(pair, compare=True), *(tasks.task({"prompt": f"demonstrate {i}"}) for i in range(2))])
+    store.add_tasks(db, [tasks.task(pair, compare=True), *(tasks.task({"prompt": prompt}) for prompt in (talk, "demonstrate"))])
     invitations = [accounts.invite(db, name, "training", admin=name == "boss", now=time.time()) for name in ("ann", "boss")]
     with served(tmp_path) as (address, _):
         ann, boss = (joined(address, token) for token in invitations)
         assert "Compare two outputs" in ann.get("/task").text and "secret" not in ann.text
-        assert ann.post(better="").status == 422 and ann.post(better="0").status == 303
+        assert ann.post(better="").status == 422 and ann.post(better="0", seconds="0.001").status == 303
         first = re.search(r'<h2 id="output-0">Output A</h2>\s*<div[^>]*>(\w+)', ann.text)[1]
         (found,) = store.answers(db)
         assert (
-            found.ranks == ([1, 2] if first == "left" else [2, 1]) and found.likert == [None, None] and found.models == ["secret", "model"]
+            found.ranks == ([1, 2] if first == "left" else [2, 1])
+            and found.likert == [None, None]
+            and found.seconds == 0.001
+            and found.models == ["secret", "model"]
         )
-        assert ann.get("/task").post(text=" \r\n").status == 422 and ann.post(text="A\r\npoem. ").status == 303
-        assert store.answers(db)[-1].text == "A\npoem." and "have changed" not in ann.get("/").text
+        assert "Be brief." in ann.get("/task").text and ann.post(text=" \r\n").status == 422 and ann.post(text="A\r\npoem. ").status == 303
+        assert store.answers(db)[-1].text == "A\npoem." and "have changed" not in ann.get("/").text and "a question" in ann.text
+        assert "have changed" not in ann.get("/task").text
         boss.get("/admin/instructions")
         assert boss.post(text="  \r\n").status == 422 and boss.post(text="Be *kind*.\r\n").status == 303
         assert "have changed" in ann.get("/").text and "<em>kind</em>" in ann.get("/instructions").text

@@ -44,6 +44,7 @@ def test_adding_again_adds_nothing(db):
 
 def test_a_task_is_in_one_hand_until_its_lease_lapses(db):
     first, second, *_ = fill(db)
+    assert store.lease(db, "dot", 0, 60) == first, "held-out labelers take nothing from the others"
     assert store.lease(db, "ann", 0, 60) == first == store.lease(db, "ann", 50, 60)
     assert store.lease(db, "ben", 0, 60) == second
     assert store.lease(db, "cas", 61, 60) == first, "it lapsed, and comes back"
@@ -148,6 +149,18 @@ def test_counts_of_hours_and_times(db):
     assert tally.per_hour(db, 8001.0, 3) == [0, 2, 1]
     assert tally.median_seconds(store.answers(db)) == {"ann": 9.5}
     assert [(row.name, row.answers, row.last) for row in tally.accounts(db)][:2] == [("ann", 3, 8000.0), ("ben", 0, None)]
+
+
+def test_an_answer_is_on_the_disk(db, tmp_path):
+    """WAL with a sync at the commit: what SQLite promises to outlive a loss of power; for its owner only."""
+    fill(db)
+    found = store.lease(db, "ann", 0, 60)
+    statements: list[str] = []
+    db.set_trace_callback(statements.append)
+    store.submit(db, found, "ann", "f", RANKED, shown=[0, 1], seconds=1, now=2)
+    assert statements[0] == "PRAGMA synchronous = FULL" and statements[1] == "BEGIN IMMEDIATE" and statements[-1] == "COMMIT"
+    assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert (tmp_path / "labels.db").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_backup_is_a_store(db, tmp_path):

@@ -63,8 +63,8 @@ def test_the_order_is_a_labelers_own():
 def test_what_was_shown_goes_back_to_its_place():
     """z, x, y are shown as A, B, C."""
     form = {"rank-0": "3", "rank-1": "1", "rank-2": "3", "likert-0": "2", "likert-1": "7", "likert-2": "3", "flag-0-violent": "yes"}
-    found = reply(task(SAMPLE), [2, 0, 1], form | {"note-1": " good\r\nvery\x00 "})
-    assert found.ranks == [1, 2, 2] and found.likert == [7, 3, 2] and found.notes == ["good\nvery", "", ""]
+    found = reply(task(SAMPLE), [2, 0, 1], form | {"note-1": "\r\n good\r\nvery\x00 "})
+    assert found.ranks == [1, 2, 2] and found.likert == [7, 3, 2] and found.notes == [" good\nvery", "", ""]
     assert [[name for name in FLAGS if flags[name]] for flags in found.flags] == [[], [], ["violent"]]
 
 

@@ -152,6 +152,9 @@ if (form) {
     }
   });
 
+  // A page that the browser kept whole, as for "back", may be of an answer that is stored by now.
+  addEventListener("pageshow", (event) => event.persisted && location.reload());
+
   restore();
   cards.forEach(place);
   form.querySelector(".cards")?.remove();
