@@ -187,12 +187,14 @@ def split(items: Sequence[Item], seed: int, valid: float, test: float) -> list[s
     A record without a user goes where the user of its prompt, or of its conversation, goes, and else by how its conversation began.  Where
     a user goes depends on seed and name alone, so more data moves nobody.
     """
-    owners = {item.prompt: item.user for item in reversed(items) if item.user is not None}
+    starts = {item.prompt: item.start for item in reversed(items)}  # one for each prompt, be it text or messages
+    users = {item.prompt: item.user for item in reversed(items) if item.user is not None}
+    talkers = {starts[prompt]: user for prompt, user in users.items()}
+    names = []
     for item in items:
-        if item.user is not None:
-            owners.setdefault(item.start, item.user)
-    groups = [item.user if item.user is not None else owners.get(item.prompt, owners.get(item.start)) for item in items]
-    names = [f"prompt {item.start}" if group is None else f"user {group}" for item, group in zip(items, groups, strict=True)]
+        start = starts[item.prompt]
+        user = item.user if item.user is not None else users.get(item.prompt, talkers.get(start))
+        names.append(f"prompt {start}" if user is None else f"user {user}")
     draws = {name: lot(seed, name) / 2**64 for name in names}
     return ["valid" if draws[name] < valid else "test" if draws[name] < valid + test else "train" for name in names]
 

@@ -77,7 +77,7 @@ def overlapping(items: Sequence[Item], found: Sequence[Hits], common: int) -> Dr
     for i, (grams, whole) in enumerate(found):
         telling = [gram for gram in grams if len(holders[gram]) <= common]
         if telling:
-            drops[i] = Drop("overlap", f"{len(telling)} n-grams, the first: {telling[0]}", grams[telling[0]])
+            drops[i] = Drop("overlap", f"n-grams in common: {len(telling)}, the first: {telling[0]}", grams[telling[0]])
         elif whole is not None:
             drops[i] = Drop("overlap", "the whole of a short text", whole)
     return drops

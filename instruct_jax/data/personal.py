@@ -17,10 +17,10 @@ Find = Callable[[str], list[Span]]
 
 EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
 PHONE = re.compile(
-    r"(?<![\w+.-])\+\d(?:[ .\-/]?\(?\d{1,4}\)?){2,7}(?![\w-])"  # +49 30 901820
+    r"(?<![\w+.-])\+\d(?:[ .\-/()]{0,2}\d){7,14}(?![\w-])"  # +49 30 901820
     r"|(?<![\w+.-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?![\w-])"  # (212) 555-0123
 )
-CARD = re.compile(r"(?<![\w.-])[2-6](?:[ -]?\d){12,18}(?![\w-])")
+CARD = re.compile(r"(?<![\w.-])(?:[2-6]\d{3}([ -])\d{4}\1\d{4}\1\d{4}|3\d{3}[ -]\d{6}[ -]\d{5}|[2-6]\d{12,18})(?![\w-])")
 IP = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{1,4}(?:::?[0-9A-Fa-f]{1,4}){3,7})(?![\w:]|\.\d)")
 KEYS = (
     re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----.{1,10000}?-----END [A-Z ]{0,30}PRIVATE KEY-----", re.DOTALL),
@@ -42,9 +42,9 @@ def find(text: str) -> list[Span]:
     found = [(*_span(match), "KEY") for pattern in KEYS for match in pattern.finditer(text)]
     if "@" in text:
         found += [(*match.span(), "EMAIL") for match in EMAIL.finditer(text)]
-    for kind, pattern, right in (("CARD", CARD, _is_card), ("IP", IP, _is_public), ("PHONE", PHONE, _is_phone)):
-        found += [(*match.span(), kind) for match in pattern.finditer(text) if right(match[0])]
-    return found
+    found += [(*match.span(), "CARD") for match in CARD.finditer(text) if _is_card(match[0])]
+    found += [(*match.span(), "IP") for match in IP.finditer(text) if _is_public(match[0])]
+    return found + [(*match.span(), "PHONE") for match in PHONE.finditer(text)]
 
 
 def finder_with_presidio() -> Find:
@@ -52,7 +52,8 @@ def finder_with_presidio() -> Find:
     try:
         from presidio_analyzer import predefined_recognizers
     except ImportError as error:
-        raise DataError("pii.library=presidio needs the extra pii: pip install 'instruct-jax[pii]', or set pii.library to null") from error
+        repair = "pip install 'instruct-jax[pii]', or set pii.library to null"
+        raise DataError(f"pii.library=presidio needs the extra pii, and presidio-analyzer is not installed; {repair}") from error
     recognizers: list[Any] = [getattr(predefined_recognizers, name)() for name in RECOGNIZERS]
 
     def find_more(text: str) -> list[Span]:
@@ -105,17 +106,9 @@ def _span(match: re.Match[str]) -> tuple[int, int]:
     return match.span(match.re.groups)
 
 
-def _digits(text: str) -> list[int]:
-    return [int(char) for char in text if char.isdigit()]
-
-
-def _is_phone(text: str) -> bool:
-    return 8 <= len(_digits(text)) <= 15
-
-
 def _is_card(text: str) -> bool:
     """13 to 19 digits whose Luhn sum ends in 0."""
-    digits = _digits(text)[::-1]
+    digits = [int(char) for char in reversed(text) if char.isdigit()]
     return sum(digits[::2]) % 10 == -sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2]) % 10
 
 

@@ -24,7 +24,8 @@ from instruct_jax.report import cleaning
 from instruct_jax.runtime.folders import RunError, open_run, write_atomic
 from instruct_jax.runtime.progress import StageProgress
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 DROPPED = "dropped.jsonl"
 EVERY = 1000  # records between two movements of the bar
 
@@ -160,7 +161,7 @@ def cleaned(config: CleanConfig) -> Cleaned:
 
 def _tools(config: CleanConfig) -> Tools:
     """All of them before any record is read: what is not installed, or not here, shows at once."""
-    identify = identifier() if config.languages else None
+    identify = identifier(config.languages.keep) if config.languages else None
     finder = (personal.finder_with_presidio() if config.pii.library else personal.find) if config.pii else None
     tok = load_tokenizer(config.files.tokenizer, pad_token=config.files.pad_token, eos_token=config.files.eos_token)
     return Tools(tok, identify, _evaluation_sets(config.overlap) if config.overlap else None, finder)
@@ -182,7 +183,7 @@ def _read(files: CleanFiles, tools: Tools) -> tuple[list[Item], list[tuple[str, 
             records = adapters.load(kind, path, files.on_bad_record)
             bad += [(kind, message) for message in records.dropped]
             placed = list(zip(records.places, records, strict=True))
-            items += _each(f"{kind} {path}", placed, lambda pair, kind=kind: _item(kind, *pair, tools))
+            items += _each(f"{kind} {path}", placed, lambda pair, kind=kind: _item(kind, pair[0], pair[1], tools))
     return items, bad
 
 

@@ -162,9 +162,8 @@ def sentences(found: dict[str, list[Row]]) -> str:
 
 def page(name: str, found: dict[str, list[Row]]) -> str:
     """summary.md."""
-    parts = [
-        f"# {_plain(name)}\n\nMade by `instruct-jax data clean`. A prompt of several records counts once; tokens are the config's tokenizer's."
-    ]
+    about = "Made by `instruct-jax data clean`. A prompt of several records counts once; tokens are those of the config's tokenizer."
+    parts = [f"# {_plain(name)}\n\n{about}"]
     parts += [f"## {title}\n\n{table(found[key])}" for key, title in TITLES.items() if found[key]]
     return "\n\n".join(parts) + "\n"
 
