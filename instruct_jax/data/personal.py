@@ -31,10 +31,11 @@ KEYS = (
     re.compile(r"(?i)\b(?:api[_-]?key|access[_-]?token|secret[_-]?key|client[_-]?secret|password|passwd)[\"']?\s?[:=]\s?[\"']?([^\s\"',;]{8,200})"),
 )  # fmt: skip
 RECOGNIZERS = (  # of presidio, those that need no model and no network, and are right about most of what they find
-    "PhoneRecognizer", "IbanRecognizer", "CryptoRecognizer", "UsSsnRecognizer", "UsItinRecognizer", "UkNinoRecognizer",
+    "IbanRecognizer", "CryptoRecognizer", "UsSsnRecognizer", "UsItinRecognizer", "UkNinoRecognizer",
     "EsNifRecognizer", "ItFiscalCodeRecognizer", "PlPeselRecognizer", "InAadhaarRecognizer", "MacAddressRecognizer",
 )  # fmt: skip
-SCORE = 0.4  # the least score of presidio that counts: a phone number's
+SCORE = 0.5  # the least score of these that counts
+STRICT = 2  # of phone numbers: digits are grouped as in their country, so 1685-1753 is none
 
 
 def find(text: str) -> list[Span]:
@@ -55,10 +56,16 @@ def finder_with_presidio() -> Find:
         repair = "pip install 'instruct-jax[pii]', or set pii.library to null"
         raise DataError(f"pii.library=presidio needs the extra pii, and presidio-analyzer is not installed; {repair}") from error
     recognizers: list[Any] = [getattr(predefined_recognizers, name)() for name in RECOGNIZERS]
+    phones = predefined_recognizers.PhoneRecognizer(leniency=STRICT)
 
     def find_more(text: str) -> list[Span]:
-        more = [found for recognizer in recognizers for found in recognizer.analyze(text, recognizer.supported_entities, None) or ()]
-        return find(text) + [(found.start, found.end, _short(found.entity_type)) for found in more if found.score >= SCORE]
+        more = [found for one in recognizers for found in one.analyze(text, one.supported_entities, None) or ()]
+        called = [(found.start, found.end, "PHONE") for found in phones.analyze(text, phones.supported_entities)]
+        return [
+            *find(text),
+            *((found.start, found.end, found.entity_type.removesuffix("_CODE")) for found in more if found.score >= SCORE),
+            *(span for span in called if sum(map(str.isdigit, text[span[0] : span[1]])) >= 7),
+        ]
 
     return find_more
 
@@ -118,7 +125,3 @@ def _is_public(text: str) -> bool:
         return ipaddress.ip_address(text).is_global
     except ValueError:
         return False
-
-
-def _short(entity: str) -> str:
-    return {"PHONE_NUMBER": "PHONE", "IBAN_CODE": "IBAN"}.get(entity, entity)

@@ -183,4 +183,4 @@ def _cell(key: str, value: Any) -> str:
 
 def _plain(text: str) -> str:
     """Text of the data inside a cell: nothing of it is markup."""
-    return plain(" ".join(text.split())).translate({ord(char): f"\\\\{char}" for char in "\\\\|*_`<>[]"})
+    return plain(" ".join(text.split())).translate({ord(char): f"\\{char}" for char in "\\|*_`<>[]"})
