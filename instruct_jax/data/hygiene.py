@@ -153,13 +153,12 @@ def duplicates(items: Sequence[Item]) -> Drops:
 def shared_prefixes(items: Sequence[Item], length: int) -> Drops:
     """Prompts whose first `length` characters are those of another prompt of their kind; all records of one of these prompts stay.
 
-    To begin alike is transitive, so one dictionary of beginnings finds what sorting all prompts would, in linear time.
+    To begin alike is transitive, so one dictionary of beginnings finds what sorting all prompts would, in linear time.  The beginning of a
+    shorter prompt is the whole of it, and nobody else's.
     """
     first: dict[tuple[str, str], Item] = {}
     drops: Drops = {}
     for i, item in enumerate(items):
-        if len(item.prompt) < length:
-            continue
         kept = first.setdefault((item.kind, item.prompt[:length]), item)
         if kept.prompt != item.prompt:
             drops[i] = Drop("shared prefix", f"the same first {length} characters", kept.place)

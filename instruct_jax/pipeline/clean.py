@@ -21,7 +21,7 @@ from instruct_jax.data.readers import read, write_jsonl
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import encode_completion, encode_prompt, load_tokenizer
 from instruct_jax.report import cleaning
-from instruct_jax.runtime.folders import RunError, open_run, write_atomic
+from instruct_jax.runtime.folders import RunError, check_run, open_run, write_atomic
 from instruct_jax.runtime.progress import StageProgress
 
 T = TypeVar("T")
@@ -122,10 +122,11 @@ class Tools:
 def clean(config: CleanConfig, *, overwrite: bool = False) -> str:
     """Writes the folder config.out, whole or not at all; returns the counts in words.  `overwrite` makes one again."""
     out = Path(config.out)
-    _check_out(out, overwrite)
-    result = cleaned(config)
     partial = out.with_name(f"{out.name}.partial")
+    _check_out(out, overwrite)
     shutil.rmtree(partial, ignore_errors=True)
+    check_run(partial, dataclasses.asdict(config))  # can it be made?
+    result = cleaned(config)
     open_run(partial, dataclasses.asdict(config))
     for part in SPLITS:
         for kind in KINDS:

@@ -91,6 +91,13 @@ def test_every_record_is_written_or_dropped_for_a_reason(place, capsys):
         assert read[kind] == sum(written.values()) + sum(row["kind"] == kind for row in dropped)
         assert all(flow[kind][reason] == sum((row["kind"], row["reason"]) == (kind, reason) for row in dropped) for reason in reasons)
     assert sum(row["records"] for row in summary["sizes"]) + len(dropped) == 212
+    prompts = {kind: sum(row["prompts"] for row in summary["sizes"] if row["kind"] == kind) for kind in KINDS}
+    for name, count in (("use_cases", "prompts"), ("tokens", "count"), ("tokens_by_use_case", "count")):
+        assert {kind: sum(row[count] for row in summary[name] if row["kind"] == kind) for kind in KINDS} == prompts, name
+    assert {row["use case"] for row in summary["use_cases"]} == {"chat", "(none given)"}
+    for size in summary["sizes"]:
+        users = next(row for row in summary["users"] if (row["kind"], row["split"]) == (size["kind"], size["split"]))
+        assert users["users"] * users["prompts for each"] == pytest.approx(size["user"]) and users["most"] <= 3
     assert "prompts: 122 read, " in shown and "done: out, see out/summary.md" in shown
 
 
@@ -178,6 +185,7 @@ def test_a_folder_that_exists_is_left_alone(place, capsys):
     assert main([*CLEAN, "--seed", "1", "--overwrite"]) == 0 and files(place / "out") != before
     capsys.readouterr()
     userfiles.refused(main, [*CLEAN, "--out", "tok", "--overwrite"], ("tok was not made by data clean", "another folder"), capsys)
+    userfiles.refused(main, [*CLEAN, "--out", "p1.jsonl/out"], ("p1.jsonl/out", "choose another folder"), capsys)
     assert (place / "tok/vocab.bpe").exists() and not list(place.glob("*.partial"))
 
 
