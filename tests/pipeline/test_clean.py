@@ -14,7 +14,7 @@ from data.wordtok import gpt2_folder
 
 from instruct_jax.cli import main
 from instruct_jax.data import adapters, readers
-from instruct_jax.data.hygiene import KINDS, SPLITS
+from instruct_jax.data.hygiene import KINDS, SPLITS, contents, normal
 from instruct_jax.pipeline.clean import CleanConfig, CleanFiles, LanguagesConfig, OverlapConfig, PersonalConfig, cleaned
 from instruct_jax.pipeline.load import load_config
 from instruct_jax.report.cleaning import describe, table
@@ -49,7 +49,8 @@ def records(seed: int) -> dict[str, list]:
     return {
         "p1.jsonl": [record(i) for i in range(60)] + [{"prompt": 1}, {"prompt": "who was the FIRST on top of it, then?"}],
         "p2.jsonl": [record(i) for i in range(60)],
-        "demos.jsonl": [record(i, completion=draw.choice(words)) for i in range(60)],
+        "demos.jsonl": [record(i, completion=draw.choice(words)) for i in range(60)]
+        + [{"prompt": "again", "completion": text} for text in "xy"],
         "ranks.jsonl": [record(i, completions=["x", "y +1 555 123 4567"], ranks=draw.choice([[1, 2], [2, 1]])) for i in range(30)],
         "questions.jsonl": [{"question": "Tell me what love really is."}, {"question": "Who was the first on top of it?"}],
     }
@@ -78,7 +79,7 @@ def test_every_record_is_written_or_dropped_for_a_reason(place, capsys):
     assert main(CLEAN) == 0
     shown, summary = capsys.readouterr().out, json.loads((place / "out/summary.json").read_text())
     flow = {row["kind"]: row for row in summary["flow"]}
-    read = {"prompts": 122, "demonstrations": 60, "rankings": 30}
+    read = {"prompts": 122, "demonstrations": 62, "rankings": 30}
     assert {kind: row["read"] for kind, row in flow.items()} == read
     dropped = lines(place / "out/dropped.jsonl")
     reasons = {"bad record", "too long", "overlap", "duplicate", "shared prefix", "over the cap"}
@@ -90,8 +91,16 @@ def test_every_record_is_written_or_dropped_for_a_reason(place, capsys):
         assert all(flow[kind][part] == count for part, count in written.items())
         assert read[kind] == sum(written.values()) + sum(row["kind"] == kind for row in dropped)
         assert all(flow[kind][reason] == sum((row["kind"], row["reason"]) == (kind, reason) for row in dropped) for reason in reasons)
-    assert sum(row["records"] for row in summary["sizes"]) + len(dropped) == 212
+    assert sum(row["records"] for row in summary["sizes"]) + len(dropped) == 214
     prompts = {kind: sum(row["prompts"] for row in summary["sizes"] if row["kind"] == kind) for kind in KINDS}
+    said = {
+        kind: [normal(contents(r["prompt"])[-1]) for part in SPLITS for r in lines(place / f"out/{part}/{kind}.jsonl")] for kind in KINDS
+    }
+    assert (
+        prompts["demonstrations"]
+        == len(set(said["demonstrations"]))
+        == len(said["demonstrations"]) - said["demonstrations"].count("again") + 1
+    )
     for name, count in (("use_cases", "prompts"), ("tokens", "count"), ("tokens_by_use_case", "count")):
         assert {kind: sum(row[count] for row in summary[name] if row["kind"] == kind) for kind in KINDS} == prompts, name
     assert {row["use case"] for row in summary["use_cases"]} == {"chat", "(none given)"}
@@ -145,7 +154,7 @@ def test_all_switches_off_keeps_all(place):
     off = [word for words in OFF.values() for word in words]
     assert main([*CLEAN, *off, "--valid", "0", "--test", "0", "--pii", "null"]) == 0
     assert {name: len(rows) for name, rows in files(place / "out").items()} == {
-        "train/prompts.jsonl": 121, "train/demonstrations.jsonl": 60, "train/rankings.jsonl": 30
+        "train/prompts.jsonl": 121, "train/demonstrations.jsonl": 62, "train/rankings.jsonl": 30
     }  # fmt: skip
     ids = [record.get("id") for record in readers.read_prompts("out/train/prompts.jsonl")]
     assert len(set(map(str, ids))) == 121 and "59#2" in ids and None in ids
