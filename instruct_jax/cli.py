@@ -20,6 +20,7 @@ from pathlib import Path
 
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 KEYS = "Any key of the file can be set here: --ppo.kl_coef 0.05 --model.kv_heads null --seed=3"
+KEYS_OF_CLEAN = "Any key of the file can be set here: --seed 1 --per_user null --overlap.ngram 8"
 
 CHAT = "Keys of the config of a run can be set here too: --text.template, --files.pad_token, --files.eos_token, --mesh.tensor 2"
 
@@ -128,6 +129,15 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("replay", help=text, description=text, allow_abbrev=False)
     verb.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, or the STAGE/nonfinite_step_N in it that the run named")
     verb.set_defaults(work=_replay)
+    text = "works on files of records before a run (docs/hygiene.md)"
+    verb = verbs.add_parser("data", help=text, description=text, allow_abbrev=False)
+    actions = verb.add_subparsers(required=True, metavar="ACTION", title="actions")
+    text = "drops duplicates and what is too long, splits by user, masks personal data; writes train, valid and test files and a summary"
+    usage = "instruct-jax data clean --config FILE [--overwrite] [--dotted.key value ...]"
+    verb = actions.add_parser("clean", help=text, description=text, usage=usage, epilog=KEYS_OF_CLEAN, allow_abbrev=False)
+    verb.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/clean.yaml")
+    verb.add_argument("--overwrite", action="store_true", help="makes the folder again where it exists")
+    verb.set_defaults(work=_clean)
     text = "builds report.html of a run folder again"
     verb = verbs.add_parser("report", help=text, description=text, allow_abbrev=False)
     verb.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, such as runs/quickstart")
@@ -297,6 +307,15 @@ def _replay(args: argparse.Namespace, rest: list[str]) -> int:
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     print(f"not finite again: {', '.join(bad)}" if bad else "all metrics are finite now")
     return 1 if bad else 0
+
+
+def _clean(args: argparse.Namespace, overrides: list[str]) -> None:
+    from instruct_jax.pipeline.clean import CleanConfig, clean
+    from instruct_jax.pipeline.load import load_config
+
+    config = load_config(CleanConfig, args.config, overrides)
+    print(clean(config, overwrite=args.overwrite))
+    print(f"done: {config.out}, see {config.out}/summary.md")
 
 
 def _report(args: argparse.Namespace, rest: list[str]) -> None:
