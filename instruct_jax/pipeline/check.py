@@ -10,7 +10,8 @@ import jax
 from instruct_jax.config import MESH, ModelConfig
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel, parameter_count
-from instruct_jax.pipeline.settings import RunConfig
+from instruct_jax.pipeline.rounds import rounds_of
+from instruct_jax.pipeline.settings import CompareConfig, RunConfig
 from instruct_jax.pipeline.steps import parted
 from instruct_jax.pipeline.validate import (
     FileFacts,
@@ -54,6 +55,7 @@ def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
     lines = [
         f"run folder     {config.out} ({'exists, the run goes on' if goes_on else 'new'})",
         f"seed           {config.seed}",
+        *([f"rounds         {config.rounds.count}, each as below: {', '.join(r.out for r in rounds_of(config))}"] if config.rounds else []),
         f"policy         {sizes.policy:,} parameters: {_shape(config.model)}",
         f"reward model   {sizes.scalar:,} parameters: {judge}",
         f"value function {sizes.scalar:,} parameters, starts from: {starts}",
@@ -101,13 +103,13 @@ def _stages(config: RunConfig, facts: FileFacts | None) -> Iterator[tuple[str, s
         yield "pretrain", f"{pre.steps:,}", f"{pre.batch} x {pre.length}", f"{pre.steps * pre.batch * pre.length:,}"
     yield _fine_tuning(config, facts, "sft")
     compare, response = config.compare, config.ppo.sampler.max_tokens
-    if config.world is not None:
+    if config.samples_ranked:
         asked = compare.prompts + compare.held_out_prompts
         yield (
             "compare",
             "-",
             f"{asked:,} prompts x {compare.max_completions}",
-            f"at most {asked * compare.max_completions * response:,} sampled",
+            f"at most {asked * compare.max_completions * response:,} sampled; ranked by {_who_ranks(compare)}",
         )
     rankings = _kept(facts.counts["rankings"], config) if facts else compare.prompts if config.world else None
     steps = None if rankings is None else reward.epochs * -(-rankings // reward.batch)
@@ -124,6 +126,10 @@ def _stages(config: RunConfig, facts: FileFacts | None) -> Iterator[tuple[str, s
         yield name, f"{ppo.iterations:,}", batch, f"{episodes:,} episodes, at most {episodes * ppo.sampler.max_tokens:,} sampled"
     yield "evaluate", "-", f"{config.evaluation.prompts} prompts", "-"
     yield "report", "-", "-", "-"
+
+
+def _who_ranks(cfg: CompareConfig) -> str:
+    return f"people ({cfg.people.store})" if cfg.people else cfg.judge or "simulated labelers"
 
 
 def _fine_tuning(config: RunConfig, facts: FileFacts | None, name: str) -> tuple[str, str, str, str]:

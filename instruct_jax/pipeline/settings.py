@@ -213,6 +213,11 @@ class RunConfig:
             check(length <= context, f"{stage}.length={length} exceeds model.context={context}; lower it or raise model.context")
 
     @property
+    def samples_ranked(self) -> bool:
+        """True where the run draws samples and has them ranked; false: the rankings are those of files."""
+        return self.world is not None or self.compare.judge is not None or self.compare.people is not None
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """What this config runs, in order: all stages but those whose section it lacks."""
         without = (*ON_REQUEST, *(name for name in ("ppo_start", "ppo_ptx") if getattr(self, name) is None))

@@ -146,13 +146,12 @@ def load_files(files: FilesConfig) -> dict[str, list[Record]]:
 
 def _files(config: RunConfig, files: FilesConfig) -> Task:
     parts = split(load_files(files), files.held_out, config.seed)
-    sampled = config.compare.judge is not None or config.compare.people is not None
     return Task(
         tokenizer=files_tokenizer(files),
         texts=parts.texts,
         held_out_texts=parts.held_out_texts,
         demonstrations=parts.demonstrations,
-        prompts=(_compared(config, parts) if sampled else {})
+        prompts=(_compared(config, parts) if config.samples_ranked else {})
         | {
             "normalisation": parts.prompts[:256],
             "tuning": parts.prompts[:256],

@@ -166,11 +166,16 @@ def _check_divided(config: RunConfig, sizes: dict[str, int]) -> None:
 
 def _check_kinds(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -> None:
     """Each stage finds the files that it learns from."""
+    check(
+        config.rounds is None or config.rounds.count == 1 or config.samples_ranked,
+        f"rounds.count={config.rounds and config.rounds.count}, but nobody ranks the samples of later rounds, files.rankings are those "
+        "of the first; set compare.people or compare.judge",
+    )
     needs = {
         "pretrain": () if config.base else ("texts",),
         **{name: ("demonstrations", "texts") if sft.pretrain_mix else ("demonstrations",) for name, sft in config.sfts.items()},
-        "compare": ("rankings",),
-        "reward": ("rankings", "demonstrations"),
+        "compare": ("prompts",) if config.samples_ranked else ("rankings",),
+        "reward": ("demonstrations",) if config.samples_ranked else ("rankings", "demonstrations"),
         "select": ("prompts",),
         **{name: ("prompts", "texts") if ppo.ptx_batch else ("prompts",) for name, ppo in config.rl.items()},
         "evaluate": ("prompts",),

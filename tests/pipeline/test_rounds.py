@@ -24,6 +24,7 @@ from instruct_jax.pipeline.rounds import rounds_of
 from instruct_jax.pipeline.run import run
 from instruct_jax.pipeline.settings import CompareConfig, PeopleConfig, RunConfig
 from instruct_jax.pipeline.tasks import Rankings, open_task
+from instruct_jax.pipeline.validate import check_config
 from instruct_jax.pipeline.workspace import Workspace
 from instruct_jax.runtime.folders import RunError, file_hash, finish_stage
 
@@ -155,6 +156,9 @@ def test_rounds_need_what_they_name(finished, monkeypatch):
         CompareConfig(judge="a:reward", people=PeopleConfig("x.db"))
     with pytest.raises(ConfigError, match="at most 1 can be shared"):
         CompareConfig(models={"a:ppo": 0.6, "b:ppo": 0.6})
+    alone = load_config(RunConfig, "run.yaml", [*OVERRIDES, "--rounds.count", "2"])
+    with pytest.raises(ConfigError, match=r"rounds\.count=2, but nobody ranks .*; set compare\.people or compare\.judge"):
+        check_config(alone, alone.stages)
     config = load_config(RunConfig, "run.yaml", [*OVERRIDES, *RANKED, "--compare.earlier", "runs/none", "--out", "runs/b"])
     with pytest.raises(RunError, match="needs pretrain|runs/none"):
         run(config, ("compare",))

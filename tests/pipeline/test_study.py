@@ -13,7 +13,7 @@ import userfiles
 
 from instruct_jax.cli import main
 from instruct_jax.pipeline import study
-from instruct_jax.pipeline.settings import STAGES
+from instruct_jax.pipeline.settings import ON_REQUEST, STAGES
 
 GIVEN = ["pretrain", "sft", "compare", "reward", "select", "ppo_start"]
 
@@ -94,7 +94,9 @@ def test_arms_are_ordinary_commands(tmp_path):
     only = ["--stages", "pretrain,sft", "--out", "runs/study/a/seed_3", "--seed", "3"]
     assert runs[0].command == ["run", "--config", str(tmp_path / "run.yaml"), *only]
     assert runs[3].command[3:7] == ["--ppo.kl_coef", "0.5", "--evaluation.others", '{"a": "runs/study/a/seed_4:sft"}']
-    assert runs[3].stages == tuple(name for name in STAGES if name not in ("ppo_start", "ppo_ptx"))  # its config lacks these sections
+    assert runs[3].stages == tuple(
+        name for name in STAGES if name not in ("ppo_start", "ppo_ptx", *ON_REQUEST)
+    )  # its config lacks these sections
 
 
 BAD = {
