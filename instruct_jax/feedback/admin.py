@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from instruct_jax.feedback.export import export
 from instruct_jax.feedback.tasks import FLAGS, clean
 from instruct_jax.feedback.visits import NOT_STORED, Site, Visit, route, to
 
-HOURS, BINS = 48, 12  # of the pictures
+HOURS, BINS = 48, 8  # of the pictures
 ROWS = 50  # answers on a page
 FILES = tuple(export([], {}))
 
@@ -72,7 +73,7 @@ def _overview(visit: Visit, status: int = 200, problem: str = "", link: str = ""
     per_labeler = [(row.name, float(row.answers)) for row in rows if row.answers]
     pictures = [
         (f"Answers per hour, last {HOURS} hours", plots.bars(hours, f"{HOURS} h ago", "now", f"{hours[-1]} answers in the last hour")),
-        ("Agreement over time", plots.shares([(_short(at), *share[:3]) for at, share in found.over_time], _said(found.groups["training"]))),
+        ("Agreement over time", plots.shares(_over_time(found.over_time), _said(found.groups["training"]))),
         (
             "Agreement of each labeler with the others",
             plots.shares([(name, *share[:3]) for name, share in found.agreement.items()], f"{len(found.agreement)} labelers"),
@@ -83,9 +84,10 @@ def _overview(visit: Visit, status: int = 200, problem: str = "", link: str = ""
     return visit.page("admin.html", status, problem=problem, link=link, **values)
 
 
-def _short(unix: float) -> str:
-    """Month and day, for the foot of a picture."""
-    return time.strftime("%m-%d", time.gmtime(unix))
+def _over_time(points: Sequence[tuple[float, Share]]) -> list[tuple[str, float, float, float]]:
+    """The points of the picture, named by the day, or by the hour where all are of two days."""
+    form = "%m-%d" if points and points[-1][0] - points[0][0] > 2 * 86400 else "%H:%M"
+    return [(time.strftime(form, time.gmtime(at)), share.mean, share.low, share.high) for at, share in points]
 
 
 def _said(share: Share | None) -> str:

@@ -266,3 +266,26 @@ def test_comparisons_demonstrations_and_new_instructions(tmp_path):
         ann.close(), boss.close()
     assert [(answer.skipped, answer.instructions) for answer in store.answers(db)] == [(None, 1), (None, 1), ("why not", 2)]
     db.close()
+
+
+def test_the_admin_sees_agreement_and_screening(tmp_path):
+    """Two people rank two screening tasks: alike, and once as the researchers did."""
+    db = store.create_store(tmp_path / "labels.db")
+    for i, known in enumerate(([1, 2], [2, 1])):
+        store.add_tasks(db, [tasks.task({"prompt": f"{i}", "completions": ["good", "bad"], "known": {"ranks": known}})])
+    invitations = [accounts.invite(db, name, "training", admin=name == "boss", now=time.time()) for name in ("ann", "boss")]
+    with served(tmp_path) as (address, _):
+        ann, boss = (joined(address, token) for token in invitations)
+        assert "Nothing yet." in boss.get("/admin").text
+        for client in (ann, boss):
+            for _ in range(2):
+                shown = re.findall(r'<h2 id="output-\d" tabindex="-1">Output .</h2>\s*<div[^>]*>(\w+)', client.get("/task").text)
+                assert client.rank(*(1 if text == "good" else 2 for text in shown)).status == 303
+        rows = re.findall(r"<tr>(?:(?!</tr>).)*", boss.get("/admin").text.partition('id="labelers"')[2], re.DOTALL)[1:]
+        cells = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in rows]
+        ann.close(), boss.close()
+    db.close()
+    assert [row[1:3] for row in cells] == [["2", "0"]] * 2
+    assert [row[4] for row in cells] == ["100% (100% to 100%, 2 pairs)"] * 2
+    assert [row[5].partition(" (")[0] for row in cells] == ["50%"] * 2
+    assert boss.text.count("<svg") == 4 and "4 answers in the last hour" in boss.text

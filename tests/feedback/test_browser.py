@@ -12,6 +12,7 @@ import pytest
 from instruct_jax.cli import main
 from instruct_jax.data import readers
 from instruct_jax.feedback import accounts, store
+from instruct_jax.feedback.tasks import task
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is only for tests: pip install playwright")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is only for tests: pip install axe-playwright-python")
@@ -39,6 +40,7 @@ SAMPLES = [
     {"prompt": "Asdf?"},
 ]
 
+PAIR = {"prompt": "Which is prime?", "completions": ["Seven.", "Eight."], "models": ["a", "b"]}
 JUDGED = [(7, False, 1), (2, True, 3), (4, False, 2), (7, False, 1)]  # quality, fails the task, rank of the outputs of the first sample
 
 
@@ -49,6 +51,7 @@ def place(tmp_path_factory):
     samples = write(folder / "samples.jsonl", SAMPLES)
     with served(folder, "--samples", str(samples)) as (address, _):
         db = store.open_store(folder / "labels.db")
+        store.add_tasks(db, [task(PAIR, compare=True)])
         token = accounts.invite(db, "ann", "training", admin=True, now=time.time())
         db.close()
         yield folder, address, f"{address}/join/{token}"
@@ -64,8 +67,8 @@ def browser():
 
 
 def accessible(page) -> None:
-    """No complaint of axe, in light, in dark, and on a phone."""
-    for scheme, width in (("light", 1200), ("dark", 1200), ("dark", 360)):
+    """No complaint of axe in light on a desk, nor in dark on a phone."""
+    for scheme, width in (("light", 1200), ("dark", 360)):
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 800})
         found = axe.Axe().run(page).response["violations"]
@@ -181,6 +184,12 @@ def test_a_labelers_day(place, browser, monkeypatch):
     page.get_by_text("Skip this task").click()
     page.get_by_label("Why?").fill("The prompt is very unclear.")
     page.get_by_role("button", name="Skip it").click()
+    page.get_by_text("Which is prime?").wait_for()
+    page.get_by_text("Rate both outputs too").click()
+    accessible(page)
+    shown = page.locator(".pair .text").all_inner_texts()
+    page.get_by_label(f"Output {'AB'[shown.index('Seven.')]} is better").press("Space")
+    page.get_by_role("button", name="Store this answer").press("Enter")
     page.get_by_text("no task is waiting").wait_for()
     page.go_back()  # the back button shows what is stored, and no form
     assert "Your answer, as it is stored" in page.content() and not page.locator("form.task").count()
@@ -201,6 +210,8 @@ def test_a_labelers_day(place, browser, monkeypatch):
     assert first["models"] == ["a", "b", "b", "a"] and sum(sum(flags.values()) for flags in first["flags"]) == 1
     assert sorted(second["ranks"]) == [1, 2] and second["completions"][0] == NASTY and first["labeler_id"] == "ann"
     assert readers.read_demonstrations(folder / "out/demonstrations.jsonl")[0]["completion"] == "Green and round,\nit makes no sound."
+    compared = json.loads((folder / "out/comparisons.jsonl").read_text())
+    assert compared["ranks"] == [1, 2] and compared["models"] == ["a", "b"] and compared["likert"] == [None, None]
     assert json.loads((folder / "out/skipped.jsonl").read_text())["skipped"] == "The prompt is very unclear."
 
 
