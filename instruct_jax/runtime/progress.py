@@ -44,8 +44,9 @@ class StageProgress:
         now = time.monotonic()
         if step == self.total or now - self._line_at >= SECONDS_PER_LINE:
             self._line_at = now
-            left = (now - self._started) / max(step - self.first, 1) * (self.total - step)
-            line = f"{self.name} {step}/{self.total}  {datetime.timedelta(seconds=round(left))} left  {shown}"
+            done = step - self.first
+            left = f"{datetime.timedelta(seconds=round((now - self._started) / done * (self.total - step)))} left" if done else "waiting"
+            line = f"{self.name} {step}/{self.total}  {left}  {shown}"
             self.console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def note(self, text: str) -> None:
