@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "--stages",
             metavar="a,b",
-            help="only these: pretrain, sft, compare, reward, cross_validation (only if named), select, ppo_start, ppo, ppo_ptx, evaluate, report",
+            help="only these: pretrain, sft, compare, reward, cross_validation (only where it is named), select, ppo_start, ppo, ppo_ptx, "
+            "evaluate, report",
         )
         if name == "run":
             hosts = verb.add_argument_group(
