@@ -165,8 +165,9 @@ def _sigterm_stops() -> Iterator[None]:
 def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     config, stages = _load(args, overrides)
     from instruct_jax.pipeline.rounds import rounds_of
-    from instruct_jax.pipeline.validate import check_mesh, validate
+    from instruct_jax.pipeline.validate import check_config, check_mesh, validate
 
+    check_config(config, config.stages if stages is None else stages)
     first, *later = rounds_of(config)
     validate(first, stages)
     import jax

@@ -11,9 +11,12 @@ def rounds_of(config: RunConfig) -> list[RunConfig]:
     the round before it and of the SFT model, learns from the rankings of all rounds, and is measured beside the policies of all rounds."""
     rounds = [dataclasses.replace(config, rounds=None)]
     stages = ("pretrain", *config.sfts)
-    for number in range(2, config.rounds.count + 1 if config.rounds else 2):
+    if (cfg := config.rounds) is None:
+        return rounds
+    who = {"judge": cfg.judge, "people": cfg.people} if cfg.judge or cfg.people else {}
+    for number in range(2, cfg.count + 1):
         before = rounds[-1].out
-        models = {f"{before}:{stage}": share for stage, share in config.rounds.shares.items()} if config.rounds else {}
+        models = {f"{before}:{stage}": share for stage, share in cfg.shares.items()}
         policies = {f"{stage}_round_{i}": f"{r.out}:{stage}" for i, r in enumerate(rounds, 1) for stage in config.rl}
         rounds.append(
             dataclasses.replace(
@@ -21,7 +24,7 @@ def rounds_of(config: RunConfig) -> list[RunConfig]:
                 out=str(Path(config.out) / f"round_{number}"),
                 round=number,
                 start=StartConfig(config.out, stages),
-                compare=dataclasses.replace(config.compare, models=models, earlier=before),
+                compare=dataclasses.replace(config.compare, models=models, earlier=before, **who),
                 evaluation=dataclasses.replace(config.evaluation, others=config.evaluation.others | policies),
             )
         )

@@ -109,9 +109,12 @@ class RoundsConfig:
 
     count: int = 2
     shares: dict[str, float] = dataclasses.field(default_factory=lambda: {"ppo": 0.5})  # stage of the round before: share of completions
+    judge: str | None = None  # who ranks in the rounds after the first, as compare.judge
+    people: PeopleConfig | None = None  # as compare.people; null, both of them: as in the first round
 
     def __post_init__(self):
         check(self.count >= 1, f"rounds.count={self.count} must be at least 1")
+        CompareConfig(judge=self.judge, people=self.people)  # says what is wrong with them
 
 
 @dataclasses.dataclass(frozen=True)

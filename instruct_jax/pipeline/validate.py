@@ -19,6 +19,7 @@ from instruct_jax.data.hub import model_folder
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import check_vocabulary, fingerprint
 from instruct_jax.pipeline.pretrained import load_run
+from instruct_jax.pipeline.rounds import rounds_of
 from instruct_jax.pipeline.settings import ON_REQUEST, STAGES, FilesConfig, RunConfig
 from instruct_jax.pipeline.tasks import Split, files_tokenizer, split, task_tokenizer
 from instruct_jax.runtime.checkpoints import saved_fingerprints
@@ -167,9 +168,9 @@ def _check_divided(config: RunConfig, sizes: dict[str, int]) -> None:
 def _check_kinds(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -> None:
     """Each stage finds the files that it learns from."""
     check(
-        config.rounds is None or config.rounds.count == 1 or config.samples_ranked,
+        all(following.samples_ranked for following in rounds_of(config)[1:]),
         f"rounds.count={config.rounds and config.rounds.count}, but nobody ranks the samples of later rounds, files.rankings are those "
-        "of the first; set compare.people or compare.judge",
+        "of the first; set rounds.people or rounds.judge",
     )
     needs = {
         "pretrain": () if config.base else ("texts",),

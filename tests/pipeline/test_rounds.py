@@ -10,8 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import userfiles
 from conftest import OVERRIDES
 
+from instruct_jax.cli import main
 from instruct_jax.config import ConfigError
 from instruct_jax.data.readers import write_jsonl
 from instruct_jax.feedback import accounts, store
@@ -38,13 +40,29 @@ def lines(path):
 def test_the_rounds_of_a_config(place, monkeypatch):
     """Each is a run that could have been written by hand; the first is the run itself, so rounds can be added to a run that is there."""
     monkeypatch.chdir(place)
-    config = load_config(RunConfig, "run.yaml", [*OVERRIDES, "--rounds.count", "3", "--rounds.shares.ppo", "0.25"])
+    config = load_config(
+        RunConfig, "run.yaml", [*OVERRIDES, "--rounds.count", "3", "--rounds.shares.ppo", "0.25", "--rounds.judge", "b:reward"]
+    )
     first, second, third = rounds_of(config)
     assert first == load_config(RunConfig, "run.yaml", OVERRIDES) and rounds_of(first) == [first]
     assert [r.out for r in (second, third)] == ["runs/a/round_2", "runs/a/round_3"] and [r.round for r in (second, third)] == [2, 3]
     assert third.start is not None and (third.start.folder, third.start.stages) == ("runs/a", ("pretrain", "sft", "ppo_start"))
+    assert (first.compare.judge, second.compare.judge, third.compare.judge) == (None, "b:reward", "b:reward")
     assert third.compare.models == {"runs/a/round_2:ppo": 0.25} and third.compare.earlier == "runs/a/round_2"
     assert third.evaluation.others == {"ppo_round_1": "runs/a:ppo", "ppo_round_2": "runs/a/round_2:ppo"}
+
+
+def test_run_goes_through_the_rounds(finished, monkeypatch, capsys):
+    """One after the other, each checked when its turn comes: it reads what the one before it left."""
+    monkeypatch.chdir(finished.parents[1])
+    ran = []
+    userfiles.fake_run(monkeypatch, lambda config, stages: ran.append((config.out, config.round)) or Path(config.out))
+    argv = ["run", "--config", "run.yaml", *OVERRIDES, "--rounds.count", "2"]
+    assert main(argv) == 2
+    assert "set rounds.people or rounds.judge" in capsys.readouterr().err
+    assert main([*argv, "--rounds.judge", "runs/a:reward"]) == 0
+    assert ran == [("runs/a", 1), ("runs/a/round_2", 2)]
+    assert "round 2 of 2" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +175,7 @@ def test_rounds_need_what_they_name(finished, monkeypatch):
     with pytest.raises(ConfigError, match="at most 1 can be shared"):
         CompareConfig(models={"a:ppo": 0.6, "b:ppo": 0.6})
     alone = load_config(RunConfig, "run.yaml", [*OVERRIDES, "--rounds.count", "2"])
-    with pytest.raises(ConfigError, match=r"rounds\.count=2, but nobody ranks .*; set compare\.people or compare\.judge"):
+    with pytest.raises(ConfigError, match=r"rounds\.count=2, but nobody ranks .*; set rounds\.people or rounds\.judge"):
         check_config(alone, alone.stages)
     config = load_config(RunConfig, "run.yaml", [*OVERRIDES, *RANKED, "--compare.earlier", "runs/none", "--out", "runs/b"])
     with pytest.raises(RunError, match="needs pretrain|runs/none"):
