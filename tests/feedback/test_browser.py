@@ -82,16 +82,8 @@ def ranks(page) -> list[str]:
     return page.evaluate("[...document.querySelectorAll('.card select')].sort((a, b) => a.name < b.name ? -1 : 1).map(s => s.value)")
 
 
-def test_a_labelers_day(place, browser, monkeypatch):
-    folder, address, invitation = place
-    context = browser.new_context()
-    asked: list[str] = []
-    context.on("request", lambda request: asked.append(request.url))
-    problems: list[str] = []
-    page = context.new_page()
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-
+def joins(page, address: str, invitation: str) -> None:
+    """By the link of an invitation; out, and in again by name and password."""
     page.goto(invitation)
     accessible(page)
     page.get_by_label("Password").fill(PASSWORD)
@@ -109,7 +101,9 @@ def test_a_labelers_day(place, browser, monkeypatch):
     page.wait_for_url(f"{address}/instructions")
     accessible(page)
 
-    # the first task by the keyboard alone: qualities, flags and ranks, with a tie
+
+def ranks_by_keyboard(page) -> None:
+    """The first task by the keyboard alone: qualities, flags and ranks, with a tie."""
     page.get_by_role("link", name="Go on with the next task").press("Enter")
     page.wait_for_url("**/task/*")
     accessible(page)
@@ -143,7 +137,9 @@ def test_a_labelers_day(place, browser, monkeypatch):
     page.get_by_role("group", name="Output C", exact=True).press(str(ranked[2]))
     page.get_by_role("button", name="Store this answer").press("Enter")
 
-    # the second by drag; what a model wrote is text
+
+def ranks_by_drag(page) -> None:
+    """The second by drag; what a model wrote is text."""
     page.get_by_text("What is in this file?").wait_for()
     shown = page.locator("main").text_content()
     assert "<script>document.title" in shown and "\\u202egnp.exe\\u202c \\u001b[31m" in shown and page.title() == "Rate and rank 2 outputs"
@@ -163,7 +159,9 @@ def test_a_labelers_day(place, browser, monkeypatch):
     assert ranks(page) == ["1", "1"] and page.locator(".column[data-rank='1'] .card").count() == 2
     page.get_by_label("Place of output A").select_option("2")
 
-    # a server that cannot be reached, then one whose reply is lost: the page says so, and the same form is one answer
+
+def loses_replies(page) -> None:
+    """A server that cannot be reached, then one whose reply is lost: the page says so, and the same form is one answer."""
     page.route("**/task/*", lambda route: route.abort())
     page.get_by_role("button", name="Store this answer").click()
     page.get_by_text("Your answer is still here. Send it again.").wait_for()
@@ -176,6 +174,8 @@ def test_a_labelers_day(place, browser, monkeypatch):
     assert ranks(page) == ["2", "1"]
     page.get_by_role("button", name="Store this answer").click()
 
+
+def demonstrates_skips_and_compares(page) -> None:
     page.get_by_text("about a frog").wait_for()
     accessible(page)
     page.get_by_label("The reply that the assistant should give").fill("Green and round,\nit makes no sound.")
@@ -191,6 +191,9 @@ def test_a_labelers_day(place, browser, monkeypatch):
     page.get_by_label(f"Output {'AB'[shown.index('Seven.')]} is better").press("Space")
     page.get_by_role("button", name="Store this answer").press("Enter")
     page.get_by_text("no task is waiting").wait_for()
+
+
+def looks_back(page, address: str) -> None:
     page.go_back()  # the back button shows what is stored, and no form
     assert "Your answer, as it is stored" in page.content() and not page.locator("form.task").count()
     page.goto(f"{address}/")
@@ -199,11 +202,9 @@ def test_a_labelers_day(place, browser, monkeypatch):
     accessible(page)
     assert "Rank 3, quality 2; Fails to follow" in page.content() and ">a<" not in page.content()
     assert page.evaluate("localStorage.length") == 0, "drafts of stored answers are gone"
-    assert all(url.startswith((address, "blob:", "data:")) for url in asked), asked
-    unloaded = "Failed to load resource: "
-    assert problems == [f"{unloaded}the server responded with a status of 422 (Unprocessable Entity)", *[f"{unloaded}net::ERR_FAILED"] * 2]
-    context.close()
 
+
+def check_export(folder) -> None:
     assert main(["label", "export", "--store", str(folder / "labels.db"), "--out", str(folder / "out")]) == 0
     first, second = sorted(readers.read_rankings(folder / "out/rankings.jsonl"), key=lambda record: len(record["completions"]))[::-1]
     assert list(zip(first["likert"], [flags["fails_task"] for flags in first["flags"]], first["ranks"], strict=True)) == JUDGED
@@ -213,6 +214,29 @@ def test_a_labelers_day(place, browser, monkeypatch):
     compared = json.loads((folder / "out/comparisons.jsonl").read_text())
     assert compared["ranks"] == [1, 2] and compared["models"] == ["a", "b"] and compared["likert"] == [None, None]
     assert json.loads((folder / "out/skipped.jsonl").read_text())["skipped"] == "The prompt is very unclear."
+
+
+def test_a_labelers_day(place, browser, monkeypatch):
+    folder, address, invitation = place
+    context = browser.new_context()
+    asked: list[str] = []
+    context.on("request", lambda request: asked.append(request.url))
+    problems: list[str] = []
+    page = context.new_page()
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+
+    joins(page, address, invitation)
+    ranks_by_keyboard(page)
+    ranks_by_drag(page)
+    loses_replies(page)
+    demonstrates_skips_and_compares(page)
+    looks_back(page, address)
+    assert all(url.startswith((address, "blob:", "data:")) for url in asked), asked
+    unloaded = "Failed to load resource: "
+    assert problems == [f"{unloaded}the server responded with a status of 422 (Unprocessable Entity)", *[f"{unloaded}net::ERR_FAILED"] * 2]
+    context.close()
+    check_export(folder)
 
 
 def test_an_admins_pages(place, browser):
