@@ -21,8 +21,8 @@ from pathlib import Path
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 KEYS = "Any key of the file can be set here: --ppo.kl_coef 0.05 --model.kv_heads null --seed=3"
 KEYS_OF_CLEAN = "Any key of the file can be set here: --seed 1 --per_user null --overlap.ngram 8"
-
 CHAT = "Keys of the config of a run can be set here too: --text.template, --files.pad_token, --files.eos_token, --mesh.tensor 2"
+Verbs = argparse._SubParsersAction  # what add_subparsers returns
 
 
 class Terminated(BaseException):
@@ -51,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="instruct-jax", description="InstructGPT in JAX: the whole of learning from human feedback.", allow_abbrev=False
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs (each has its own --help)")
+    _verbs_of_configs(verbs)
+    _verbs_of_models(verbs)
+    _other_verbs(verbs)
+    return parser
+
+
+def _verbs_of_configs(verbs: Verbs) -> None:
     for name, work, text in (
         ("run", _run, "runs a config, all of it or some stages; the same command again resumes"),
         ("check", _check, "validates a config and its data and prints what would run; runs nothing"),
@@ -81,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--topology", required=True, metavar="KIND:SIZE", help=text)
             verb.add_argument("--json", action="store_true", help="the plan as JSON instead of tables")
         verb.set_defaults(work=work)
+
+
+def _verbs_of_models(verbs: Verbs) -> None:
     text = "reads a model of Hugging Face, once for many runs: they begin with it by start.folder=OUT"
     usage = "instruct-jax import FOLDER_OR_NAME --out OUT [--model.dtype bfloat16] [--files.pad_token TOKEN]"
     verb = verbs.add_parser("import", help=text, description=text, usage=usage, allow_abbrev=False)
@@ -104,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", required=True, metavar="FILE", type=Path, help="a new file")
     verb.add_argument("--completions", type=int, default=4, metavar="K", help="of each model to each prompt (default 4)")
     verb.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 takes the likeliest token (default 1)")
-    verb.add_argument("--max_tokens", type=int, default=256, metavar="N", help="the longest completion (default 256)")
+    verb.add_argument("--max_tokens", type=int, metavar="N", help="the longest completion (default 256, or half of the context)")
     verb.add_argument("--seed", type=int, default=0, metavar="N")
     verb.set_defaults(work=_sample)
     text = "talks with a model in the terminal, or with two side by side"
@@ -120,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--seed", type=int, default=0, metavar="N")
     verb.set_defaults(work=_chat)
+
+
+def _other_verbs(verbs: Verbs) -> None:
     text = "serves the page on which people rank samples and write demonstrations; invites them, and exports their answers"
     verbs.add_parser("label", help=text, add_help=False).set_defaults(work=_label)
     text = "runs the arms of a study, one after the other, and compares them; the same command again goes on"
@@ -143,7 +156,6 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("report", help=text, description=text, allow_abbrev=False)
     verb.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, such as runs/quickstart")
     verb.set_defaults(work=_report)
-    return parser
 
 
 @contextlib.contextmanager
