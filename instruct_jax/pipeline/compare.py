@@ -25,9 +25,10 @@ def compare(ws: Workspace) -> dict[str, Any]:
     samples, held_out = [], []
     if "compare" in ws.task.prompts:
         asked = {name: ws.task.prompts[name] for name in ("compare", "compare_held_out")}
-        samples = _samples(ws, [r for r in asked["compare"] if _asked(r) not in seen["held_out_prompts"]], "compare")
-        held_out = _samples(ws, [r for r in asked["compare_held_out"] if _asked(r) not in seen["train"]], "compare held out")
-        _write(ws, "samples", samples)
+        samples = _drawn(ws, "samples", [r for r in asked["compare"] if _asked(r) not in seen["held_out_prompts"]], "compare")
+        held_out = _drawn(
+            ws, "held_out_samples", [r for r in asked["compare_held_out"] if _asked(r) not in seen["train"]], "compare held out"
+        )
     rankings = _rank(ws, samples, held_out)
     groups = {name: [{**r, "round": ws.config.round} for r in getattr(rankings, name)] + earlier[name] for name in measure.GROUPS}
     for name, records in groups.items():
@@ -75,7 +76,7 @@ def _earlier(ws: Workspace) -> dict[str, list[Record]]:
     run = ws.config.compare.earlier
     if run is None:
         return {name: [] for name in measure.GROUPS}
-    return {name: measure.read_rankings(stage_folder(ws.folder, f"{run}:compare"), name) for name in measure.GROUPS}
+    return {name: measure.read_compared(stage_folder(ws.folder, f"{run}:compare"), name) for name in measure.GROUPS}
 
 
 def _output_of_earlier(ws: Workspace) -> dict[str, Any]:
@@ -101,6 +102,16 @@ def _asked(record: Record) -> str:
 def _write(ws: Workspace, name: str, records: list[Record]) -> None:
     if is_main():
         write_jsonl(ws.folder / "compare" / f"{name}.jsonl", records)
+
+
+def _drawn(ws: Workspace, name: str, prompts: list[Record], purpose: str) -> list[Record]:
+    """The samples, also as a file.  People are asked about the same ones after a restart, on other devices too: their answers are to
+    these."""
+    if ws.config.compare.people and (ws.folder / "compare" / f"{name}.jsonl").exists():
+        return measure.read_compared(ws.folder / "compare", name)
+    samples = _samples(ws, prompts, purpose)
+    _write(ws, name, samples)
+    return samples
 
 
 def _samples(ws: Workspace, prompts: list[Record], purpose: str) -> list[Record]:

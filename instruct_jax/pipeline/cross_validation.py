@@ -17,7 +17,7 @@ from instruct_jax.pipeline.workspace import Workspace
 def cross_validation(ws: Workspace) -> dict[str, Any]:
     """One reward model for each group of labelers, trained on the rankings of the others; all are measured on held-out prompts, `within`
     on rankings of the groups that it learned from, `across` on those of the group that it did not."""
-    train, held_out = (measure.read_rankings(ws.folder / "compare", name) for name in ("train", "held_out_prompts"))
+    train, held_out = (measure.read_compared(ws.folder / "compare", name) for name in ("train", "held_out_prompts"))
     groups = labeler_groups(train, ws.config.cross_validation.groups, ws.config.seed)
     folds = []
     for number, group in enumerate(groups, 1):

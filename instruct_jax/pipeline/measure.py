@@ -60,9 +60,9 @@ def reward_model(ws: Workspace, params: Params, groups: dict[str, list[Record]])
     return found
 
 
-def read_rankings(folder: Path, group: str) -> list[Record]:
-    """Rankings that the stage `compare` wrote into its folder; a file without lines is an empty group."""
-    text = (folder / f"{group}.jsonl").read_text(encoding="utf-8")
+def read_compared(folder: Path, name: str) -> list[Record]:
+    """Rankings of a group, or samples, that the stage `compare` wrote into its folder; a file without lines holds none."""
+    text = (folder / f"{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
 
 

@@ -69,6 +69,11 @@ class PeopleConfig:
         check(0 < self.port < 65536, f"compare.people.port={self.port} must lie in [1, 65535]")
 
 
+def check_rankers(section: str, judge: str | None, people: PeopleConfig | None) -> None:
+    check(judge is None or named_place(judge), f"{section}.judge={judge!r} must be FOLDER:reward, such as runs/other_seed:reward")
+    check(judge is None or people is None, f"{section}.judge and {section}.people both rank; remove one of them")
+
+
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
     """Samples of the policies, ranked: K completions per prompt, K drawn from [min, max].  Simulated labelers rank those of the embedded
@@ -90,9 +95,7 @@ class CompareConfig:
             check(named_place(place), f"compare.models.{place} must be FOLDER:STAGE, such as runs/first:ppo")
             check(0 < share <= 1, f"compare.models.{place}={share} must lie in (0, 1]")
         check(sum(self.models.values()) <= 1, f"compare.models has shares of {sum(self.models.values()):g} in all; at most 1 can be shared")
-        judge = self.judge
-        check(judge is None or named_place(judge), f"compare.judge={judge!r} must be FOLDER:reward, such as runs/other_seed:reward")
-        check(judge is None or self.people is None, "compare.judge and compare.people both rank; remove one of them")
+        check_rankers("compare", self.judge, self.people)
         check(self.temperature >= 0, f"compare.temperature={self.temperature} must not be negative; 0 is greedy decoding")
         check(0 <= self.early < 1, f"compare.early={self.early} must lie in [0, 1)")
         check(self.prompts >= 1 and self.held_out_prompts >= 1, "compare.prompts and compare.held_out_prompts must be at least 1")
@@ -114,7 +117,7 @@ class RoundsConfig:
 
     def __post_init__(self):
         check(self.count >= 1, f"rounds.count={self.count} must be at least 1")
-        CompareConfig(judge=self.judge, people=self.people)  # says what is wrong with them
+        check_rankers("rounds", self.judge, self.people)
 
 
 @dataclasses.dataclass(frozen=True)

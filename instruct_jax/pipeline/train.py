@@ -198,7 +198,7 @@ def _joined(*parts: TokenBatch) -> TokenBatch:
 def reward_training(ws: Workspace, name: str = "reward", rankings: list[Record] | None = None) -> Training:
     """Of a reward model, from the SFT model, on rankings (None: all that are to be learned from)."""
     cfg = ws.config.reward
-    records = measure.read_rankings(ws.folder / "compare", "train") if rankings is None else rankings
+    records = measure.read_compared(ws.folder / "compare", "train") if rankings is None else rankings
     examples = encode.encode_rankings(ws.task.tokenizer, records, ws.config.text).items
     if cfg.pairs_shuffled:
         examples = [pair for example in examples for pair in _pairs(*example)]
@@ -232,7 +232,7 @@ def reward(ws: Workspace) -> dict[str, Any]:
     params = join(scalar_base(ws.base), training.run(ws.folder / "reward").params)
     shift = normalisation(ws, params)
     params = recentred(params, shift["mean"], shift["scale"])
-    groups = {name: measure.read_rankings(ws.folder / "compare", name) for name in measure.GROUPS}
+    groups = {name: measure.read_compared(ws.folder / "compare", name) for name in measure.GROUPS}
     return {"normalisation": shift} | training.facts | measure.reward_model(ws, params, groups)
 
 

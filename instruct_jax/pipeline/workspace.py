@@ -206,10 +206,10 @@ class Workspace:
         return [records[i] for i in encoded.kept], encoded.items
 
     def generate(
-        self, params: Params, prompts: Sequence[Ids], sampler: SamplerConfig, key: jax.Array, *, samples: int = 1
+        self, params: Params, prompts: Sequence[Ids], sampler: SamplerConfig, key: jax.Array, *, samples: int = 1, width: int = 0
     ) -> list[list[Completion]]:
-        """`samples` completions of each prompt."""
-        rollouts = list(self.rollouts(params, prompts, sampler, key, samples=samples))
+        """`samples` completions of each prompt; prompts are padded to text.max_prompt, to `width`, or to the longest of them."""
+        rollouts = list(self.rollouts(params, prompts, sampler, key, samples=samples, width=width))
         found: list[list[Completion]] = []
         for rollout in sharding.fetch(rollouts):
             lengths, logp = rollout.mask.sum(axis=1), rollout.logp.sum(axis=1)
@@ -219,9 +219,9 @@ class Workspace:
             found += [made[start : start + samples] for start in range(0, len(made), samples)]
         return found[: len(prompts)]
 
-    def rollouts(self, params: Params, prompts: Sequence[Ids], sampler: SamplerConfig, key: jax.Array, *, samples: int = 1):
+    def rollouts(self, params: Params, prompts: Sequence[Ids], sampler: SamplerConfig, key: jax.Array, *, samples: int = 1, width: int = 0):
         """Rollouts of `sample_batch` prompts at a time; the last batch is filled up with the first prompts."""
-        size, width = self.config.sample_batch, max(self.config.text.max_prompt, *map(len, prompts))
+        size, width = self.config.sample_batch, max(self.config.text.max_prompt, width, *map(len, prompts))
         run, params = self.rollout(sampler, samples), self.for_sampling(params)
         for number, start in enumerate(range(0, len(prompts), size)):
             rows = [prompts[i % len(prompts)] for i in range(start, start + size)]

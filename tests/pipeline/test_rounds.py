@@ -218,6 +218,18 @@ def test_a_run_waits_for_people(tmp_path, monkeypatch):
     connection.close()
 
 
+def test_people_are_asked_about_the_samples_that_are_there(tmp_path, monkeypatch):
+    """Their answers are to these, and other devices would draw others.  Nobody else's samples are kept."""
+    drawn = []
+    monkeypatch.setattr(compare, "_samples", lambda ws, prompts, purpose: drawn.append(purpose) or SAMPLES)
+    (tmp_path / "compare").mkdir()
+    for cfg, times in ((CompareConfig(people=PeopleConfig("x.db")), 1), (CompareConfig(), 3)):
+        ws = types.SimpleNamespace(config=types.SimpleNamespace(compare=cfg), folder=tmp_path)
+        for _ in range(2):
+            assert compare._drawn(ws, "samples", [], "compare") == SAMPLES  # type: ignore[arg-type]
+        assert len(drawn) == times
+
+
 def wait_for_tasks(place, count):
     for _ in range(500):
         if place.exists():
