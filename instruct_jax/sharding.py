@@ -114,11 +114,6 @@ def reshard(params: Params, boxed: Params, layout: Layout) -> Params:
     return jax.device_put(params, shardings_of(boxed, layout))
 
 
-def unboxed(tree: Any) -> Any:
-    """The tree without its logical axis names."""
-    return nn.unbox(tree)
-
-
 def create_sharded(create: Callable[..., Any], layout: Layout, *args: Any) -> Any:
     """create(*args) -> a tree with boxed weights, born on the mesh: no device ever holds the whole of it.  Returns it unboxed."""
     shardings = shardings_of(jax.eval_shape(create, *args), layout)

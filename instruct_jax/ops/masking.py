@@ -55,14 +55,6 @@ def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:
     return ((query == key) & (key > 0) & causal)[:, None]
 
 
-def until_eos(tokens: jax.Array, eos: int) -> jax.Array:
-    """True up to and including the first eos of each row; all True where there is none.  tokens [B, T] int32 -> bool [B, T]."""
-    chex.assert_rank(tokens, 2)
-    chex.assert_type(tokens, int)
-    is_eos = (tokens == eos).astype(jnp.int32)
-    return jnp.cumsum(is_eos, axis=1) - is_eos == 0
-
-
 def last_index(mask: jax.Array) -> jax.Array:
     """Index of the last True of each row, 0 where there is none: bool [..., L] -> int32 [...]."""
     chex.assert_type(mask, bool)

@@ -90,12 +90,6 @@ def test_attention_mask_against_loops():
     chex.assert_type(result, bool)
 
 
-def test_until_eos_by_hand():
-    tokens = jnp.array([[5, 2, 7, 2], [2, 5, 5, 5], [5, 5, 5, 2], [5, 5, 5, 5]])
-    expected = [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
-    np.testing.assert_array_equal(masking.until_eos(tokens, 2), np.array(expected, bool))
-
-
 def test_last_index():
     mask = jnp.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 1], [0, 0, 0]]], bool)
     np.testing.assert_array_equal(masking.last_index(mask), [[1, 2], [2, 0]])

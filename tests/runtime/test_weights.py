@@ -18,6 +18,7 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 IMPORT = """
     import dataclasses, json, sys, threading, time
+    import flax.linen as nn
     import jax
     from pathlib import Path
     from instruct_jax import sharding
@@ -48,13 +49,13 @@ IMPORT = """
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_model_of_many_shards_needs_one_tensor_of_host_memory(tmp_path):
     """The devices are in host memory here, so their arrays are taken off; what is left is below the largest tensor plus 1 GiB."""
+    import flax.linen as nn
     import jax
 
     from instruct_jax.models.lm import LanguageModel
     from instruct_jax.runtime.digests import named_leaves
-    from instruct_jax.sharding import unboxed
 
-    names = named_leaves(unboxed(jax.eval_shape(LanguageModel(CONFIG).init, jax.random.key(0))))
+    names = named_leaves(nn.unbox(jax.eval_shape(LanguageModel(CONFIG).init, jax.random.key(0))))
     index, largest, total, sizes = {}, 0, 0, sizes_of(CONFIG)
     for weight in FAMILIES["llama"].weights(names):
         for layer in range(CONFIG.layers) if "{}" in weight.name else [None]:
