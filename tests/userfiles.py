@@ -22,6 +22,12 @@ sft: {epochs: 1, batch: 4, length: 16}
 reward: {batch: 4}
 ppo: {iterations: 1, batch: 8, minibatch: 4, sampler: {max_tokens: 6}}
 """
+# of the run that tests/pipeline/conftest.py finishes
+OVERRIDES = """
+--files.held_out 0.25 --files.held_out_tokens 32 --text.on_long truncate_left --reward.normalize mean_and_std --sft.epochs 2
+--ppo.ptx_coef 1 --ppo.ptx_batch 4 --ppo.ptx_length 16 --evaluation.temperatures [1.0] --evaluation.best_of [1,2]
+--evaluation.chosen_best_of 2 --ppo_start.epochs 1 --ppo_start.batch 4 --ppo_start.length 16 --ppo_start.pretrain_mix 0.25
+""".split()
 DATA = {
     "texts.jsonl": [{"text": "a b c"}] * 4,
     "demos.jsonl": [{"prompt": "a b", "completion": "c d"}] * 4,

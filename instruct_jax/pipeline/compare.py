@@ -43,7 +43,6 @@ def compare(ws: Workspace) -> dict[str, Any]:
 
 def _rank(ws: Workspace, samples: list[Record], held_out: list[Record]) -> Rankings:
     cfg = ws.config.compare
-    noise = _output_of_earlier(ws).get("labeler_noise")
     if cfg.people is not None:
         from instruct_jax.pipeline.people import by_people  # with the extra `label`
 
@@ -51,11 +50,11 @@ def _rank(ws: Workspace, samples: list[Record], held_out: list[Record]) -> Ranki
     elif cfg.judge is not None:
         found = Rankings(_by_model(ws, cfg.judge, samples), _by_model(ws, cfg.judge, held_out), [], None)
     else:
-        return ws.task.rank(samples, held_out, noise)
-    given = Rankings([], [], [], None) if ws.config.world or cfg.earlier else ws.task.rank([], [], None)
-    return dataclasses.replace(
-        found, train=found.train + given.train, held_out_prompts=found.held_out_prompts + given.held_out_prompts
-    )  # of files: they may bring some of their own to the first round
+        return ws.task.rank(samples, held_out, _noise_of_earlier(ws))
+    if ws.config.world or cfg.earlier:
+        return found
+    given = ws.task.rank([], [], None)  # files bring their own rankings to the first round
+    return dataclasses.replace(found, train=found.train + given.train, held_out_prompts=found.held_out_prompts + given.held_out_prompts)
 
 
 def _by_model(ws: Workspace, place: str, samples: list[Record]) -> list[Record]:
@@ -79,9 +78,9 @@ def _earlier(ws: Workspace) -> dict[str, list[Record]]:
     return {name: measure.read_compared(stage_folder(ws.folder, f"{run}:compare"), name) for name in measure.GROUPS}
 
 
-def _output_of_earlier(ws: Workspace) -> dict[str, Any]:
+def _noise_of_earlier(ws: Workspace) -> float | None:
     run = ws.config.compare.earlier
-    return {} if run is None else read_note(stage_folder(ws.folder, f"{run}:compare") / "done.json")["output"]
+    return None if run is None else read_note(stage_folder(ws.folder, f"{run}:compare") / "done.json")["output"].get("labeler_noise")
 
 
 def lineage(rankings: list[Record]) -> list[dict[str, Any]]:
@@ -122,18 +121,19 @@ def _samples(ws: Workspace, prompts: list[Record], purpose: str) -> list[Record]
     counts = {place: round(cfg.max_completions * share) for place, share in cfg.models.items()}
     sft = cfg.max_completions - sum(counts.values())
     early = round(sft * cfg.early)
-    shares = [("last", sft - early, ws.config.sft.epochs * per_epoch), ("first", early, per_epoch)]
+    shares = [
+        ("sft", "last", sft - early, ws.config.sft.epochs * per_epoch),
+        ("sft, first epoch", "first", early, per_epoch),
+    ]
     drawn = {
-        "sft" if epoch == "last" else "sft, first epoch": ws.generate(
-            ws.policy_of("sft", step), ids, sampler, ws.key(f"{purpose} {epoch}"), samples=samples
-        )
-        for epoch, samples, step in shares
+        name: ws.generate(ws.policy_of("sft", step), ids, sampler, ws.key(f"{purpose} {epoch}"), samples=samples)
+        for name, epoch, samples, step in shares
         if samples
     }
     for place, samples in counts.items():
-        owner, stage = of_other_run(place, ws.task)
-        key = ws.key(f"{purpose} {place}")
-        drawn |= {place: owner.generate(owner.policy_of(stage), ids, sampler, key, samples=samples)} if samples else {}
+        if samples:
+            owner, stage = of_other_run(place, ws.task)
+            drawn[place] = owner.generate(owner.policy_of(stage), ids, sampler, ws.key(f"{purpose} {place}"), samples=samples)
     rng = np.random.default_rng((ws.config.seed, len(prompts)))
     rows = []
     for record, *parts in zip(prompts, *drawn.values(), strict=True):

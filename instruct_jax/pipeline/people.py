@@ -1,13 +1,13 @@
 """Rankings by people: samples go to the store of the labeling page, and the run waits until enough answers are in."""
 
 import contextlib
+import math
 import os
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from instruct_jax.config import ConfigError
 from instruct_jax.data.schemas import Record
@@ -29,8 +29,9 @@ def by_people(cfg: PeopleConfig, samples: list[Record], held_out: list[Record]) 
         raise ConfigError("compare.people waits for people, which many hosts should not do: run the stages up to compare on one host")
     asked = {"train": _tasks(samples), "held out": _tasks(held_out)}
     rows = {of.id: (group, row) for group, part in asked.items() for of, row in part}
-    connection = store.open_store(cfg.store) if Path(cfg.store).exists() else store.create_store(cfg.store)
-    with contextlib.closing(connection):
+    if not asked["train"]:
+        raise RunError(f"of {len(samples)} samples none has two replies that differ, so there is nothing to rank; train the policy further")
+    with contextlib.closing(store.create_store(cfg.store)) as connection:
         store.add_tasks(connection, [of for part in asked.values() for of, _ in part])
         with _page(cfg) as page:
             _wait(connection, {group: {of.id for of, _ in part} for group, part in asked.items()}, cfg.enough, page)
@@ -63,7 +64,7 @@ def _labeled(row: Record, answer: store.Answer) -> Record:
 
 def _wait(db: sqlite3.Connection, asked: dict[str, set[str]], enough: float, page: subprocess.Popen | None) -> None:
     """Until training labelers have ranked `enough` of the tasks of each group."""
-    wanted = {group: max(round(enough * len(tasks)), 1) for group, tasks in asked.items()}
+    wanted = {group: math.ceil(enough * len(tasks)) for group, tasks in asked.items()}
     with StageProgress("waiting for people", step=0, total=sum(wanted.values())) as progress:
         while True:
             ranked = {a.task_id for a in store.answers(db) if a.ranks is not None and not a.held_out}

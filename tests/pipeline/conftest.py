@@ -10,12 +10,6 @@ from instruct_jax.pipeline.load import load_config
 from instruct_jax.pipeline.run import run
 from instruct_jax.pipeline.settings import RunConfig
 
-OVERRIDES = """
---files.held_out 0.25 --files.held_out_tokens 32 --text.on_long truncate_left --reward.normalize mean_and_std --sft.epochs 2
---ppo.ptx_coef 1 --ppo.ptx_batch 4 --ppo.ptx_length 16 --evaluation.temperatures [1.0] --evaluation.best_of [1,2]
---evaluation.chosen_best_of 2 --ppo_start.epochs 1 --ppo_start.batch 4 --ppo_start.length 16 --ppo_start.pretrain_mix 0.25
-""".split()
-
 
 def words(rng, least: int, most: int) -> str:
     return " ".join(rng.choice(list("abcdefghij"), rng.integers(least, most + 1)))
@@ -46,4 +40,4 @@ def finished(place) -> Path:
     """A run folder after all stages."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        return place / run(load_config(RunConfig, "run.yaml", OVERRIDES))
+        return place / run(load_config(RunConfig, "run.yaml", userfiles.OVERRIDES))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import userfiles
-from conftest import OVERRIDES
+from userfiles import OVERRIDES
 
 from instruct_jax.cli import main
 from instruct_jax.config import ConfigError
@@ -228,6 +228,12 @@ def test_people_are_asked_about_the_samples_that_are_there(tmp_path, monkeypatch
         for _ in range(2):
             assert compare._drawn(ws, "samples", [], "compare") == SAMPLES  # type: ignore[arg-type]
         assert len(drawn) == times
+
+
+def test_without_two_replies_that_differ_nobody_is_asked(tmp_path):
+    same = [{**sample, "completions": ["x"] * 4} for sample in SAMPLES]
+    with pytest.raises(RunError, match="of 4 samples none has two replies that differ"):
+        people.by_people(PeopleConfig(str(tmp_path / "labels.db"), serve=False), same, same)
 
 
 def wait_for_tasks(place, count):
