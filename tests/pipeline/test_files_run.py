@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import userfiles
-from pipeline.conftest import OVERRIDES
+from userfiles import OVERRIDES
 
 from instruct_jax.cli import main
 from instruct_jax.data.adapters import ADAPTERS

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from pipeline.conftest import OVERRIDES
+from userfiles import OVERRIDES
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
 COMMAND = [

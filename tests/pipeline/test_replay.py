@@ -7,7 +7,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from pipeline.conftest import OVERRIDES
+from userfiles import OVERRIDES
 
 from instruct_jax.cli import main
 from instruct_jax.data import batches
