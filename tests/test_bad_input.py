@@ -261,7 +261,7 @@ CASES = [
     Case("1 MB in a prompt", ("prompts.jsonl:13: prompt='a a", "has 500001 tokens", "max_prompt=6", "set on_long"),
          files=prompts("a " * 500_000)),
     Case("broken gzip", ("texts.jsonl.gz: broken gzip", "again"), "--files.texts [texts.jsonl.gz]",
-         files={"texts.jsonl.gz": gzip.compress(b"abc" * 99)[:-9]}),
+         files={"texts.jsonl.gz": gzip.compress(b"abc" * 99, mtime=0)[:-9]}),
     Case("unknown suffix", ("data.csv", "'.csv' is unknown", "use one of .jsonl"), "--files.texts [data.csv]", files={"data.csv": b"a"}),
     Case("ranks of another length", ("ranks.jsonl:5: ranks=[1, 2] has 2 ranks for 3", "one rank for each"), files=ranks([1, 2])),
     Case("all tied", ("ranks.jsonl:5: ranks=[1, 1, 1] is one tie", "drop the record"), files=ranks([1, 1, 1])),

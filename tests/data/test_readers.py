@@ -93,7 +93,7 @@ BAD_FILES = [
     ("data.json", b'[{"prompt": "x"}, {"prompt": 1}]', read_prompts, ["record 2", "prompt=1", "JSON string"]),
     ("data.json", b'[{"prompt": "x"},', read_prompts, ["not JSON", "JSON object"]),
     ("data.jsonl.gz", b"not gzip", read_prompts, ["broken gzip", "again"]),
-    ("data.jsonl.gz", gzip.compress(b'{"prompt": "x"}' * 99)[:-9], read_prompts, ["broken gzip", "again"]),
+    ("data.jsonl.gz", gzip.compress(b'{"prompt": "x"}' * 99, mtime=0)[:-9], read_prompts, ["broken gzip", "again"]),
     ("data.csv", b"prompt\nx\n", read_prompts, ["'.csv'", "unknown", ".jsonl"]),
     ("data.parquet", b"not parquet", read_prompts, ["cannot be read as a data set", "write JSON Lines"]),
     ("data.txt", b"", read_texts, ["no records"]),
