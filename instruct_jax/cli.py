@@ -1,5 +1,6 @@
-"""The verbs.  Exit codes: 0 done, or stopped by SIGTERM; 1 a loss that is not finite or a lost host; 2 bad config or data, or a disk that
-takes no more; 3 a plan that does not fit; 130 Ctrl-C.  Every mistake is one message.
+"""The verbs.  Exit codes: 0 done, or stopped by SIGTERM; 1 a loss that is not finite or a lost
+host; 2 bad config or data, or a disk that takes no more; 3 a plan that does not fit; 130 Ctrl-C.
+Every mistake is one message.
 
 Nothing heavy is imported before the verb is known, so that --help is quick.
 """
@@ -18,10 +19,21 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+NO_WRITING = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
 KEYS = "Any key of the file can be set here: --ppo.kl_coef 0.05 --model.kv_heads null --seed=3"
 KEYS_OF_CLEAN = "Any key of the file can be set here: --seed 1 --per_user null --overlap.ngram 8"
-CHAT = "Keys of the config of a run can be set here too: --text.template, --files.pad_token, --files.eos_token, --mesh.tensor 2"
+CHAT = (
+    "Keys of the config of a run can be set here too: --text.template, --files.pad_token,"
+    " --files.eos_token, --mesh.tensor 2"
+)
 Verbs = argparse._SubParsersAction  # what add_subparsers returns
 
 
@@ -40,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.work(args, rest) or 0
     except (KeyboardInterrupt, Terminated) as stop:
         name, code = ("SIGTERM", 0) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
-        print(f"stopped by {name}; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        print(
+            f"stopped by {name}; run the same command again to go on from the last checkpoint",
+            file=sys.stderr,
+        )
         return code
     except Exception as error:
         return _explain(error)
@@ -48,9 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="instruct-jax", description="InstructGPT in JAX: the whole of learning from human feedback.", allow_abbrev=False
+        prog="instruct-jax",
+        description="InstructGPT in JAX: the whole of learning from human feedback.",
+        allow_abbrev=False,
     )
-    verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs (each has its own --help)")
+    verbs = parser.add_subparsers(
+        required=True, metavar="VERB", title="verbs (each has its own --help)"
+    )
     _verbs_of_configs(verbs)
     _verbs_of_models(verbs)
     _other_verbs(verbs)
@@ -60,108 +79,254 @@ def _parser() -> argparse.ArgumentParser:
 def _verbs_of_configs(verbs: Verbs) -> None:
     for name, work, text in (
         ("run", _run, "runs a config, all of it or some stages; the same command again resumes"),
-        ("check", _check, "validates a config and its data and prints what would run; runs nothing"),
-        ("plan", _plan, "compiles every step of a config for devices that need not be here: does it fit, and how fast can it be"),
+        (
+            "check",
+            _check,
+            "validates a config and its data and prints what would run; runs nothing",
+        ),
+        (
+            "plan",
+            _plan,
+            (
+                "compiles every step of a config for devices that need not be here: does it fit,"
+                " and how fast can it be"
+            ),
+        ),
     ):
         needed = " --topology KIND:SIZE" if name == "plan" else ""
         usage = f"instruct-jax {name} --config FILE{needed} [--stages a,b] [--dotted.key value ...]"
-        verb = verbs.add_parser(name, help=text, description=text, usage=usage, epilog=KEYS, allow_abbrev=False)
-        verb.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/quickstart.yaml")
+        verb = verbs.add_parser(
+            name, help=text, description=text, usage=usage, epilog=KEYS, allow_abbrev=False
+        )
+        verb.add_argument(
+            "--config",
+            required=True,
+            metavar="FILE",
+            help="a YAML file, such as configs/quickstart.yaml",
+        )
         verb.add_argument(
             "--stages",
             metavar="a,b",
-            help="only these: pretrain, sft, compare, reward, cross_validation (only where it is named), select, ppo_start, ppo, ppo_ptx, "
-            "evaluate, report",
+            help=(
+                "only these: pretrain, sft, compare, reward, cross_validation (only where it is"
+                " named), select, ppo_start, ppo, ppo_ptx, evaluate, report"
+            ),
         )
         if name == "run":
             hosts = verb.add_argument_group(
-                "several processes", "start the same command on every host; TPU VMs, SLURM, Open MPI and Kubernetes need none of these"
+                "several processes",
+                "start the same command on every host; TPU VMs, SLURM, Open MPI and Kubernetes need"
+                " none of these",
             )
             hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
             hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
             hosts.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
         if name == "check":
-            text = "also the tokens of the first N records of each kind (3), and what is learned of them"
+            text = (
+                "also the tokens of the first N records of each kind (3), and what is learned of"
+                " them"
+            )
             verb.add_argument("--show-tokens", metavar="N", nargs="?", type=int, const=3, help=text)
         if name == "plan":
-            text = "v5e:4x4, v5p:4x4x4, v6e:4x4 (a slice), a100:8, h100:8, h200:8, cpu:8 (a number of devices)"
+            text = (
+                "v5e:4x4, v5p:4x4x4, v6e:4x4 (a slice), a100:8, h100:8, h200:8, cpu:8 (a number of"
+                " devices)"
+            )
             verb.add_argument("--topology", required=True, metavar="KIND:SIZE", help=text)
-            verb.add_argument("--json", action="store_true", help="the plan as JSON instead of tables")
+            verb.add_argument(
+                "--json", action="store_true", help="the plan as JSON instead of tables"
+            )
         verb.set_defaults(work=work)
 
 
 def _verbs_of_models(verbs: Verbs) -> None:
-    text = "reads a model of Hugging Face, once for many runs: they begin with it by start.folder=OUT"
-    usage = "instruct-jax import FOLDER_OR_NAME --out OUT [--model.dtype bfloat16] [--files.pad_token TOKEN]"
+    text = (
+        "reads a model of Hugging Face, once for many runs: they begin with it by start.folder=OUT"
+    )
+    usage = (
+        "instruct-jax import FOLDER_OR_NAME --out OUT [--model.dtype bfloat16] [--files.pad_token"
+        " TOKEN]"
+    )
     verb = verbs.add_parser("import", help=text, description=text, usage=usage, allow_abbrev=False)
-    verb.add_argument("base", metavar="FOLDER_OR_NAME", help="a folder with config.json and safetensors, or OWNER/NAME of the hub")
-    verb.add_argument("--out", required=True, metavar="OUT", help="a new run folder whose stage pretrain is the model")
+    verb.add_argument(
+        "base",
+        metavar="FOLDER_OR_NAME",
+        help="a folder with config.json and safetensors, or OWNER/NAME of the hub",
+    )
+    verb.add_argument(
+        "--out",
+        required=True,
+        metavar="OUT",
+        help="a new run folder whose stage pretrain is the model",
+    )
     verb.set_defaults(work=_import)
     text = "writes a model of a run as a folder that transformers, vllm and peft load"
     usage = "instruct-jax export RUN --stage STAGE --out FOLDER [--dtype bfloat16] [--mesh.fsdp 1]"
     verb = verbs.add_parser("export", help=text, description=text, usage=usage, allow_abbrev=False)
     verb.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/quickstart")
-    verb.add_argument("--stage", required=True, help="pretrain, sft, ppo_start, reward, ppo or ppo_ptx")
+    verb.add_argument(
+        "--stage", required=True, help="pretrain, sft, ppo_start, reward, ppo or ppo_ptx"
+    )
     verb.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="a new folder")
-    verb.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in it")
-    verb.add_argument("--adapter", action="store_true", help="only the adapters of a run with lora, as a folder of peft")
+    verb.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in it"
+    )
+    verb.add_argument(
+        "--adapter",
+        action="store_true",
+        help="only the adapters of a run with lora, as a folder of peft",
+    )
     verb.set_defaults(work=_export)
-    text = "writes completions of prompts by one model or several, for people to rank (instruct-jax label)"
-    usage = "instruct-jax sample MODEL [MODEL ...] --prompts FILE --out samples.jsonl [--completions 4] [--max_tokens 256]"
+    text = (
+        "writes completions of prompts by one model or is_multihost, for people to rank"
+        " (instruct-jax label)"
+    )
+    usage = (
+        "instruct-jax sample MODEL [MODEL ...] --prompts FILE --out samples.jsonl [--completions 4]"
+        " [--max_tokens 256]"
+    )
     verb = verbs.add_parser("sample", help=text, description=text, usage=usage, allow_abbrev=False)
-    verb.add_argument("models", metavar="MODEL", nargs="+", help="RUN, RUN:STAGE, or a Hugging Face folder or OWNER/NAME")
-    verb.add_argument("--prompts", required=True, action="append", metavar="FILE", help="prompts records, or a data set (docs/records.md)")
+    verb.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        help="RUN, RUN:STAGE, or a Hugging Face folder or OWNER/NAME",
+    )
+    verb.add_argument(
+        "--prompts",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="prompts records, or a data set (docs/records.md)",
+    )
     verb.add_argument("--out", required=True, metavar="FILE", type=Path, help="a new file")
-    verb.add_argument("--completions", type=int, default=4, metavar="K", help="of each model to each prompt (default 4)")
-    verb.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 takes the likeliest token (default 1)")
-    verb.add_argument("--max_tokens", type=int, metavar="N", help="the longest completion (default 256, or half of the context)")
+    verb.add_argument(
+        "--completions",
+        type=int,
+        default=4,
+        metavar="K",
+        help="of each model to each prompt (default 4)",
+    )
+    verb.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="0 takes the likeliest token (default 1)",
+    )
+    verb.add_argument(
+        "--max_tokens",
+        type=int,
+        metavar="N",
+        help="the longest completion (default 256, or half of the context)",
+    )
     verb.add_argument("--seed", type=int, default=0, metavar="N")
     verb.set_defaults(work=_sample)
     text = "talks with a model in the terminal, or with two side by side"
-    usage = "instruct-jax chat MODEL [MODEL] [--reward MODEL] [--temperature 0.7] [--max_tokens N] [--model.dtype bfloat16]"
-    verb = verbs.add_parser("chat", help=text, description=text, usage=usage, epilog=CHAT, allow_abbrev=False)
-    verb.add_argument("model", metavar="MODEL", help="RUN, RUN:STAGE, or a Hugging Face folder or OWNER/NAME")
-    verb.add_argument("other", metavar="MODEL", nargs="?", help="a second one, which answers too")
-    verb.add_argument("--reward", metavar="MODEL", help="RUN, or a folder for sequence classification: shows the reward of each reply")
-    verb.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 takes the likeliest token (default 1)")
-    verb.add_argument("--max_tokens", type=int, metavar="N", help="the longest reply (default 256, or half of the context)")
+    usage = (
+        "instruct-jax chat MODEL [MODEL] [--reward MODEL] [--temperature 0.7] [--max_tokens N]"
+        " [--model.dtype bfloat16]"
+    )
+    verb = verbs.add_parser(
+        "chat", help=text, description=text, usage=usage, epilog=CHAT, allow_abbrev=False
+    )
     verb.add_argument(
-        "--context", type=int, metavar="N", help="tokens that are remembered, replies included (default the model's, or 4096)"
+        "model", metavar="MODEL", help="RUN, RUN:STAGE, or a Hugging Face folder or OWNER/NAME"
+    )
+    verb.add_argument("other", metavar="MODEL", nargs="?", help="a second one, which answers too")
+    verb.add_argument(
+        "--reward",
+        metavar="MODEL",
+        help="RUN, or a folder for sequence classification: shows the reward of each reply",
+    )
+    verb.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="0 takes the likeliest token (default 1)",
+    )
+    verb.add_argument(
+        "--max_tokens",
+        type=int,
+        metavar="N",
+        help="the longest reply (default 256, or half of the context)",
+    )
+    verb.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="tokens that are remembered, replies included (default the model's, or 4096)",
     )
     verb.add_argument("--seed", type=int, default=0, metavar="N")
     verb.set_defaults(work=_chat)
 
 
 def _other_verbs(verbs: Verbs) -> None:
-    text = "serves the page on which people rank samples and write demonstrations; invites them, and exports their answers"
+    text = (
+        "serves the page on which people rank samples and write demonstrations; invites them, and"
+        " exports their answers"
+    )
     verbs.add_parser("label", help=text, add_help=False).set_defaults(work=_label)
-    text = "runs the arms of a study, one after the other, and compares them; the same command again goes on"
-    verb = verbs.add_parser("study", help=text, description=text, usage="instruct-jax study --config FILE [--out FOLDER] [--seeds [0,1]]")
-    verb.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/over_optimisation.yaml")
+    text = (
+        "runs the arms of a study, one after the other, and compares them; the same command again"
+        " goes on"
+    )
+    verb = verbs.add_parser(
+        "study",
+        help=text,
+        description=text,
+        usage="instruct-jax study --config FILE [--out FOLDER] [--seeds [0,1]]",
+    )
+    verb.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a YAML file, such as configs/over_optimisation.yaml",
+    )
     verb.set_defaults(work=_study)
-    text = "runs a step that was not finite again, from what the run kept of it; exit code 1 where it still is not finite"
+    text = (
+        "runs a step that was not finite again, from what the run kept of it; exit code 1 where it"
+        " still is not finite"
+    )
     verb = verbs.add_parser("replay", help=text, description=text, allow_abbrev=False)
-    verb.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, or the STAGE/nonfinite_step_N in it that the run named")
+    verb.add_argument(
+        "folder",
+        metavar="FOLDER",
+        type=Path,
+        help="a run folder, or the STAGE/nonfinite_step_N in it that the run named",
+    )
     verb.set_defaults(work=_replay)
     text = "works on files of records before a run (docs/hygiene.md)"
     verb = verbs.add_parser("data", help=text, description=text, allow_abbrev=False)
     actions = verb.add_subparsers(required=True, metavar="ACTION", title="actions")
-    text = "drops duplicates and what is too long, splits by user, masks personal data; writes train, valid and test files and a summary"
+    text = (
+        "drops duplicates and what is too long, splits by user, masks personal data; writes train,"
+        " valid and test files and a summary"
+    )
     usage = "instruct-jax data clean --config FILE [--overwrite] [--dotted.key value ...]"
-    verb = actions.add_parser("clean", help=text, description=text, usage=usage, epilog=KEYS_OF_CLEAN, allow_abbrev=False)
-    verb.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/clean.yaml")
-    verb.add_argument("--overwrite", action="store_true", help="makes the folder again where it exists")
+    verb = actions.add_parser(
+        "clean", help=text, description=text, usage=usage, epilog=KEYS_OF_CLEAN, allow_abbrev=False
+    )
+    verb.add_argument(
+        "--config", required=True, metavar="FILE", help="a YAML file, such as configs/clean.yaml"
+    )
+    verb.add_argument(
+        "--overwrite", action="store_true", help="makes the folder again where it exists"
+    )
     verb.set_defaults(work=_clean)
     text = "builds report.html of a run folder again"
     verb = verbs.add_parser("report", help=text, description=text, allow_abbrev=False)
-    verb.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, such as runs/quickstart")
+    verb.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="a run folder, such as runs/quickstart"
+    )
     verb.set_defaults(work=_report)
 
 
 @contextlib.contextmanager
 def _sigterm_stops() -> Iterator[None]:
-    """SIGTERM raises Terminated.  While a stage trains, its loop takes the signal, to finish the step and save; jax does, of several
-    processes."""
+    """SIGTERM raises Terminated.  While a stage trains, its loop takes the signal, to finish the
+    step and save; jax does, of is_multihost processes."""
 
     def stop(*_: object) -> None:
         raise Terminated
@@ -176,8 +341,8 @@ def _sigterm_stops() -> Iterator[None]:
 @_sigterm_stops()
 def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     config, stages = _load(args, overrides)
-    from instruct_jax.pipeline.rounds import rounds_of
-    from instruct_jax.pipeline.validate import check_config, check_mesh, validate
+    from instruct_jax.chain.preflight import check_config, check_mesh, validate
+    from instruct_jax.chain.rounds import rounds_of
 
     check_config(config, config.stages if stages is None else stages)
     first, *later = rounds_of(config)
@@ -186,9 +351,9 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     from instruct_jax.runtime import hosts
 
-    hosts.join(args.coordinator, args.processes, args.process)
+    hosts.initialize(args.coordinator, args.processes, args.process)
     check_mesh(first, jax.device_count(), stages)
-    from instruct_jax.pipeline.run import run
+    from instruct_jax.chain.run import run
 
     try:
         folder = run(first, stages)
@@ -198,58 +363,69 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
             validate(following, stages)
             folder = run(following, stages)
     except jax.errors.JaxRuntimeError as error:
-        raise hosts.Lost(error) from error if hosts.several() else error
+        raise hosts.HostLostError(error) from error if hosts.is_multihost() else error
     if hosts.is_main():
         print(f"done: {folder}" + (f", see {folder / 'report.html'}" if "report" in stages else ""))
 
 
 def _import(args: argparse.Namespace, overrides: list[str]) -> None:
-    from instruct_jax.pipeline.pretrained import imported_as
-    from instruct_jax.pipeline.validate import check_mesh, validate
+    from instruct_jax.chain.base_model import imported_as
+    from instruct_jax.chain.preflight import check_mesh, validate
 
     config = imported_as(args.base, args.out, overrides)
     validate(config, ("pretrain",))
     import jax
 
     check_mesh(config, jax.device_count(), ("pretrain",))
-    from instruct_jax.pipeline.run import run
+    from instruct_jax.chain.run import run
 
-    print(f"done: {run(config, ('pretrain',))}; begin with it by start: {{folder: {args.out}, stages: [pretrain]}}")
+    print(
+        f"done: {run(config, ('pretrain',))}; begin with it by start: {{folder: {args.out}, stages:"
+        " [pretrain]}"
+    )
 
 
 def _export(args: argparse.Namespace, overrides: list[str]) -> None:
-    from instruct_jax.pipeline.pretrained import load_run
-    from instruct_jax.runtime.folders import RunError
+    from instruct_jax.chain.base_model import load_run
+    from instruct_jax.errors import RunError
 
     if not (args.run / "config.yaml").is_file():
-        raise RunError(f"{args.run} is no run folder, it has no config.yaml: give the folder named by `out` in the config")
+        raise RunError(
+            f"{args.run} is no run folder, it has no config.yaml: give the folder named by `out` in"
+            " the config"
+        )
     config = load_run(args.run / "config.yaml", overrides)
-    from instruct_jax.pipeline.export import export
+    from instruct_jax.commands.export import export
 
     export(config, args.run, args.stage, args.out, args.dtype, adapter=args.adapter)
     print(f"done: {args.out}")
 
 
 def _sample(args: argparse.Namespace, overrides: list[str]) -> None:
-    from instruct_jax.pipeline.sample import sample
+    from instruct_jax.commands.sample import sample
 
-    options = {key: getattr(args, key) for key in ("completions", "temperature", "max_tokens", "seed")}
+    options = {
+        key: getattr(args, key) for key in ("completions", "temperature", "max_tokens", "seed")
+    }
     count = sample(args.models, args.prompts, args.out, overrides, **options)
     print(f"done: {count} prompts in {args.out}")
 
 
 def _chat(args: argparse.Namespace, overrides: list[str]) -> None:
-    from instruct_jax.pipeline.chat import chat
+    from instruct_jax.commands.chat import chat
 
     names = [args.model] if args.other is None else [args.model, args.other]
-    options = {key: getattr(args, key) for key in ("reward", "temperature", "max_tokens", "context", "seed")}
+    options = {
+        key: getattr(args, key)
+        for key in ("reward", "temperature", "max_tokens", "context", "seed")
+    }
     with contextlib.suppress(BrokenPipeError):
         chat(names, overrides, **options)
 
 
 @_sigterm_stops()
 def _label(args: argparse.Namespace, rest: list[str]) -> int:
-    from instruct_jax.pipeline.label import label
+    from instruct_jax.feedback.command import label
 
     try:
         label(rest)
@@ -261,7 +437,7 @@ def _label(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _study(args: argparse.Namespace, overrides: list[str]) -> None:
-    from instruct_jax.pipeline.study import load_study, run_study
+    from instruct_jax.commands.study import load_study, run_study
 
     study, runs = load_study(Path(args.config), overrides)
     run_study(study, runs)
@@ -272,37 +448,52 @@ def _study(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _check(args: argparse.Namespace, overrides: list[str]) -> None:
     if _is_study(args):
-        from instruct_jax.pipeline.study import load_study
+        from instruct_jax.commands.study import load_study
 
-        print(*(f"instruct-jax {shlex.join(run.command)}" for run in load_study(Path(args.config), overrides)[1]), sep="\n")
+        print(
+            *(
+                f"instruct-jax {shlex.join(run.command)}"
+                for run in load_study(Path(args.config), overrides)[1]
+            ),
+            sep="\n",
+        )
         return
     config, stages = _load(args, overrides)
-    from instruct_jax.pipeline.check import check
+    from instruct_jax.commands.check import check
 
     with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
         print(check(config, stages), flush=True)
         if args.show_tokens is not None:
-            from instruct_jax.pipeline.show_tokens import show_tokens
+            from instruct_jax.commands.show_tokens import show_tokens
 
             show_tokens(config, args.show_tokens)
 
 
 def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     config, stages = _load(args, overrides)
-    from instruct_jax.config import check
-    from instruct_jax.pipeline.plan import STAGES, plan, table
-    from instruct_jax.pipeline.validate import check_config, check_mesh
-    from instruct_jax.runtime.chips import check_compiler, parse_topology
+    from instruct_jax.chain.preflight import check_config, check_mesh
+    from instruct_jax.errors import require
+    from instruct_jax.plan.plan import STAGES, plan, table
+    from instruct_jax.plan.topology import check_compiler, parse_topology
 
     check_config(config, stages)
     topology = parse_topology(args.topology)
     check_compiler(topology)
     check_mesh(config, topology.devices, stages)
-    compiled = [stage for stage in stages if stage in STAGES and not (stage == "pretrain" and config.base)]  # which imports
-    check(bool(compiled), f"--stages {','.join(stages)} have no steps to compile; plan knows those of {', '.join(STAGES)}")
+    # which imports
+    compiled = [
+        stage for stage in stages if stage in STAGES and not (stage == "pretrain" and config.base)
+    ]
+    require(
+        bool(compiled),
+        f"--stages {','.join(stages)} have no steps to compile; plan knows those of"
+        f" {', '.join(STAGES)}",
+    )
     rows = plan(config, compiled, topology)
     print(
-        json.dumps({"topology": topology.name, "devices": topology.devices, "steps": rows}) if args.json else table(rows, config, topology)
+        json.dumps({"topology": topology.name, "devices": topology.devices, "steps": rows})
+        if args.json
+        else table(rows, config, topology)
     )
     return 0 if all(row["fits"] for row in rows) else 3
 
@@ -310,11 +501,11 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
 def _replay(args: argparse.Namespace, rest: list[str]) -> int:
     import math
 
-    from instruct_jax.config import ConfigError
+    from instruct_jax.errors import ConfigError
 
     if rest:
         raise ConfigError(f"replay takes one folder and nothing else; remove {' '.join(rest)}")
-    from instruct_jax.pipeline.replay import replay
+    from instruct_jax.commands.replay import replay
 
     place, row = replay(args.folder)
     print(place, *(f"  {name} {value:.6g}" for name, value in row.items()), sep="\n")
@@ -324,8 +515,8 @@ def _replay(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _clean(args: argparse.Namespace, overrides: list[str]) -> None:
-    from instruct_jax.pipeline.clean import CleanConfig, clean
-    from instruct_jax.pipeline.load import load_config
+    from instruct_jax.chain.load import load_config
+    from instruct_jax.cleaning.clean import CleanConfig, clean
 
     config = load_config(CleanConfig, args.config, overrides)
     print(clean(config, overwrite=args.overwrite))
@@ -333,43 +524,48 @@ def _clean(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _report(args: argparse.Namespace, rest: list[str]) -> None:
-    from instruct_jax.runtime.folders import RunError
+    from instruct_jax.errors import RunError
 
     if rest:
         raise RunError(f"report takes one run folder and nothing else; remove {' '.join(rest)}")
     if not (args.folder / "config.yaml").is_file():
-        raise RunError(f"{args.folder} is no run folder, it has no config.yaml: give the folder named by `out` in the config")
-    from instruct_jax.report.build import build
+        raise RunError(
+            f"{args.folder} is no run folder, it has no config.yaml: give the folder named by `out`"
+            " in the config"
+        )
+    from instruct_jax.report.page import build
 
     print(build(args.folder))
 
 
 def _is_study(args: argparse.Namespace) -> bool:
-    from instruct_jax.pipeline.load import read_yaml
+    from instruct_jax.chain.load import read_yaml
 
     return "arms" in read_yaml(Path(args.config))
 
 
 def _load(args: argparse.Namespace, overrides: list[str]):
-    from instruct_jax.config import ConfigError
-    from instruct_jax.pipeline.pretrained import load_run
+    from instruct_jax.chain.base_model import load_run
+    from instruct_jax.errors import ConfigError
 
     if _is_study(args):
-        raise ConfigError(f"{args.config}: `arms` make it a study, not a run; use instruct-jax study --config {args.config}")
+        raise ConfigError(
+            f"{args.config}: `arms` make it a study, not a run; use instruct-jax study --config"
+            f" {args.config}"
+        )
     config = load_run(args.config, overrides)
-    return config, config.stages if args.stages is None else tuple(name.strip() for name in args.stages.split(","))
+    return config, (
+        config.stages
+        if args.stages is None
+        else tuple(name.strip() for name in args.stages.split(","))
+    )
 
 
 def _explain(error: Exception) -> int:
-    """The exit code of an error that is no bug, after its message; a bug goes on with its traceback."""
-    from instruct_jax.config import ConfigError
-    from instruct_jax.data.errors import DataError
+    """The exit code of an error that is no bug, after its message.  A bug is raised again."""
+    from instruct_jax.errors import InstructError
     from instruct_jax.runtime import hosts
-    from instruct_jax.runtime.checkpoints import CheckpointError
-    from instruct_jax.runtime.chips import CompilerError
-    from instruct_jax.runtime.folders import RunError
     from instruct_jax.runtime.signals import Interrupted
-    from instruct_jax.runtime.weights import WeightsError
 
     if isinstance(error, Interrupted):
         if hosts.is_main():
@@ -377,23 +573,25 @@ def _explain(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, OSError) and error.errno in NO_WRITING and error.filename:
         print(
-            f"error: cannot write {error.filename}: {error.strerror}.  Make room on the disk, or let this user write there, and run the "
-            "same command again: it goes on from the last checkpoint",
+            f"error: cannot write {error.filename}: {error.strerror}.  Make room on the disk, or let"
+            " this user write there, and run the same command again: it resumes from the last"
+            " checkpoint",
             file=sys.stderr,
         )
-        return hosts.leave(2)
-    explained = ConfigError, DataError, CheckpointError, RunError, WeightsError, FloatingPointError, hosts.Lost, CompilerError
-    if not isinstance(error, explained):
-        if hosts.several():
-            traceback.print_exception(error)
-            return hosts.leave(1)
-        raise error
-    print(f"error: {error}", file=sys.stderr)
-    return hosts.leave(1 if isinstance(error, FloatingPointError | hosts.Lost | CompilerError) else 2)
+        return hosts.exit_now(2)
+    if isinstance(error, InstructError):
+        print(f"error: {error}", file=sys.stderr)
+        return hosts.exit_now(error.exit_code)
+    if hosts.is_multihost():
+        traceback.print_exception(error)
+        return hosts.exit_now(1)
+    raise error
 
 
 def _silence_libraries() -> None:
-    """Their start-up remarks ("PyTorch was not found") and progress notes would bury our own; errors still show."""
+    """Their start-up remarks ("PyTorch was not found") and progress notes would bury our own;
+    errors still show.
+    """
     defaults = _without_tpu() | {
         "TRANSFORMERS_VERBOSITY": "error",
         "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -409,6 +607,12 @@ def _silence_libraries() -> None:
 
 
 def _without_tpu() -> dict[str, str]:
-    """With libtpu installed and no TPU in the machine, jax would look for one at length and complain; other accelerators stay."""
+    """With libtpu installed and no TPU in the machine, jax would look for one at length and
+    complain; other accelerators stay.
+    """
     wanted = importlib.util.find_spec("libtpu") and not importlib.util.find_spec("jax_plugins")
-    return {"JAX_PLATFORMS": "cpu"} if wanted and not [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")] else {}
+    return (
+        {"JAX_PLATFORMS": "cpu"}
+        if wanted and not [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
+        else {}
+    )

@@ -9,7 +9,9 @@ from instruct_jax.records import Params
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by optimizer step: linear from warmup_from * peak, then constant, or cosine/linear to final_fraction * peak."""
+    """Learning rate by optimizer step: linear from warmup_from * peak, then constant, or
+    cosine/linear to final_fraction * peak.
+    """
     peak, rest = config.learning_rate, max(steps - config.warmup_steps, 1)
     after = {
         "constant": lambda: optax.constant_schedule(peak),
@@ -25,14 +27,25 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """AdamW with global-norm clipping.  Weight decay spares norms, biases and scalar heads."""
     adam = optax.adamw(
-        schedule(config, steps), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=_is_matrix
+        schedule(config, steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=_is_matrix,
     )
-    return adam if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+    return (
+        adam
+        if config.clip_norm is None
+        else optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+    )
 
 
 def _is_matrix(params: Params) -> Params:
     names = {"bias", "scale", "head"}
-    return jax.tree_util.tree_map_with_path(lambda path, x: not names & {getattr(k, "key", None) for k in path}, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: not names & {getattr(k, "key", None) for k in path}, params
+    )
 
 
 def update_ema(ema: Params, params: Params, decay: float) -> Params:

@@ -1,6 +1,7 @@
 """The records that flow between the stages.  Reading this file alone tells the story.
 
-    prompts -> demonstrations -> SFT -> samples -> rankings -> reward model -> rollouts -> experience -> PPO
+    prompts -> demonstrations -> SFT -> samples -> rankings -> reward model -> rollouts ->
+    experience -> PPO
 
 Shape alphabet, used in every docstring, comment and einsum of the project:
 
@@ -11,8 +12,9 @@ Shape alphabet, used in every docstring, comment and einsum of the project:
     H  query heads                     G  key/value heads
     C  width of one head               F  width of the MLP
 
-A `mask` is True where a thing counts.  `logp` is in nats.  A `weight` is a float32 share of a loss: the weights of one batch sum to 1
-over all its micro-batches and hosts, so every loss and metric is a weighted *sum* and micro-batches simply add.
+A `mask` is True where a thing counts.  `logp` is in nats.  A `weight` is a float32 share of a loss:
+the weights of one batch sum to 1 over all its micro-batches and hosts, so every loss and metric is
+a weighted *sum* and micro-batches simply add.
 """
 
 from typing import Any
@@ -30,17 +32,22 @@ class TokenBatch:
 
     tokens: jax.Array  # [B, L] int32
     segments: jax.Array  # [B, L] int32, 0 = padding; tokens attend within their own segment only
-    weight: jax.Array  # [B, L] f32, share of the loss of predicting token t from the tokens before it; column 0 is 0
+    # [B, L] f32, share of the loss of predicting token t from the tokens before it; column 0 is 0
+    weight: jax.Array
 
 
 @struct.dataclass
 class RankingBatch:
-    """Prompts with up to K ranked completions each; all pairs of a prompt stay in one batch element (paper 3.5)."""
+    """Prompts with up to K ranked completions each; all pairs of a prompt stay in one batch element
+    (paper 3.5).
+    """
 
     tokens: jax.Array  # [B, K, L] int32, prompt + completion, padded on the right
-    mask: jax.Array  # [B, K, L] bool, True = real token, eos included; all False where there is no k-th completion
+    # [B, K, L] bool, True = real token, eos included; all False where there is no k-th completion
+    mask: jax.Array
     ranks: jax.Array  # [B, K] int32, 1 = best, equal = tie, 0 = no completion
-    weight: jax.Array  # [B] f32, share of the loss; the same for every prompt whatever its K, 0 where no pair is left
+    # [B] f32, share of the loss; the same for every prompt whatever its K, 0 where no pair is left
+    weight: jax.Array
 
 
 @struct.dataclass
@@ -65,7 +72,9 @@ class Rollout:
 
 @struct.dataclass
 class Experience:
-    """A rollout with everything that PPO needs to learn from it; [B, T] f32 each, 0 where not rollout.mask."""
+    """A rollout with everything that PPO needs to learn from it; [B, T] f32 each, 0 where not
+    rollout.mask.
+    """
 
     rollout: Rollout
     value: jax.Array  # critic's estimate *before* token t
@@ -75,11 +84,17 @@ class Experience:
 
 @struct.dataclass
 class TrainState:
-    """All that a run must remember.  The data position is `step`: the batch of a step is a pure function of seed and step."""
+    """All that a run must remember.
 
-    step: jax.Array  # [] int32, completed steps (PPO: iterations); ~step, which is negative, after one that was not finite
+    The data position is `step`: the batch of a step is a pure function of seed and step.
+    """
+
+    # [] int32, completed steps (PPO: iterations); ~step, which is negative, after one that was not
+    # finite
+    step: jax.Array
     params: Params  # PPO: {"policy": ..., "value": ...}
     opt_state: Any  # optax state of `params`
     ema: Params | None  # exponential moving average of the (policy) params
-    key: jax.Array  # [] typed PRNG key, the root of the stage; a step folds in its number, never advances it
+    # [] typed PRNG key, the root of the stage; a step folds in its number, never advances it
+    key: jax.Array
     kl_coef: jax.Array  # [] f32, coefficient of the KL penalty (PPO; 0 elsewhere)

@@ -1,4 +1,6 @@
-"""The work that bench.py times: models and steps of the project at fixed sizes, each item as a list of phases."""
+"""The work that bench.py times: models and steps of the project at fixed sizes, each item as a list
+of phases.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -49,13 +51,19 @@ SIZES = {
         {"sft": 4, "reward": 4, "ppo": 2},
     ),
     "1.3b": Size(
-        ModelConfig(vocab_size=50304, context=2048, width=2048, layers=24, heads=16, remat="dots"), 8, (64, 512, 128), (64, 512, 128), {}
+        ModelConfig(vocab_size=50304, context=2048, width=2048, layers=24, heads=16, remat="dots"),
+        8,
+        (64, 512, 128),
+        (64, 512, 128),
+        {},
     ),
 }
 
 
 class Work(NamedTuple):
-    """An item, ready to run: phases in order, each takes what the one before gave, the first what the last gave."""
+    """An item, ready to run: phases in order, each takes what the one before gave, the first what
+    the last gave.
+    """
 
     start: Any
     phases: dict[str, Callable[[Any], Any]]
@@ -67,79 +75,159 @@ class Bench:
     """The models at one size, and the items by name."""
 
     def __init__(self, size: Size, micro_batches: int | None, epochs: int):
-        self.size, self.config, self.micro_batches, self.epochs = size, size.model, micro_batches, epochs
+        self.size, self.config, self.micro_batches, self.epochs = (
+            size,
+            size.model,
+            micro_batches,
+            epochs,
+        )
         self.layout = Layout(make_mesh(MeshConfig()))
         self.split = self.layout.sharding("batch")
         self.lm = LanguageModel(self.config, self.layout)
         self.scalar = ScalarModel(self.lm)
-        self.blocks, self.head = 12 * self.config.layers * self.config.width**2, self.config.vocab_size * self.config.width
+        self.blocks, self.head = (
+            12 * self.config.layers * self.config.width**2,
+            self.config.vocab_size * self.config.width,
+        )
 
     def parts(self, item: str) -> int:
-        return self.micro_batches or (self.size.micro_batches.get(item, 1) if jax.default_backend() == "cpu" else 1)
+        return self.micro_batches or (
+            self.size.micro_batches.get(item, 1) if jax.default_backend() == "cpu" else 1
+        )
 
     def tokens(self, *shape: int) -> np.ndarray:
         return np.random.default_rng(0).integers(4, self.config.vocab_size, shape).astype(np.int32)
 
     def prompts(self, rows: int, length: int) -> PromptBatch:
-        return jax.device_put(PromptBatch(self.tokens(rows, length), np.ones((rows, length), bool)), self.split)
+        return jax.device_put(
+            PromptBatch(self.tokens(rows, length), np.ones((rows, length), bool)), self.split
+        )
 
     def born(self, model: LanguageModel | ScalarModel) -> tuple[Any, Any]:
         key = jax.random.key(0)
         return jax.eval_shape(model.init, key), create_sharded(model.init, self.layout, key)
 
-    def supervised(self, item: str, model: LanguageModel | ScalarModel, loss_fn: LossFn, batch: Any, flops: float) -> Work:
+    def supervised(
+        self,
+        item: str,
+        model: LanguageModel | ScalarModel,
+        loss_fn: LossFn,
+        batch: Any,
+        flops: float,
+    ) -> Work:
         optimizer = make_optimizer(ADAM, 1000)
         state = create_state(self.layout, *self.born(model), optimizer.init, jax.random.key(1))
-        step = compile_step(make_step(loss_fn, optimizer, micro_batches=self.parts(item)), self.layout, state)
-        return Work(state, {"step": lambda state: checked(*step(state, batch))}, {"step": flops}, {"micro_batches": self.parts(item)})
+        step = compile_step(
+            make_step(loss_fn, optimizer, micro_batches=self.parts(item)), self.layout, state
+        )
+        return Work(
+            state,
+            {"step": lambda state: checked(*step(state, batch))},
+            {"step": flops},
+            {"micro_batches": self.parts(item)},
+        )
 
     def sft(self) -> Work:
         shape = self.size.rows, self.config.context
         weight = np.full(shape, 1 / (shape[0] * (shape[1] - 1)), np.float32)
         weight[:, 0] = 0
         batch = TokenBatch(self.tokens(*shape), np.ones(shape, np.int32), weight)
-        return self.supervised("sft", self.lm, pretrain.make_loss(self.lm, "sft"), batch, 6 * (self.blocks + self.head) * math.prod(shape))
+        return self.supervised(
+            "sft",
+            self.lm,
+            pretrain.make_loss(self.lm, "sft"),
+            batch,
+            6 * (self.blocks + self.head) * math.prod(shape),
+        )
 
     def reward(self) -> Work:
         pairs = self.size.rows // 2
-        shape, ranks = (pairs, 2, self.config.context), np.tile(np.array([1, 2], np.int32), (pairs, 1))
-        batch = RankingBatch(self.tokens(*shape), np.ones(shape, bool), ranks, np.full(pairs, 1 / pairs, np.float32))
-        return self.supervised("reward", self.scalar, reward_model.make_loss(self.scalar), batch, 6 * self.blocks * math.prod(shape))
+        shape, ranks = (
+            (pairs, 2, self.config.context),
+            np.tile(np.array([1, 2], np.int32), (pairs, 1)),
+        )
+        batch = RankingBatch(
+            self.tokens(*shape), np.ones(shape, bool), ranks, np.full(pairs, 1 / pairs, np.float32)
+        )
+        return self.supervised(
+            "reward",
+            self.scalar,
+            reward_model.make_loss(self.scalar),
+            batch,
+            6 * self.blocks * math.prod(shape),
+        )
 
     def sample(self) -> Work:
         rows, prompt, limit = self.size.sample
-        prompts, params, keys = self.prompts(rows, prompt), self.born(self.lm)[1], iter(jax.random.split(jax.random.key(2), 1000))
-        run = jax.jit(make_rollout(self.lm, SamplerConfig(limit), eos=NEVER, pad=0), out_shardings=self.split)
+        prompts, params, keys = (
+            self.prompts(rows, prompt),
+            self.born(self.lm)[1],
+            iter(jax.random.split(jax.random.key(2), 1000)),
+        )
+        run = jax.jit(
+            make_rollout(self.lm, SamplerConfig(limit), eos=NEVER, pad=0), out_shardings=self.split
+        )
         flops = {"sample": 2 * rows * (self.blocks * (prompt + limit) + self.head * limit)}
         settings = {"rows": rows, "prompt": prompt, "response": limit}
         return Work(None, {"sample": lambda _: run(params, prompts, next(keys))}, flops, settings)
 
     def decode_bytes(self) -> float:
-        """What `sample` must read: all weights and, on average, the prompt and half of the response in the cache, at every token."""
+        """What `sample` must read: all weights and, on average, the prompt and half of the response
+        in the cache, at every token.
+        """
         rows, prompt, limit = self.size.sample
-        cache = 2 * self.config.layers * rows * (prompt + limit / 2) * self.config.groups * self.config.head_size
+        cache = (
+            2
+            * self.config.layers
+            * rows
+            * (prompt + limit / 2)
+            * self.config.groups
+            * self.config.head_size
+        )
         return (self.blocks + self.head + cache) * limit * jnp.dtype(self.config.dtype).itemsize
 
     def ppo(self) -> Work:
         (rows, prompt, limit), micro = self.size.ppo, self.parts("ppo")
         config = ppo.PpoConfig(
-            batch=rows, minibatch=rows // 4, epochs=self.epochs, micro_batches=micro, optimizer=ADAM, sampler=SamplerConfig(limit)
+            batch=rows,
+            minibatch=rows // 4,
+            epochs=self.epochs,
+            micro_batches=micro,
+            optimizer=ADAM,
+            sampler=SamplerConfig(limit),
         )
         adam = make_optimizer(ADAM, 1000)
         names, models = ("policy", "value"), (self.born(self.lm), self.born(self.scalar))
         boxed, params = (dict(zip(names, x, strict=True)) for x in zip(*models, strict=True))
         init = lambda params: {name: adam.init(params[name]) for name in names}  # noqa: E731
-        state = create_state(self.layout, boxed, params, init, jax.random.key(1), averaged=lambda p: p["policy"], kl_coef=config.kl_coef)
-        frozen, prompts = {"reference": params["policy"], "reward": params["value"]}, self.prompts(rows, prompt)
+        state = create_state(
+            self.layout,
+            boxed,
+            params,
+            init,
+            jax.random.key(1),
+            averaged=lambda p: p["policy"],
+            kl_coef=config.kl_coef,
+        )
+        frozen, prompts = (
+            {"reference": params["policy"], "reward": params["value"]},
+            self.prompts(rows, prompt),
+        )
 
-        sampler = jax.jit(make_rollout(self.lm, config.sampler, eos=NEVER, pad=0), out_shardings=self.split)
-        judge = make_experience(self.lm, self.scalar, self.scalar, config.experience, temperature=1.0, parts=4 * micro)
+        sampler = jax.jit(
+            make_rollout(self.lm, config.sampler, eos=NEVER, pad=0), out_shardings=self.split
+        )
+        judge = make_experience(
+            self.lm, self.scalar, self.scalar, config.experience, temperature=1.0, parts=4 * micro
+        )
         judge = jax.jit(judge, out_shardings=(self.split, self.layout.sharding()))
         update = ppo.make_update(self.lm, self.scalar, config, adam, adam)
         learn = compile_step(lambda state, made: update(state, made, None), self.layout, state)
 
         def rollout(state: TrainState):
-            return state, sampler(state.params["policy"], prompts, ppo.iteration_keys(state)["rollout"])
+            return state, sampler(
+                state.params["policy"], prompts, ppo.iteration_keys(state)["rollout"]
+            )
 
         def experience(carry):
             return carry[0], checked(*judge(carry[0].params, frozen, carry[1], carry[0].kl_coef))
@@ -150,12 +238,25 @@ class Bench:
             "experience": 2 * (4 * self.blocks * tokens + 2 * self.head * answers),
             "update": 6 * self.epochs * (2 * self.blocks * tokens + self.head * answers),
         }
-        settings = {"rows": rows, "prompt": prompt, "response": limit, "updates": config.updates, "micro_batches": micro}
-        return Work(state, {"rollout": rollout, "experience": experience, "update": lambda c: checked(*learn(*c))}, flops, settings)
+        settings = {
+            "rows": rows,
+            "prompt": prompt,
+            "response": limit,
+            "updates": config.updates,
+            "micro_batches": micro,
+        }
+        return Work(
+            state,
+            {"rollout": rollout, "experience": experience, "update": lambda c: checked(*learn(*c))},
+            flops,
+            settings,
+        )
 
 
 def checked(result: Any, metrics: Metrics) -> Any:
-    """The result, once its metrics have reached the host and are finite, as the training loop has it."""
+    """The result, once its metrics have reached the host and are finite, as the training loop has
+    it.
+    """
     if bad := [name for name, value in jax.device_get(metrics).items() if not np.isfinite(value)]:
         raise FloatingPointError(f"{bad} not finite")
     return result

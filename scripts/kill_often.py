@@ -1,11 +1,13 @@
-"""Kills a run with SIGKILL at random moments of all its stages, starts it again with the same command each time, and compares what comes
-out, bit for bit, with a run that was never killed:
+"""Kills a run with SIGKILL at random moments of all its stages, starts it again with the same
+command each time, and compares what comes out, bit for bit, with a run that was never killed:
 
-    python scripts/kill_often.py --config tests/pipeline/tiny.yaml --out runs/kill_often --kills 50 --seed 0 [--dotted.key value ...]
+    python scripts/kill_often.py --config tests/chain/tiny.yaml --out runs/kill_often --kills 50
+    --seed 0 [--dotted.key value ...]
 
-The kills are spread evenly over the stages.  Where a stage trains, every second one waits for a checkpoint that is being written, every
-fourth for a random step; all others come at a random time, in imports and set-up or in the first quarter of the stage.  A first run fills a
-compilation cache, so that the others, and each restart, need not compile.
+The kills are spread evenly over the stages.  Where a stage trains, every second one waits for a
+checkpoint that is being written, every fourth for a random step; all others come at a random time,
+in imports and set-up or in the first quarter of the stage.  A first run fills a compilation cache,
+so that the others, and each restart, need not compile.
 """
 
 import argparse
@@ -25,7 +27,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-STAGES = ("pretrain", "sft", "compare", "reward", "select", "ppo_start", "ppo", "ppo_ptx", "evaluate")
+STAGES = (
+    "pretrain",
+    "sft",
+    "compare",
+    "reward",
+    "select",
+    "ppo_start",
+    "ppo",
+    "ppo_ptx",
+    "evaluate",
+)
 LEFTOVERS = ("*.partial", "*.tmp", "*orbax-checkpoint-tmp*")
 SEEN = ".killed"  # a file in what a kill left half written, so that it is counted once
 PATIENCE = 600  # seconds that one start may take
@@ -37,9 +49,15 @@ class Runs:
     def __init__(self, arguments: list[str], out: Path, cache: Path):
         self.out = out
         self._command = [sys.executable, "-m", "instruct_jax", "run", *arguments, "--out", str(out)]
-        settings = {"DIR": str(cache.absolute()), "MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "0"}
+        settings = {
+            "DIR": str(cache.absolute()),
+            "MIN_COMPILE_TIME_SECS": "0",
+            "MIN_ENTRY_SIZE_BYTES": "0",
+        }
         names = {"DIR": "JAX_COMPILATION_CACHE_DIR"}
-        self._env = os.environ | {names.get(key, f"JAX_PERSISTENT_CACHE_{key}"): value for key, value in settings.items()}
+        self._env = os.environ | {
+            names.get(key, f"JAX_PERSISTENT_CACHE_{key}"): value for key, value in settings.items()
+        }
 
     def start(self) -> subprocess.Popen:
         self._log = (self.out.parent / f"{self.out.name}.log").open("a")
@@ -54,8 +72,11 @@ class Runs:
         return (self.out / STAGES[0] / "inputs.json").stat().st_mtime - started
 
     def kill(self, stage: str, due: Callable[[float], bool], startup: float) -> str:
-        """Kills the run when `due(seconds since the stage began or went on)`, or the stage is over; returns where it was."""
-        next_one = stage == STAGES[0] or (self.out / stage / "inputs.json").exists()  # no other stage is to be done before it
+        """Kills the run when `due(seconds since the stage began or went on)`, or the stage is over;
+        returns where it was.
+        """
+        # no other stage is to be done before it
+        next_one = stage == STAGES[0] or (self.out / stage / "inputs.json").exists()
         began = time.monotonic() + startup if next_one else None
         process, limit = self.start(), time.monotonic() + PATIENCE
         while process.poll() is None and time.monotonic() < limit and not self.done(stage):
@@ -66,7 +87,9 @@ class Runs:
             time.sleep(0.0005)
         process.send_signal(signal.SIGKILL)
         if process.wait() != -signal.SIGKILL:
-            raise SystemExit(f"{stage}: exit code {process.returncode} before the kill, see {self._log.name}")
+            raise SystemExit(
+                f"{stage}: exit code {process.returncode} before the kill, see {self._log.name}"
+            )
         half_written = [path for name in STAGES for path in writing(self.out / name)]
         for path in half_written:
             (path / SEEN).touch()
@@ -74,7 +97,14 @@ class Runs:
 
     def at(self) -> str:
         """The stage that is next, or under way."""
-        return next((name for name in STAGES if (self.out / name / "inputs.json").exists() and not self.done(name)), "between stages")
+        return next(
+            (
+                name
+                for name in STAGES
+                if (self.out / name / "inputs.json").exists() and not self.done(name)
+            ),
+            "between stages",
+        )
 
     def done(self, stage: str) -> bool:
         return (self.out / stage / "done.json").exists()
@@ -82,7 +112,11 @@ class Runs:
 
 def writing(stage: Path) -> list[Path]:
     """The half written checkpoint of the stage, if there is one that no earlier kill left."""
-    return [path for path in stage.glob("checkpoints/*orbax-checkpoint-tmp*") if not (path / SEEN).exists()]
+    return [
+        path
+        for path in stage.glob("checkpoints/*orbax-checkpoint-tmp*")
+        if not (path / SEEN).exists()
+    ]
 
 
 def rows(stage: Path) -> int:
@@ -91,22 +125,36 @@ def rows(stage: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def plan(whole: Path, killed: Runs, kills: int, startup: float, rng: random.Random) -> Iterator[tuple[str, str, Callable[[float], bool]]]:
-    """(stage, moment, is it there) of each kill: the stages in their order, as many kills for each; those that a stage did not live to
-    see are for the ones after it, and are left out where none is."""
+def plan(
+    whole: Path, killed: Runs, kills: int, startup: float, rng: random.Random
+) -> Iterator[tuple[str, str, Callable[[float], bool]]]:
+    """(stage, moment, is it there) of each kill: the stages in their order, as many kills for each;
+    those that a stage did not live to see are for the ones after it, and are left out where none
+    is."""
     stages = [name for name in STAGES if (whole / name).exists()]
     for i in range(kills):
         left = [name for name in stages[i * len(stages) // kills :] if not killed.done(name)]
         if not left:
             return
         stage, folder = left[0], killed.out / left[0]
-        steps = rows(whole / stage) * len(stages) // kills  # so many for each kill, and the stage is not over too soon
-        seconds = rng.uniform(-startup / 2, json.loads((whole / stage / "done.json").read_text())["seconds"] / 4)
+        # so many for each kill, and the stage is not over too soon
+        steps = rows(whole / stage) * len(stages) // kills
+        seconds = rng.uniform(
+            -startup / 2, json.loads((whole / stage / "done.json").read_text())["seconds"] / 4
+        )
         reached = min(rows(folder) + rng.randint(1, max(steps, 1)), rows(whole / stage) - 1)
         if rows(whole / stage) and i % 2 == 0:
-            yield stage, "while it writes a checkpoint", lambda _, folder=folder: bool(writing(folder))
+            yield (
+                stage,
+                "while it writes a checkpoint",
+                lambda _, folder=folder: bool(writing(folder)),
+            )
         elif rows(whole / stage) and i % 4 == 1:
-            yield stage, f"after step {reached}", lambda _, folder=folder, reached=reached: rows(folder) >= reached
+            yield (
+                stage,
+                f"after step {reached}",
+                lambda _, folder=folder, reached=reached: rows(folder) >= reached,
+            )
         else:
             yield stage, f"{seconds:+.2f} s", lambda since, seconds=seconds: since >= seconds
 
@@ -118,7 +166,10 @@ def arrays(checkpoint: Path) -> dict[str, bytes]:
         request = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         state = reader.restore(checkpoint / "state", restore_args=request)
     named = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): repr((x.dtype, x.shape)).encode() + x.tobytes() for path, x in named}
+    return {
+        jax.tree_util.keystr(path): repr((x.dtype, x.shape)).encode() + x.tobytes()
+        for path, x in named
+    }
 
 
 def compare(whole: Path, killed: Path) -> dict[str, int]:
@@ -131,20 +182,35 @@ def compare(whole: Path, killed: Path) -> dict[str, int]:
         same[kind] += 1
 
     for pattern in LEFTOVERS:
-        check("kinds of leftovers, all absent", pattern, [], [path for path in killed.rglob(pattern)])
+        check(
+            "kinds of leftovers, all absent", pattern, [], [path for path in killed.rglob(pattern)]
+        )
     for stage in [name for name in STAGES if (whole / name).exists()]:
         a, b = whole / stage, killed / stage
         done = [json.loads((folder / "done.json").read_text())["output"] for folder in (a, b)]
         check("outputs of stages", stage, *done)
         for path in sorted([*a.glob("*.json"), *a.glob("*.jsonl")]):
-            if path.name not in ("done.json", "inputs.json", "sessions.jsonl", "phases.jsonl"):  # these hold times, or hashes of times
+            if path.name not in (
+                "done.json",
+                "inputs.json",
+                "sessions.jsonl",
+                "phases.jsonl",
+            ):  # these hold times, or hashes of times
                 check("files", path, path.read_bytes(), (b / path.name).read_bytes())
         for name in ("metrics.jsonl", "phases.jsonl"):
             if (a / name).exists():
-                rows = [[json.loads(line)["step"] for line in (folder / name).read_text().splitlines()] for folder in (a, b)]
-                check("files with each step once", b / name, rows[1], list(range(1, len(rows[0]) + 1)))
+                rows = [
+                    [json.loads(line)["step"] for line in (folder / name).read_text().splitlines()]
+                    for folder in (a, b)
+                ]
+                check(
+                    "files with each step once", b / name, rows[1], list(range(1, len(rows[0]) + 1))
+                )
         if (a / "checkpoints").exists():
-            steps = [sorted(entry.name for entry in (folder / "checkpoints").iterdir()) for folder in (a, b)]
+            steps = [
+                sorted(entry.name for entry in (folder / "checkpoints").iterdir())
+                for folder in (a, b)
+            ]
             check("sets of checkpoints", stage, *steps)
             for step in steps[0]:
                 ours, theirs = arrays(a / "checkpoints" / step), arrays(b / "checkpoints" / step)
@@ -156,7 +222,11 @@ def compare(whole: Path, killed: Path) -> dict[str, int]:
 
 def main() -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)  # orbax has remarks
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", required=True)
     parser.add_argument("--out", required=True, type=lambda text: Path(text).absolute())
     parser.add_argument("--kills", type=int, default=50)
@@ -167,18 +237,29 @@ def main() -> None:
     args.out.mkdir(parents=True)
     started = time.monotonic()
     arguments = ["--config", args.config, *overrides]
-    first, whole, killed = (Runs(arguments, args.out / name, args.out / "compiled") for name in ("first", "whole", "killed"))
+    first, whole, killed = (
+        Runs(arguments, args.out / name, args.out / "compiled")
+        for name in ("first", "whole", "killed")
+    )
     first.finish()
     startup = whole.finish()
     hit = collections.Counter()
-    for stage, moment, due in plan(whole.out, killed, args.kills, startup, random.Random(args.seed)):
+    for stage, moment, due in plan(
+        whole.out, killed, args.kills, startup, random.Random(args.seed)
+    ):
         where = killed.kill(stage, due, startup)
         hit[where] += 1
         print(f"kill {hit.total()}: {stage}, {moment}: hit {where}", flush=True)
     killed.finish()
     print(*(f"{count:4} x {where}" for where, count in hit.items()), sep="\n")
-    print(*(f"same: {count} {kind}" for kind, count in compare(whole.out, killed.out).items()), sep="\n")
-    print(f"{hit.total()} kills, seed {args.seed}: the same, bit for bit, after {time.monotonic() - started:.0f} s")
+    print(
+        *(f"same: {count} {kind}" for kind, count in compare(whole.out, killed.out).items()),
+        sep="\n",
+    )
+    print(
+        f"{hit.total()} kills, seed {args.seed}: the same, bit for bit, after"
+        f" {time.monotonic() - started:.0f} s"
+    )
 
 
 if __name__ == "__main__":

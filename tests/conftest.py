@@ -1,4 +1,5 @@
-"""The strictness of the whole suite, and eight CPU devices to test meshes on.  Runs before anything imports jax.
+"""The strictness of the whole suite, and eight CPU devices to test meshes on.  Runs before anything
+imports jax.
 
 Warnings are errors (pyproject.toml).
 """
@@ -6,11 +7,18 @@ Warnings are errors (pyproject.toml).
 import os
 import pathlib
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda or tpu: for tests/models/test_attention.py
+# JAX_PLATFORMS=cuda or tpu: for tests/models/test_attention.py
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 
-CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "instruct_jax" / "tests"
+CACHE = (
+    pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+    / "instruct_jax"
+    / "tests"
+)
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(CACHE / "hypothesis")  # its tables of characters
 
 import hypothesis  # noqa: E402
@@ -29,10 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     hosts.settle_fake_devices()
     jax.config.update("jax_debug_key_reuse", True)
-    jax.config.update("jax_compilation_cache_dir", str(CACHE))  # safe to delete; the second run of the suite compiles little
+    # safe to delete; the second run of the suite compiles little
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     # the same examples every time, on machines of any speed; nothing is left in the tree
     slow = hypothesis.HealthCheck.too_slow
-    hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None, suppress_health_check=[slow])
+    hypothesis.settings.register_profile(
+        "suite", derandomize=True, deadline=None, database=None, suppress_health_check=[slow]
+    )
     hypothesis.settings.load_profile("suite")

@@ -1,4 +1,6 @@
-"""Every mistake of a user ends before any device work: exit code 2, one message with place, value and repair, nothing written."""
+"""Every mistake of a user ends before any device work: exit code 2, one message with place, value
+and repair, nothing written.
+"""
 
 import copy
 import dataclasses
@@ -16,9 +18,9 @@ import userfiles
 import yaml
 from data import wordtok
 
+from instruct_jax.chain.load import load_config
+from instruct_jax.chain.settings import RunConfig
 from instruct_jax.cli import main
-from instruct_jax.pipeline.load import load_config
-from instruct_jax.pipeline.settings import RunConfig
 from instruct_jax.records import TrainState
 from instruct_jax.runtime.checkpoints import Checkpoints, restore_params
 from instruct_jax.runtime.metrics import Recompiles
@@ -34,7 +36,8 @@ class Case:
     tokenizer: dict | None = None  # its special tokens
     prepare: Callable[[Path], object] = str  # changes the folder
     run: Callable[[Path], None] | None = None  # in the place of the pipeline
-    check: bool = True  # `check` says the same; it knows no devices, and what is not there yet it only reports
+    # `check` says the same; it knows no devices, and what is not there yet it only reports
+    check: bool = True
 
 
 def demo(**fields):
@@ -42,11 +45,21 @@ def demo(**fields):
 
 
 def ranks(ranks, completions=("b", "c", "d")):
-    return {"ranks.jsonl": [*userfiles.DATA["ranks.jsonl"], {"prompt": "a", "completions": list(completions), "ranks": ranks}]}
+    return {
+        "ranks.jsonl": [
+            *userfiles.DATA["ranks.jsonl"],
+            {"prompt": "a", "completions": list(completions), "ranks": ranks},
+        ]
+    }
 
 
 def prompts(*records):
-    return {"prompts.jsonl": [*userfiles.DATA["prompts.jsonl"], *({"prompt": r} if not isinstance(r, dict) else r for r in records)]}
+    return {
+        "prompts.jsonl": [
+            *userfiles.DATA["prompts.jsonl"],
+            *({"prompt": r} if not isinstance(r, dict) else r for r in records),
+        ]
+    }
 
 
 def chat(*turns: str) -> list[dict]:
@@ -66,7 +79,9 @@ def template(text: str) -> Callable[[Path], object]:
 
 
 def stage_of_another(folder: str, tokenizer: str = "0123456789abcdef") -> Callable[[Path], object]:
-    """A run folder with the same config, whose reward stage is done and was made with a tokenizer of this fingerprint."""
+    """A run folder with the same config, whose reward stage is done and was made with a tokenizer
+    of this fingerprint.
+    """
 
     def prepare(place: Path) -> None:
         (place / folder / "reward").mkdir(parents=True)
@@ -74,7 +89,9 @@ def stage_of_another(folder: str, tokenizer: str = "0123456789abcdef") -> Callab
         config = dataclasses.asdict(load_config(RunConfig, place / "run.yaml"))
         (place / folder / "config.yaml").write_text(yaml.safe_dump(config))
         metadata = place / folder / "reward/checkpoints/3/_CHECKPOINT_METADATA"  # of orbax
-        userfiles.write(metadata, json.dumps({"custom_metadata": {"tokenizer": tokenizer}}).encode())
+        userfiles.write(
+            metadata, json.dumps({"custom_metadata": {"tokenizer": tokenizer}}).encode()
+        )
 
     return prepare
 
@@ -103,7 +120,11 @@ def swap(old: str, new: str) -> Callable[[str], str]:
 
 def restore(shape: tuple[int, ...], tokenizer: str) -> Callable[[Path], None]:
     def run(place: Path) -> None:
-        restore_params(place / "ckpt", {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}, fingerprints={"tokenizer": tokenizer})
+        restore_params(
+            place / "ckpt",
+            {"w": jax.ShapeDtypeStruct(shape, jnp.float32)},
+            fingerprints={"tokenizer": tokenizer},
+        )
 
     return run
 
@@ -344,7 +365,9 @@ CASES = [
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "ckpt"
-    state = TrainState(jnp.int32(3), {"w": jnp.zeros(3)}, (), None, jax.random.key(0), jnp.float32(0))
+    state = TrainState(
+        jnp.int32(3), {"w": jnp.zeros(3)}, (), None, jax.random.key(0), jnp.float32(0)
+    )
     with Checkpoints(folder, fingerprints={"tokenizer": "one"}) as checkpoints:
         checkpoints.save(state)
     return folder
@@ -369,7 +392,10 @@ def test_bad_input(case: Case, place, checkpoint, monkeypatch, capsys):
     if case.tokenizer:
         wordtok.words(**case.tokenizer).save_pretrained(place / "tok")
     (place / "ckpt").symlink_to(checkpoint)
-    userfiles.fake_run(monkeypatch, lambda config, stages: case.run(place) if case.run else pytest.fail("the run began"))
+    userfiles.fake_run(
+        monkeypatch,
+        lambda config, stages: case.run(place) if case.run else pytest.fail("the run began"),
+    )
     words = case.args.split()
     argv = words[1:] if words[:1] == ["VERB"] else ["run", "--config", "run.yaml", *words]
     before = snapshot(place)
@@ -384,21 +410,56 @@ def test_bad_input(case: Case, place, checkpoint, monkeypatch, capsys):
 
 ODD = {  # files, and what `check` shows
     "byte order mark, Windows line ends": (
-        {"demos.jsonl": b'\xef\xbb\xbf{"prompt": "a b", "completion": "c"}\r\n\r\n{"prompt": "a b", "completion": "d"}'},
+        {
+            "demos.jsonl": (
+                b'\xef\xbb\xbf{"prompt": "a b", "completion": "c"}\r\n\r\n{"prompt": "a b",'
+                b' "completion": "d"}'
+            )
+        },
         "2 demonstrations",
     ),
-    "line separators": ({"demos.jsonl": '{"prompt": "a \u2028 b", "completion": "c\u2029 \x85 d\\t\\f"}'.encode()}, "1 demonstrations"),
+    "line separators": (
+        {"demos.jsonl": '{"prompt": "a \u2028 b", "completion": "c\u2029 \x85 d\\t\\f"}'.encode()},
+        "1 demonstrations",
+    ),
     "10 MB in one line": ({"texts.jsonl": [{"text": "a " * 5_000_000}]}, "1 texts"),
     "nulls": (
-        {"ranks.jsonl": [{**userfiles.DATA["ranks.jsonl"][0], "id": None, "ended": None, "likert": None, "labeler_id": None}] * 2},
+        {
+            "ranks.jsonl": (
+                [
+                    {
+                        **userfiles.DATA["ranks.jsonl"][0],
+                        "id": None,
+                        "ended": None,
+                        "likert": None,
+                        "labeler_id": None,
+                    }
+                ]
+                * 2
+            )
+        },
         "2 rankings",
     ),
-    "what a model said": ({"ranks.jsonl": [{**userfiles.DATA["ranks.jsonl"][0], "completions": ["\0", "\x1b", "b"]}] * 2}, "2 rankings"),
+    "what a model said": (
+        {
+            "ranks.jsonl": (
+                [{**userfiles.DATA["ranks.jsonl"][0], "completions": ["\0", "\x1b", "b"]}] * 2
+            )
+        },
+        "2 rankings",
+    ),
     "one id of two labelers": (
-        {"ranks.jsonl": [{**userfiles.DATA["ranks.jsonl"][0], "id": 1, "labeler_id": who} for who in "ab"]},
+        {
+            "ranks.jsonl": [
+                {**userfiles.DATA["ranks.jsonl"][0], "id": 1, "labeler_id": who} for who in "ab"
+            ]
+        },
         "2 rankings",
     ),
-    "other fields": ({"demos.jsonl": demo(prompt="a b", completion="c", ended="no", ranks=None)}, "2 demonstrations"),
+    "other fields": (
+        {"demos.jsonl": demo(prompt="a b", completion="c", ended="no", ranks=None)},
+        "2 demonstrations",
+    ),
 }
 
 
@@ -417,6 +478,16 @@ def test_a_file_without_permission(place, monkeypatch, capsys):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    userfiles.refused(main, ["check", "--config", "run.yaml"], ("texts.jsonl: cannot be read (Permission denied)", "permissions"), capsys)
+    userfiles.refused(
+        main,
+        ["check", "--config", "run.yaml"],
+        ("texts.jsonl: cannot be read (Permission denied)", "permissions"),
+        capsys,
+    )
     monkeypatch.setattr(Path, "read_text", refuse)
-    userfiles.refused(main, ["check", "--config", "run.yaml"], ("run.yaml: cannot be read (Permission denied)", "permissions"), capsys)
+    userfiles.refused(
+        main,
+        ["check", "--config", "run.yaml"],
+        ("run.yaml: cannot be read (Permission denied)", "permissions"),
+        capsys,
+    )

@@ -26,7 +26,12 @@ def place(tmp_path, monkeypatch) -> Path:
 def process(*args: str) -> subprocess.CompletedProcess:
     """A process of its own, on a machine where no device can be started."""
     environment = os.environ | {"JAX_PLATFORMS": "none", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", "instruct_jax", *args], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [sys.executable, "-m", "instruct_jax", *args],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
 
 
 def test_the_good_config_runs(place, monkeypatch, capsys):
@@ -38,14 +43,22 @@ def test_the_good_config_runs(place, monkeypatch, capsys):
 
     userfiles.fake_run(monkeypatch, run)
     assert main(["run", "--config", "run.yaml", "--stages", "sft, reward"]) == 0
-    assert begun == [("runs/a", ("sft", "reward"))] and capsys.readouterr() == ("done: runs/a\n", "")
+    assert begun == [("runs/a", ("sft", "reward"))] and capsys.readouterr() == (
+        "done: runs/a\n",
+        "",
+    )
     assert main(["run", "--config", "run.yaml"]) == 0
     assert capsys.readouterr().out == "done: runs/a, see runs/a/report.html\n"
 
 
 def test_check_shows_what_the_files_make(place, capsys):
-    """4 demonstrations of 6 tokens are 2 rows of 16, a batch of 4; 3 of 4 rankings are left to learn from."""
-    assert main(["check", "--config", "run.yaml", "--stages", "sft,reward,ppo", "--sft.batch", "1"]) == 0
+    """4 demonstrations of 6 tokens are 2 rows of 16, a batch of 4; 3 of 4 rankings are left to
+    learn from.
+    """
+    assert (
+        main(["check", "--config", "run.yaml", "--stages", "sft,reward,ppo", "--sft.batch", "1"])
+        == 0
+    )
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     table = shown[shown.index("stage steps batch tokens") :]
     assert table[1:5] == [
@@ -54,15 +67,24 @@ def test_check_shows_what_the_files_make(place, capsys):
         "ppo 1 8 x (6 + 6), 2 updates of 4 8 episodes, at most 48 sampled",
         "",
     ]
-    assert {"tokenizer 17 ids of 20 in the model", "4 demonstrations in 2 rows", "4 rankings of 12 completions"} <= set(shown)
+    assert {
+        "tokenizer 17 ids of 20 in the model",
+        "4 demonstrations in 2 rows",
+        "4 rankings of 12 completions",
+    } <= set(shown)
 
 
 @pytest.mark.parametrize("rule", ["drop", "truncate_left", "truncate_right"])
 def test_long_prompts_are_counted(rule, place, capsys):
-    userfiles.write(place / "prompts.jsonl", [*userfiles.DATA["prompts.jsonl"], {"prompt": "a " * 10}])
+    userfiles.write(
+        place / "prompts.jsonl", [*userfiles.DATA["prompts.jsonl"], {"prompt": "a " * 10}]
+    )
     assert main(["check", "--config", "run.yaml", "--text.on_long", rule]) == 0
     shown = capsys.readouterr().out
-    assert f"prompts.jsonl: {12 if rule == 'drop' else 13} records; too long: 1 prompts, 0 completions (on_long={rule})" in shown
+    assert (
+        f"prompts.jsonl: {12 if rule == 'drop' else 13} records; too long: 1 prompts, 0 completions"
+        f" (on_long={rule})" in shown
+    )
 
 
 def test_bad_records_are_skipped_and_listed(place, capsys):
@@ -70,20 +92,35 @@ def test_bad_records_are_skipped_and_listed(place, capsys):
     userfiles.write(place / "ranks.jsonl", [*userfiles.DATA["ranks.jsonl"], tied])
     assert main(["check", "--config", "run.yaml", "--files.on_bad_record", "skip"]) == 0
     shown = capsys.readouterr().out
-    assert "4 rankings of 12 completions" in shown and "ranks.jsonl:5: ranks=[1, 1, 1] is one tie" in shown
+    assert (
+        "4 rankings of 12 completions" in shown
+        and "ranks.jsonl:5: ranks=[1, 1, 1] is one tie" in shown
+    )
 
 
 ENDS = {
     "not finite": (FloatingPointError("ppo step 3: ppo/kl is nan"), 1, "error: ppo step 3"),
-    "Ctrl-C outside of a stage": (KeyboardInterrupt(), 130, "stopped by Ctrl-C; run the same command again"),
+    "Ctrl-C outside of a stage": (
+        KeyboardInterrupt(),
+        130,
+        "stopped by Ctrl-C; run the same command again",
+    ),
     "Ctrl-C": (Interrupted("ppo was stopped by Ctrl-C", 130), 130, "ppo was stopped"),
     "disk full": (
         OSError(errno.ENOSPC, "No space left on device", "runs/a/x"),
         2,
         "error: cannot write runs/a/x: No space left on device.",
     ),
-    "read-only": (PermissionError(errno.EACCES, "Permission denied", "runs/a"), 2, "error: cannot write runs/a: Permission denied."),
-    "SIGTERM outside of a stage": (Terminated(), 0, "stopped by SIGTERM; run the same command again"),
+    "read-only": (
+        PermissionError(errno.EACCES, "Permission denied", "runs/a"),
+        2,
+        "error: cannot write runs/a: Permission denied.",
+    ),
+    "SIGTERM outside of a stage": (
+        Terminated(),
+        0,
+        "stopped by SIGTERM; run the same command again",
+    ),
     "machine taken away": (Interrupted("ppo was stopped by SIGTERM", 0), 0, "ppo was stopped"),
 }
 
@@ -116,7 +153,10 @@ def test_a_bug_keeps_its_traceback(place, monkeypatch):
 def test_bad_input_in_a_process(place):
     found = process("run", "--config", "run.yaml", "--files.prompts", "[nowhere.jsonl]")
     assert found.returncode == 2 and not found.stdout
-    assert found.stderr.startswith("error: nowhere.jsonl: no such file") and found.stderr.count("\n") == 1
+    assert (
+        found.stderr.startswith("error: nowhere.jsonl: no such file")
+        and found.stderr.count("\n") == 1
+    )
 
 
 def test_check_in_a_process(place):
@@ -129,12 +169,22 @@ def test_check_in_a_process(place):
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["replay", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "args", [["--help"], ["run", "--help"], ["replay", "--help"]], ids=" ".join
+)
 def test_help_is_quick(args):
     """It imports nothing heavy; 1 s leaves room for a busy machine."""
-    code = "import sys, instruct_jax.cli as c; c.main(sys.argv[1:]); print(sorted({'jax', 'numpy', 'yaml'} & set(sys.modules)))"
+    code = (
+        "import sys, instruct_jax.cli as c; c.main(sys.argv[1:]); print(sorted({'jax', 'numpy',"
+        " 'yaml'} & set(sys.modules)))"
+    )
     started = time.monotonic()
-    found = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    found = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert "usage: instruct-jax" in found.stdout and found.stdout.endswith("[]\n")
     assert time.monotonic() - started < 1
 

@@ -1,4 +1,6 @@
-"""The pages of docs/ say what the code does: every metric, every key with its default, and the worked example."""
+"""The pages of docs/ say what the code does: every metric, every key with its default, and the
+worked example.
+"""
 
 import ast
 import dataclasses
@@ -13,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import instruct_jax
+from instruct_jax.chain.load import load_config
+from instruct_jax.chain.settings import STAGES, RunConfig
 from instruct_jax.cli import main
-from instruct_jax.pipeline.load import load_config
-from instruct_jax.pipeline.settings import STAGES, RunConfig
 
 CODE = Path(instruct_jax.__file__).parent
 ROOT = CODE.parent
@@ -28,22 +30,37 @@ def page(name: str) -> str:
 
 
 def emitted() -> set[str]:
-    """Keys "stage/name" of all dict displays in stages and ops; f"{stage}/name" for the stages that log it."""
+    """Keys "stage/name" of all dict displays in stages and ops; f"{stage}/name" for the stages that
+    log it.
+    """
     found: set[str] = set()
     for path in [*(CODE / "stages").glob("*.py"), *(CODE / "ops").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for key in node.keys if isinstance(node, ast.Dict) else ():
-                if isinstance(key, ast.Constant) and isinstance(key.value, str) and METRIC.fullmatch(key.value):
+                if (
+                    isinstance(key, ast.Constant)
+                    and isinstance(key.value, str)
+                    and METRIC.fullmatch(key.value)
+                ):
                     found.add(key.value)
                 elif isinstance(key, ast.JoinedStr):
-                    found |= {stage + part.value for part in key.values if isinstance(part, ast.Constant) for stage in NAMED_BY_STAGE}
+                    found |= {
+                        stage + part.value
+                        for part in key.values
+                        if isinstance(part, ast.Constant)
+                        for stage in NAMED_BY_STAGE
+                    }
     return found
 
 
 def test_every_metric_is_explained_and_no_other():
     found = emitted()
     assert len(found) > 20
-    assert {name for name in re.findall(r"^\| `([^`]+)` \|", page("stages"), re.MULTILINE) if METRIC.fullmatch(name)} == found
+    assert {
+        name
+        for name in re.findall(r"^\| `([^`]+)` \|", page("stages"), re.MULTILINE)
+        if METRIC.fullmatch(name)
+    } == found
 
 
 def sections(cls: type, prefix: str = ""):
@@ -61,7 +78,9 @@ def tables() -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     for part in re.split(r"^### ", page("config"), flags=re.MULTILINE)[1:]:
         heading, _, body = part.partition("\n")
-        rows = re.findall(r"^\| `([a-z0-9_]+)` \| (.*) \|$", body.partition("\n## ")[0], re.MULTILINE)
+        rows = re.findall(
+            r"^\| `([a-z0-9_]+)` \| (.*) \|$", body.partition("\n## ")[0], re.MULTILINE
+        )
         for name in [""] if heading == "The run" else re.findall(r"`([^`]+)`", heading):
             found[name] = {key: cells.split(" | ") for key, cells in rows}
     return found
@@ -72,7 +91,9 @@ def default_of(field: dataclasses.Field) -> str:
         return "required"
     if field.default_factory is not dataclasses.MISSING:
         return f"`{json.dumps(field.default_factory())}`"
-    return "section" if dataclasses.is_dataclass(field.default) else f"`{json.dumps(field.default)}`"
+    return (
+        "section" if dataclasses.is_dataclass(field.default) else f"`{json.dumps(field.default)}`"
+    )
 
 
 def test_every_key_is_explained_with_its_default():
@@ -82,16 +103,25 @@ def test_every_key_is_explained_with_its_default():
         assert list(documented[name]) == [field.name for field in fields], name
         for field in fields:
             assert documented[name][field.name][0] == default_of(field), f"{name}.{field.name}"
-            assert documented[name][field.name][1] or field.name == "norm_eps", f"{name}.{field.name} has no meaning"
+            assert documented[name][field.name][1] or field.name == "norm_eps", (
+                f"{name}.{field.name} has no meaning"
+            )
 
 
 def test_the_optimizer_defaults_of_the_stages():
-    rows = re.findall(r"^\| `([a-z_.]+optimizer)` \| `(.+?)` \| `(.+?)` \| `(.+?)` \|", page("config"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([a-z_.]+optimizer)` \| `(.+?)` \| `(.+?)` \| `(.+?)` \|",
+        page("config"),
+        re.MULTILINE,
+    )
     assert len(rows) == 5
     for name, *shown in rows:
         stage, key = name.split(".")
         optimizer = getattr(getattr(RunConfig, stage), key)
-        assert shown == [json.dumps(getattr(optimizer, part)) for part in ("learning_rate", "schedule", "clip_norm")], name
+        assert shown == [
+            json.dumps(getattr(optimizer, part))
+            for part in ("learning_rate", "schedule", "clip_norm")
+        ], name
 
 
 def test_every_stage_is_explained():
@@ -117,16 +147,24 @@ def test_the_memory_of_the_papers_sizes(name, tmp_path, monkeypatch, capsys):
 
 
 def test_the_worked_example_runs(tmp_path, monkeypatch):
-    files = re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", page("new_algorithm"), re.DOTALL)
+    files = re.findall(
+        r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", page("new_algorithm"), re.DOTALL
+    )
     assert [name for name, _ in files] == [
         "instruct_jax/stages/dpo.py", "instruct_jax/pipeline/dpo.py", "configs/dpo_smoke.yaml", "tests/stages/test_dpo.py"
     ]  # fmt: skip
-    assert not any((ROOT / name).exists() for name, _ in files), "DPO is in the code now: take another example"
+    assert not any((ROOT / name).exists() for name, _ in files), (
+        "DPO is in the code now: take another example"
+    )
     modules = {}
     for name, text in files:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text((ROOT / "configs/quickstart_smoke.yaml").read_text() + text if name.endswith(".yaml") else text)
+        path.write_text(
+            (ROOT / "configs/quickstart_smoke.yaml").read_text() + text
+            if name.endswith(".yaml")
+            else text
+        )
         if name.endswith(".py"):
             dotted = name.removesuffix(".py").replace("/", ".")
             spec = importlib.util.spec_from_file_location(dotted, path)
@@ -137,9 +175,17 @@ def test_the_worked_example_runs(tmp_path, monkeypatch):
             if package in sys.modules:
                 monkeypatch.setattr(sys.modules[package], leaf, modules[name], raising=False)
             spec.loader.exec_module(modules[name])
-    config = load_config(modules["instruct_jax/pipeline/dpo.py"].DpoRun, tmp_path / "configs/dpo_smoke.yaml", ["--dpo.beta", "0.2"])
+    config = load_config(
+        modules["instruct_jax/pipeline/dpo.py"].DpoRun,
+        tmp_path / "configs/dpo_smoke.yaml",
+        ["--dpo.beta", "0.2"],
+    )
     assert (config.dpo.beta, config.dpo.batch) == (0.2, 8)
-    tests = [test for name, test in vars(modules["tests/stages/test_dpo.py"]).items() if name.startswith("test_")]
+    tests = [
+        test
+        for name, test in vars(modules["tests/stages/test_dpo.py"]).items()
+        if name.startswith("test_")
+    ]
     assert len(tests) == 3
     for test in tests:
         test()

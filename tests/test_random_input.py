@@ -1,4 +1,6 @@
-"""Random bytes, random JSON and almost right records for everything that reads: good records come out, or one clean error."""
+"""Random bytes, random JSON and almost right records for everything that reads: good records come
+out, or one clean error.
+"""
 
 import copy
 import functools
@@ -15,17 +17,24 @@ from data import wordtok
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from instruct_jax.config import ConfigError
-from instruct_jax.data import adapters, encode, readers
-from instruct_jax.data.errors import DataError
+from instruct_jax.chain.load import load_config
+from instruct_jax.chain.settings import RunConfig
+from instruct_jax.data import encode, readers
+from instruct_jax.data import public_sets as adapters
 from instruct_jax.data.tokenize import encode_completion, encode_prompt, load_tokenizer
-from instruct_jax.pipeline.load import load_config
-from instruct_jax.pipeline.settings import RunConfig
+from instruct_jax.errors import ConfigError, DataError
 
 USER, REPLY = {"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}
 NODE = {"message_id": "m", "role": "prompter", "text": "a", "replies": []}
 REPLIES = [
-    {"message_id": str(i), "role": "assistant", "text": f"b {i}", "replies": [NODE | {"message_id": f"n{i}"}], "rank": i} for i in (0, 1)
+    {
+        "message_id": str(i),
+        "role": "assistant",
+        "text": f"b {i}",
+        "replies": [NODE | {"message_id": f"n{i}"}],
+        "rank": i,
+    }
+    for i in (0, 1)
 ]
 HH = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
 GOOD: dict[str, list[dict]] = {  # kind -> records of every form
@@ -37,7 +46,13 @@ GOOD: dict[str, list[dict]] = {  # kind -> records of every form
         {"instruction": "i", "input": "j", "output": "o"},
     ],
     "rankings": [
-        {"prompt": "a", "completions": ["b", "c d", "e"], "ranks": [1, 2, 2], "ended": [True, False, True], "likert": [7, 1, 1]},
+        {
+            "prompt": "a",
+            "completions": ["b", "c d", "e"],
+            "ranks": [1, 2, 2],
+            "ended": [True, False, True],
+            "likert": [7, 1, 1],
+        },
         {"prompt": [USER], "chosen": "b", "rejected": "c"},
         {"chosen": HH + "d", "rejected": HH + "e"},
         {"chosen": [USER, REPLY], "rejected": [USER, REPLY | {"content": "d"}]},
@@ -45,17 +60,30 @@ GOOD: dict[str, list[dict]] = {  # kind -> records of every form
     "samples": [{"prompt": "a", "completions": ["b", ""], "ended": [True, False]}],
 }
 PUBLISHED = {  # adapter and kind -> file, records as published
-    ("oasst", "demonstrations"): ("oasst_en100/a_tree.jsonl", [{"prompt": NODE | {"replies": REPLIES}}]),
+    ("oasst", "demonstrations"): (
+        "oasst_en100/a_tree.jsonl",
+        [{"prompt": NODE | {"replies": REPLIES}}],
+    ),
     ("oasst", "rankings"): ("oasst_en100/a_tree.jsonl", [{"prompt": NODE | {"replies": REPLIES}}]),
     ("oasst", "prompts"): ("oasst_en100/a_tree.jsonl", [{"prompt": NODE | {"replies": REPLIES}}]),
-    ("hh", "rankings"): ("hh_rlhf_harmless_test/test.jsonl", [{"chosen": HH + "d", "rejected": HH + "e"}]),
+    ("hh", "rankings"): (
+        "hh_rlhf_harmless_test/test.jsonl",
+        [{"chosen": HH + "d", "rejected": HH + "e"}],
+    ),
     ("self_instruct", "demonstrations"): (
         "self_instruct_seed/seed_tasks.jsonl",
         [{"id": "s", "instruction": "a", "instances": [{"input": "b", "output": "c"}]}],
     ),
     ("self_instruct", "prompts"): (
         "self_instruct_seed/user_oriented_instructions.jsonl",
-        [{"id": "u", "motivation_app": "x", "instruction": "a", "instances": [{"input": "b", "output": "c"}]}],
+        [
+            {
+                "id": "u",
+                "motivation_app": "x",
+                "instruction": "a",
+                "instances": [{"input": "b", "output": "c"}],
+            }
+        ],
     ),
     ("novels", "texts"): ("gutenberg/a.txt", []),
     ("wikitext", "texts"): ("wikitext2/valid.txt", []),
@@ -79,7 +107,11 @@ ODD = [
 TEXTS = st.sampled_from(ODD) | st.text(st.characters(), max_size=8)  # half surrogate pairs included
 NUMBERS = st.sampled_from([0, 1, -1, 2**31, 10**400, 0.5, -0.0, 1e400, float("nan")])
 ATOMS = st.none() | st.booleans() | NUMBERS | TEXTS
-JSON = st.recursive(ATOMS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=6)
+JSON = st.recursive(
+    ATOMS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @st.composite
@@ -115,7 +147,9 @@ def _parts(value: Any):
 
 def lines(good: list[dict]) -> st.SearchStrategy[bytes]:
     """Contents of a file: records, almost records, JSON, bytes."""
-    line = (almost(good) | JSON).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=12)
+    line = (almost(good) | JSON).map(lambda value: json.dumps(value).encode()) | st.binary(
+        max_size=12
+    )
     return st.lists(line, max_size=4).map(b"\n".join) if good else st.binary(max_size=30)
 
 
@@ -163,7 +197,12 @@ def test_readers(kind, place, tokenizers):
     read = getattr(readers, f"read_{kind}")
 
     @settings(max_examples=250)
-    @given(lines(GOOD[kind]), st.sampled_from(["a.jsonl", "a.json", "a.txt", "a.jsonl.gz"]), st.sampled_from(["error", "skip"]), FORMS)
+    @given(
+        lines(GOOD[kind]),
+        st.sampled_from(["a.jsonl", "a.json", "a.txt", "a.jsonl.gz"]),
+        st.sampled_from(["error", "skip"]),
+        FORMS,
+    )
     def run(content, name, on_bad_record, form):
         path = place / name
         path.write_bytes(content)
@@ -186,7 +225,9 @@ def test_adapters(adapter, kind, place):
     def run(content):
         (place / file).parent.mkdir(exist_ok=True)
         (place / file).write_bytes(content)
-        records = clean(lambda: adapters.load(kind, f"{adapter}:{place}"), str((place / file).parent))
+        records = clean(
+            lambda: adapters.load(kind, f"{adapter}:{place}"), str((place / file).parent)
+        )
         if records:
             readers.write_jsonl(place / "again.jsonl", records)
             again = adapters.load(kind, str(place / "again.jsonl"))
@@ -211,7 +252,10 @@ def test_config(place):
     """Bytes, YAML of anything, almost right configs and overrides."""
     path, good = place / "run.yaml", yaml.safe_load(userfiles.CONFIG)
     trees = (almost([good]) | JSON).map(lambda tree: yaml.safe_dump(tree).encode())
-    words = st.lists(st.sampled_from(["--seed", "--ppo.batch=8", "--mesh", "--", "--out", "--files.x"]) | TEXTS, max_size=3)
+    words = st.lists(
+        st.sampled_from(["--seed", "--ppo.batch=8", "--mesh", "--", "--out", "--files.x"]) | TEXTS,
+        max_size=3,
+    )
 
     @settings(max_examples=400)
     @given(trees | st.binary(max_size=40), words)
@@ -229,11 +273,17 @@ def test_config(place):
 def test_tokenizer(form, place):
     """A folder in which one file is almost right; what can be loaded can encode."""
     with tempfile.TemporaryDirectory() as name:
-        wordtok.words().save_pretrained(name) if form == "words" else wordtok.gpt2_folder(Path(name))
+        (
+            wordtok.words().save_pretrained(name)
+            if form == "words"
+            else wordtok.gpt2_folder(Path(name))
+        )
         files = {path.name: path.read_text() for path in Path(name).iterdir()}
     folder = place / form
     folder.mkdir()
-    changed = st.sampled_from(sorted(files)).flatmap(lambda file: st.tuples(st.just(file), contents(files[file])))
+    changed = st.sampled_from(sorted(files)).flatmap(
+        lambda file: st.tuples(st.just(file), contents(files[file]))
+    )
 
     @settings(max_examples=100)
     @given(changed)
@@ -250,4 +300,6 @@ def test_tokenizer(form, place):
 def contents(text: str) -> st.SearchStrategy[bytes]:
     if not text.startswith("{"):
         return st.binary(max_size=20)
-    return (almost([json.loads(text)]) | JSON).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=20)
+    return (almost([json.loads(text)]) | JSON).map(
+        lambda value: json.dumps(value).encode()
+    ) | st.binary(max_size=20)

@@ -14,7 +14,9 @@ from instruct_jax.models.lora import backbone_of
 from instruct_jax.records import PromptBatch, RankingBatch, TokenBatch
 
 PAD, BOS, EOS = 0, 1, 2
-GPT = ModelConfig(vocab_size=32, context=24, width=16, layers=2, heads=2, init_std=0.3, logprob_chunk=8)
+GPT = ModelConfig(
+    vocab_size=32, context=24, width=16, layers=2, heads=2, init_std=0.3, logprob_chunk=8
+)
 LLAMA = ModelConfig(
     vocab_size=32, context=24, width=16, layers=3, heads=4, kv_heads=2, head_width=6, mlp_width=24, positions="rotary", rotary_base=100.0,
     norm="rmsnorm", activation="silu", gated=True, bias=False, tied=False, init_std=0.3, logprob_chunk=64,
@@ -28,7 +30,10 @@ def params(config: ModelConfig = GPT, seed: int = 0):
     tree = nn.unbox(jax.jit(LanguageModel(config).init)(jax.random.key(seed)))
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(seed + 100), len(leaves))
-    return jax.tree.unflatten(treedef, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    return jax.tree.unflatten(
+        treedef,
+        [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)],
+    )
 
 
 @functools.cache
@@ -46,7 +51,11 @@ def token_batch(rows=8, length=12, seed=0) -> TokenBatch:
     lengths = np.random.default_rng(seed).integers(3, length + 1, rows)
     real = np.arange(length)[None, :] < lengths[:, None]
     weight = (real & (np.arange(length) > 0)[None, :]).astype(np.float32)
-    return TokenBatch(np.where(real, tokens((rows, length), seed), PAD), real.astype(np.int32), weight / weight.sum())
+    return TokenBatch(
+        np.where(real, tokens((rows, length), seed), PAD),
+        real.astype(np.int32),
+        weight / weight.sum(),
+    )
 
 
 def prompt_batch(rows=8, length=6, seed=0) -> PromptBatch:
@@ -64,7 +73,12 @@ def ranking_batch(rows=8, k=3, length=10, seed=0) -> RankingBatch:
     mask = np.arange(length)[None, None, :] < lengths[:, :, None]
     ranks = np.stack([rng.permutation(k) + 1 for _ in range(rows)]).astype(np.int32)
     ranks[1::2, -1] = 0
-    return RankingBatch(np.where(mask, tokens((rows, k, length), seed), PAD), mask, ranks, np.full(rows, 1 / rows, np.float32))
+    return RankingBatch(
+        np.where(mask, tokens((rows, k, length), seed), PAD),
+        mask,
+        ranks,
+        np.full(rows, 1 / rows, np.float32),
+    )
 
 
 def shift(x, left: int, total: int):

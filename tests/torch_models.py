@@ -8,9 +8,16 @@ import torch
 import transformers
 
 V = 101
-SMALL: dict[str, Any] = {"vocab_size": V, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
+SMALL: dict[str, Any] = {
+    "vocab_size": V,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+}
 GROUPED = SMALL | {"num_key_value_heads": 2, "max_position_embeddings": 256}
-ODD = GROUPED | {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 36}  # three groups of two
+# three groups of two
+ODD = GROUPED | {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 36}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -19,9 +26,17 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
-ALTERNATE = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 5}
+ALTERNATE = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 5,
+}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {"vocab_size": V, "n_positions": 96, "n_embd": 30, "n_layer": 3, "n_head": 3}),
@@ -52,23 +67,48 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", SMALL | {"hidden_size": 32, "rotary_pct": 0.25}),
     "gpt_neox in turn, odd heads": (
         "gpt_neox",
-        SMALL | {"hidden_size": 36, "num_attention_heads": 3, "rotary_pct": 0.5, "use_parallel_residual": False, "attention_bias": False},
+        SMALL
+        | {
+            "hidden_size": 36,
+            "num_attention_heads": 3,
+            "rotary_pct": 0.5,
+            "use_parallel_residual": False,
+            "attention_bias": False,
+        },
     ),
     "opt": (
         "opt",
-        {"vocab_size": V, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "ffn_dim": 40, "word_embed_proj_dim": 24},
+        {
+            "vocab_size": V,
+            "hidden_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "ffn_dim": 40,
+            "word_embed_proj_dim": 24,
+        },
     ),
     "llama": ("llama", GROUPED),
     "llama 3": ("llama", ODD | {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
-    "llama with biases, yarn": ("llama", GROUPED | {"attention_bias": True, "mlp_bias": True, "rope_parameters": YARN}),
+    "llama with biases, yarn": (
+        "llama",
+        GROUPED | {"attention_bias": True, "mlp_bias": True, "rope_parameters": YARN},
+    ),
     "llama linear": ("llama", GROUPED | {"head_dim": 10, "rope_parameters": LINEAR}),
     "mistral": ("mistral", ODD | {"sliding_window": 6}),
     "mistral without window": ("mistral", GROUPED | {"sliding_window": None}),
     "qwen2": ("qwen2", GROUPED | {"tie_word_embeddings": True}),
-    "qwen2 with windows": ("qwen2", GROUPED | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen2 with windows": (
+        "qwen2",
+        GROUPED | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
     "qwen3": ("qwen3", GROUPED | {"head_dim": 12, "tie_word_embeddings": True}),
     "gemma": ("gemma", SMALL | {"num_key_value_heads": 1, "head_dim": 12}),
-    "gemma2": ("gemma2", GROUPED | ALTERNATE | {"head_dim": 8, "query_pre_attn_scalar": 11, "attn_logit_softcapping": 2.0}),
+    "gemma2": (
+        "gemma2",
+        GROUPED
+        | ALTERNATE
+        | {"head_dim": 8, "query_pre_attn_scalar": 11, "attn_logit_softcapping": 2.0},
+    ),
     "gemma3": ("gemma3_text", GROUPED | ALTERNATE | {"head_dim": 8, "query_pre_attn_scalar": 8}),
     "gemma3 long": (
         "gemma3_text",
@@ -91,7 +131,9 @@ FIRST = {family: name for name, (family, _) in reversed(CONFIGS.items())}  # one
 
 def config_of(name: str) -> Any:
     family, keys = CONFIGS[name]
-    return transformers.AutoConfig.for_model(family, bos_token_id=None, eos_token_id=None, pad_token_id=None, **keys)
+    return transformers.AutoConfig.for_model(
+        family, bos_token_id=None, eos_token_id=None, pad_token_id=None, **keys
+    )
 
 
 def model_of(name: str, seed: int = 0, head: bool = False) -> Any:
@@ -100,7 +142,11 @@ def model_of(name: str, seed: int = 0, head: bool = False) -> Any:
     config = config_of(name)
     if head:
         config.num_labels, config.pad_token_id = 1, 0
-    auto = transformers.AutoModelForSequenceClassification if head else transformers.AutoModelForCausalLM
+    auto = (
+        transformers.AutoModelForSequenceClassification
+        if head
+        else transformers.AutoModelForCausalLM
+    )
     model = auto.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():
         for weight in model.parameters():

@@ -1,4 +1,6 @@
-"""A folder of files as a user would have them: a tokenizer, four kinds of records, and a config over them; all tiny."""
+"""A folder of files as a user would have them: a tokenizer, four kinds of records, and a config
+over them; all tiny.
+"""
 
 import json
 import re
@@ -22,7 +24,7 @@ sft: {epochs: 1, batch: 4, length: 16}
 reward: {batch: 4}
 ppo: {iterations: 1, batch: 8, minibatch: 4, sampler: {max_tokens: 6}}
 """
-# of the run that tests/pipeline/conftest.py finishes
+# of the run that tests/chain/conftest.py finishes
 OVERRIDES = """
 --files.held_out 0.25 --files.held_out_tokens 32 --text.on_long truncate_left --reward.normalize mean_and_std --sft.epochs 2
 --ppo.ptx_coef 1 --ppo.ptx_batch 4 --ppo.ptx_length 16 --evaluation.temperatures [1.0] --evaluation.best_of [1,2]
@@ -47,16 +49,27 @@ def make(folder: Path) -> Path:
 
 def write(path: Path, content: bytes | list) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else "".join(json.dumps(record) + "\n" for record in content).encode())
+    path.write_bytes(
+        content
+        if isinstance(content, bytes)
+        else "".join(json.dumps(record) + "\n" for record in content).encode()
+    )
 
 
 def fake_run(monkeypatch: pytest.MonkeyPatch, run: Callable[..., object]) -> None:
     """Puts `run(config, stages)` in the place of the pipeline."""
-    monkeypatch.setitem(sys.modules, "instruct_jax.pipeline.run", types.SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "instruct_jax.chain.run", types.SimpleNamespace(run=run))
 
 
-def refused(main: Callable[[list[str]], int], argv: list[str], message: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    """The command ends with exit code 2 and one message that holds all parts of `message`, and prints nothing else."""
+def refused(
+    main: Callable[[list[str]], int],
+    argv: list[str],
+    message: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The command ends with exit code 2 and one message that holds all parts of `message`, and
+    prints nothing else.
+    """
     code, shown = main(argv), capsys.readouterr()
     assert code == 2
     for part in message:

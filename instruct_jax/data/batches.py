@@ -1,7 +1,8 @@
 """The batch of a step is a pure function of seed and step, so resuming needs no iterator state.
 
-The records are read as an endless stream of epochs, each shuffled differently; step s takes the records [s * batch, (s + 1) * batch) of the
-stream.  The last batch of an epoch therefore wraps around into the next one: no record is lost and no shape changes.
+The records are read as an endless stream of epochs, each shuffled differently; step s takes the
+records [s * batch, (s + 1) * batch) of the stream.  The last batch of an epoch therefore wraps
+around into the next one: no record is lost and no shape changes.
 """
 
 import bisect
@@ -12,8 +13,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from instruct_jax.data.errors import DataError
 from instruct_jax.data.packing import Ids, Rows, pad_prompts, pad_rows
+from instruct_jax.errors import DataError
 from instruct_jax.records import PromptBatch, RankingBatch, TokenBatch
 
 Batch = TypeVar("Batch")
@@ -23,7 +24,12 @@ Ranking = tuple[Sequence[Ids], Sequence[int]]  # prompt + completion, K times; r
 
 @dataclasses.dataclass(frozen=True)
 class Batches(Generic[Batch]):
-    batch_at: Callable[..., Batch]  # (step, rows=all of them) -> those rows of the batch of all hosts together; leaves are numpy arrays
+    batch_at: Callable[
+        ..., Batch
+        # (step, rows=all of them) -> those rows of the batch of all hosts together; leaves are
+        # numpy
+        # arrays
+    ]
     records_at: Callable[[int], np.ndarray]  # step -> which records are in it, [B]
     steps_per_epoch: int
 
@@ -36,7 +42,10 @@ def buckets(lengths: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
     if list(sizes) != sorted(set(sizes)):
         raise DataError(f"sizes={list(sizes)} must ascend and differ; sort them")
     if max(lengths) > sizes[-1]:
-        raise DataError(f"record {int(np.argmax(lengths))} has {max(lengths)} tokens, the largest of sizes={list(sizes)}; add a larger one")
+        raise DataError(
+            f"record {int(np.argmax(lengths))} has {max(lengths)} tokens, the largest of"
+            f" sizes={list(sizes)}; add a larger one"
+        )
     return np.array([bisect.bisect_left(sizes, n) for n in lengths])
 
 
@@ -51,7 +60,8 @@ def _fitted(lengths: Sequence[int], sizes: Sequence[int] | None) -> list[int]:
 def stream(records: np.ndarray, batch: int, seed: int) -> Callable[[int], np.ndarray]:
     """number of a batch -> its records, [batch]."""
 
-    # Not grain: its random access is pure too, but costs 14 us a record (0.06 s for the 4096 rows of a PPO-ptx step) and 0.8 s of import.
+    # Not grain: its random access is pure too, but costs 14 us a record (0.06 s for the 4096 rows
+    # of a PPO-ptx step) and 0.8 s of import.
     @functools.lru_cache(maxsize=2)
     def shuffled(epoch: int) -> np.ndarray:
         return np.random.default_rng((seed, epoch)).permutation(records)
@@ -64,11 +74,16 @@ def stream(records: np.ndarray, batch: int, seed: int) -> Callable[[int], np.nda
 
 
 def _source(
-    make: Callable[[np.ndarray, np.ndarray, Shape], Batch], shapes: Sequence[Shape], batch: int, seed: int, what: str
+    make: Callable[[np.ndarray, np.ndarray, Shape], Batch],
+    shapes: Sequence[Shape],
+    batch: int,
+    seed: int,
+    what: str,
 ) -> Batches[Batch]:
-    """`make(records, rows, shape)` for every step: the rows (indices) of the batch of these records, where shapes[record] is what a record
-    needs.  With several shapes, each step's records have one shape, and each shape is a stream of its own: an epoch visits them in a
-    shuffled order, each as often as it has batches (rounded up)."""
+    """`make(records, rows, shape)` for every step: the rows (indices) of the batch of these
+    records, where shapes[record] is what a record needs.  With several shapes, each step's records
+    have one shape, and each shape is a stream of its own: an epoch visits them in a shuffled order,
+    each as often as it has batches (rounded up)."""
     if not len(shapes):
         raise DataError(f"no {what} to make batches of; check the data file and what was dropped")
     if batch < 1:
@@ -84,7 +99,11 @@ def _source(
         if step < 0:
             raise ValueError(f"step={step} must not be negative")
         epoch, position = divmod(int(step), per_epoch)
-        order = visits if len(streams) == 1 else np.random.default_rng((seed, epoch)).permutation(visits)
+        order = (
+            visits
+            if len(streams) == 1
+            else np.random.default_rng((seed, epoch)).permutation(visits)
+        )
         b = int(order[position])
         return b, streams[b](epoch * counts[b] + int((order[:position] == b).sum()))
 
@@ -99,7 +118,10 @@ def token_batches(rows: Rows, *, batch: int, seed: int) -> Batches[TokenBatch]:
     """Packed rows; every token to be learned weighs the same within its batch."""
     if rows.mask.size and not rows.mask.any(axis=1).all():
         where = int(np.flatnonzero(~rows.mask.any(axis=1))[0])
-        raise DataError(f"row {where} has no token to learn, so a batch could weigh 0; drop empty completions and one-token documents")
+        raise DataError(
+            f"row {where} has no token to learn, so a batch could weigh 0; drop empty completions"
+            " and one-token documents"
+        )
 
     counts = rows.mask.sum(axis=1)
 
@@ -121,17 +143,23 @@ def ranking_batches(
     sizes: Sequence[int] | None = None,
     counts: Sequence[int] | None = None,
 ) -> Batches[RankingBatch]:
-    """All completions of a prompt in one batch element.  `sizes` are the lengths L that may occur, `counts` the numbers of completions K;
-    without them there is one of each, the largest of the data set."""
+    """All completions of a prompt in one batch element.  `sizes` are the lengths L that may occur,
+    `counts` the numbers of completions K; without them there is one of each, the largest of the
+    data set."""
     completions_of = [len(ranks) for _, ranks in rankings]
     lengths = [max(len(ids) for ids in completions) for completions, _ in rankings]
 
     def make(records: np.ndarray, part: np.ndarray, shape: tuple[int, int]) -> RankingBatch:
         (most, size), own = shape, records[part]
         absent = [[()] * (most - len(rankings[r][1])) for r in own]
-        sequences = [ids for r, none in zip(own, absent, strict=True) for ids in (*rankings[r][0], *none)]
+        sequences = [
+            ids for r, none in zip(own, absent, strict=True) for ids in (*rankings[r][0], *none)
+        ]
         tokens, mask = pad_rows(sequences, size, pad=pad)
-        ranks = np.array([[*rankings[r][1], *[0] * len(none)] for r, none in zip(own, absent, strict=True)], np.int32)
+        ranks = np.array(
+            [[*rankings[r][1], *[0] * len(none)] for r, none in zip(own, absent, strict=True)],
+            np.int32,
+        )
         informative = np.array([len(set(rankings[r][1])) > 1 for r in records])  # a pair is left
         weight = informative[part].astype(np.float32) / np.float32(max(informative.sum(), 1))
         full = (len(own), most, size)
@@ -141,8 +169,12 @@ def ranking_batches(
     return _source(make, shapes, batch, seed, "rankings")
 
 
-def prompt_batches(prompts: Sequence[Ids], *, batch: int, seed: int, pad: int, sizes: Sequence[int] | None = None) -> Batches[PromptBatch]:
-    """Prompts padded on the left to the smallest of `sizes` (the lengths P that may occur) that holds every prompt of the batch."""
+def prompt_batches(
+    prompts: Sequence[Ids], *, batch: int, seed: int, pad: int, sizes: Sequence[int] | None = None
+) -> Batches[PromptBatch]:
+    """Prompts padded on the left to the smallest of `sizes` (the lengths P that may occur) that
+    holds every prompt of the batch.
+    """
 
     def make(records: np.ndarray, part: np.ndarray, size: int) -> PromptBatch:
         return PromptBatch(*pad_prompts([prompts[r] for r in records[part]], size, pad=pad))  # pyright: ignore[reportArgumentType]

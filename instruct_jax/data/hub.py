@@ -4,24 +4,35 @@ import os
 from pathlib import Path
 from typing import Any
 
-from instruct_jax.data.errors import DataError, shorten
+from instruct_jax.errors import DataError, shorten
 
 CONFIG = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def model_folder(name: str, *, weights: bool = True) -> Path:
-    """The folder itself, or that of the hub's OWNER/NAME, which is downloaded once; without weights only what is small."""
+    """The folder itself, or that of the hub's OWNER/NAME, which is downloaded once; without weights
+    only what is small.
+    """
     if os.path.isdir(name):  # False also for a name that no file system takes
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise DataError(f"{name}: no such model folder (looked in {Path.cwd()}); correct it, or give OWNER/NAME of the Hugging Face hub")
+        raise DataError(
+            f"{name}: no such model folder (looked in {Path.cwd()}); correct it, or give OWNER/NAME"
+            " of the Hugging Face hub"
+        )
     patterns = [*CONFIG, "*.safetensors"] if weights else CONFIG
-    return _download(name, f"`hf download {name} --local-dir FOLDER`, and give that folder", allow_patterns=patterns)
+    return _download(
+        name,
+        f"`hf download {name} --local-dir FOLDER`, and give that folder",
+        allow_patterns=patterns,
+    )
 
 
 def dataset_folder(name: str) -> Path:
     """That of the hub's data set OWNER/NAME, which is downloaded once."""
-    return _download(name, f"`hf download {name} --repo-type dataset` keeps it for later", repo_type="dataset")
+    return _download(
+        name, f"`hf download {name} --repo-type dataset` keeps it for later", repo_type="dataset"
+    )
 
 
 def _download(name: str, repair: str, **options: Any) -> Path:
@@ -31,5 +42,6 @@ def _download(name: str, repair: str, **options: Any) -> Path:
         return Path(snapshot_download(name, **options))
     except Exception as error:  # the library raises those of its HTTP client too
         raise DataError(
-            f"{name}: neither here nor to be had from the Hugging Face hub ({shorten(error, 200)}); where there is a network, {repair}"
+            f"{name}: neither here nor to be had from the Hugging Face hub ({shorten(error, 200)});"
+            f" where there is a network, {repair}"
         ) from error

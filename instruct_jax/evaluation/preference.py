@@ -6,11 +6,15 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def win_rate(ours: Sequence[float] | np.ndarray, theirs: np.ndarray, *, tie: float = 1e-6) -> dict[str, float | list[float] | int]:
-    """Share of comparisons in which `ours` scores higher, ties one half, with the 95 % normal interval of the mean over prompts.
+def win_rate(
+    ours: Sequence[float] | np.ndarray, theirs: np.ndarray, *, tie: float = 1e-6
+) -> dict[str, float | list[float] | int]:
+    """Share of comparisons in which `ours` scores higher, ties one half, with the 95 % normal
+    interval of the mean over prompts.
 
-    ours [prompts]; theirs [prompts, draws]: several answers of the rival to each prompt take the luck of one draw out of the result.
-    The paper does not say how it counts ties (4.1); one half makes a model against itself 0.5.
+    ours [prompts]; theirs [prompts, draws]: several answers of the rival to each prompt take the
+    luck of one draw out of the result. The paper does not say how it counts ties (4.1); one half
+    makes a model against itself 0.5.
     """
     difference = np.asarray(ours, np.float64)[:, None] - np.asarray(theirs, np.float64)
     wins = np.where(np.abs(difference) <= tie, 0.5, difference > 0).mean(axis=1)
@@ -19,10 +23,11 @@ def win_rate(ours: Sequence[float] | np.ndarray, theirs: np.ndarray, *, tie: flo
 
 
 def best_of_n(proxy: np.ndarray, value: np.ndarray, n: int) -> float:
-    """Expected `value` of the sample with the highest `proxy` among n, from N >= n samples per prompt; both [prompts, N].
+    """Expected `value` of the sample with the highest `proxy` among n, from N >= n samples per
+    prompt; both [prompts, N].
 
-    Every subset of n counts the same: with samples sorted by proxy, sample i is the best of C(i - 1, n - 1) of the C(N, n) subsets
-    (Nakano et al. 2021, arXiv:2112.09332, appendix I).
+    Every subset of n counts the same: with samples sorted by proxy, sample i is the best of C(i -
+    1, n - 1) of the C(N, n) subsets (Nakano et al. 2021, arXiv:2112.09332, appendix I).
     """
     total = proxy.shape[1]
     if not 1 <= n <= total:
@@ -33,5 +38,7 @@ def best_of_n(proxy: np.ndarray, value: np.ndarray, n: int) -> float:
 
 
 def best_of_n_kl(n: int) -> float:
-    """log n - (n - 1) / n nats: an upper bound of KL(best-of-n || one sample), reached where no two samples tie (Beirami et al. 2024)."""
+    """log n - (n - 1) / n nats: an upper bound of KL(best-of-n || one sample), reached where no two
+    samples tie (Beirami et al. 2024).
+    """
     return math.log(n) - (n - 1) / n

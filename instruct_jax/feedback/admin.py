@@ -1,4 +1,6 @@
-"""The pages of admins: how far it is, who labels and how well, every answer, invitations, instructions, and the export."""
+"""The pages of admins: how far it is, who labels and how well, every answer, invitations,
+instructions, and the export.
+"""
 
 import collections
 import functools
@@ -12,12 +14,13 @@ from typing import NamedTuple
 from starlette.responses import Response
 from starlette.routing import Route
 
-from instruct_jax.config import ConfigError
-from instruct_jax.feedback import accounts, agreement, instructions, plots, store, tally
+from instruct_jax.errors import ConfigError
+from instruct_jax.feedback import accounts, agreement, instructions, plots, store
+from instruct_jax.feedback import progress as tally
 from instruct_jax.feedback.agreement import Screening, Share
-from instruct_jax.feedback.export import export
+from instruct_jax.feedback.records import export
 from instruct_jax.feedback.tasks import FLAGS, clean
-from instruct_jax.feedback.visits import NOT_STORED, Site, Visit, route, to
+from instruct_jax.feedback.web import NOT_STORED, Site, Visit, route, to
 
 HOURS, BINS = 48, 8  # of the pictures
 ROWS = 50  # answers on a page
@@ -48,7 +51,9 @@ class Measured(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _measured(path: Path, answers: int) -> Measured:
-    """Of all answers; their number is only the key of the cache: it is done again when there are more."""
+    """Of all answers; their number is only the key of the cache: it is done again when there are
+    more.
+    """
     db = store.open_store(path)
     found = store.answers(db)
     db.close()
@@ -72,22 +77,41 @@ def _overview(visit: Visit, status: int = 200, problem: str = "", link: str = ""
     found = _measured(visit.site.path, sum(row.answers for row in rows))
     per_labeler = [(row.name, float(row.answers)) for row in rows if row.answers]
     pictures = [
-        (f"Answers per hour, last {HOURS} hours", plots.bars(hours, f"{HOURS} h ago", "now", f"{hours[-1]} answers in the last hour")),
-        ("Agreement over time", plots.shares(_over_time(found.over_time), _said(found.groups["training"]))),
+        (
+            f"Answers per hour, last {HOURS} hours",
+            plots.bars(hours, f"{HOURS} h ago", "now", f"{hours[-1]} answers in the last hour"),
+        ),
+        (
+            "Agreement over time",
+            plots.shares(_over_time(found.over_time), _said(found.groups["training"])),
+        ),
         (
             "Agreement of each labeler with the others",
-            plots.shares([(name, *share[:3]) for name, share in found.agreement.items()], f"{len(found.agreement)} labelers"),
+            plots.shares(
+                [(name, *share[:3]) for name, share in found.agreement.items()],
+                f"{len(found.agreement)} labelers",
+            ),
         ),
         ("Answers of each labeler", plots.named_bars(per_labeler, f"{len(per_labeler)} labelers")),
     ]
-    values = {"progress": tally.progress(visit.db), "rows": rows, "found": found, "pictures": pictures, "files": FILES, "said": _said}
+    values = {
+        "progress": tally.progress(visit.db),
+        "rows": rows,
+        "found": found,
+        "pictures": pictures,
+        "files": FILES,
+        "said": _said,
+    }
     return visit.page("admin.html", status, problem=problem, link=link, **values)
 
 
 def _over_time(points: Sequence[tuple[float, Share]]) -> list[tuple[str, float, float, float]]:
     """The points of the picture, named by the day, or by the hour where all are of two days."""
     form = "%m-%d" if points and points[-1][0] - points[0][0] > 2 * 86400 else "%H:%M"
-    return [(time.strftime(form, time.gmtime(at)), share.mean, share.low, share.high) for at, share in points]
+    return [
+        (time.strftime(form, time.gmtime(at)), share.mean, share.low, share.high)
+        for at, share in points
+    ]
 
 
 def _said(share: Share | None) -> str:
@@ -102,7 +126,9 @@ def invite(visit: Visit) -> Response:
     name, held_out = visit.form.get("name", "").strip(), visit.form.get("group") == "held-out"
     group: store.Group = "held-out" if held_out else "training"
     try:
-        token = accounts.invite(visit.db, name, group, admin=visit.form.get("admin") == "yes", now=visit.now)
+        token = accounts.invite(
+            visit.db, name, group, admin=visit.form.get("admin") == "yes", now=visit.now
+        )
     except ConfigError as error:
         return _overview(visit, 422, problem=str(error))
     return _overview(visit, link=f"{store.setting(visit.db, 'url') or ''}/join/{token}")
@@ -128,15 +154,32 @@ def write_instructions(visit: Visit) -> Response:
 def browse(visit: Visit) -> Response:
     """The answers, the newest first; those of one labeler with ?labeler=NAME."""
     asked = visit.request.query_params
-    labeler, page = asked.get("labeler") or None, int(asked["page"]) if asked.get("page", "").isdecimal() else 0
+    labeler, page = (
+        asked.get("labeler") or None,
+        int(asked["page"]) if asked.get("page", "").isdecimal() else 0,
+    )
     found = store.answers(visit.db, labeler=labeler, last=ROWS + 1, before=page * ROWS)
-    return visit.page("answers.html", answers=found[::-1][:ROWS], more=len(found) > ROWS, labeler=labeler, number=page)
+    return visit.page(
+        "answers.html",
+        answers=found[::-1][:ROWS],
+        more=len(found) > ROWS,
+        labeler=labeler,
+        number=page,
+    )
 
 
 def one_answer(visit: Visit) -> Response:
     asked = visit.request.query_params
-    for answer in store.answers(visit.db, labeler=asked.get("labeler", ""), task=asked.get("task", "")):
-        return visit.page("answer.html", answer=answer, order=range(len(answer.completions)), names=FLAGS, blind=False)
+    for answer in store.answers(
+        visit.db, labeler=asked.get("labeler", ""), task=asked.get("task", "")
+    ):
+        return visit.page(
+            "answer.html",
+            answer=answer,
+            order=range(len(answer.completions)),
+            names=FLAGS,
+            blind=False,
+        )
     return visit.problem(404, "There is no such answer.")
 
 

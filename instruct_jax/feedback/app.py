@@ -16,16 +16,19 @@ from starlette.staticfiles import StaticFiles
 
 from instruct_jax.feedback import accounts, admin, instructions, store, tasks
 from instruct_jax.feedback.accounts import Labeler
+from instruct_jax.feedback.sanitize import rendered
 from instruct_jax.feedback.tasks import FLAGS, LIKERT, ReplyError, letter
-from instruct_jax.feedback.text import rendered
-from instruct_jax.feedback.visits import NOT_STORED, Visit, guarded, open_site, plain_page, route, to
+from instruct_jax.feedback.web import NOT_STORED, Visit, guarded, open_site, plain_page, route, to
 
 SESSION = 7 * 86400  # seconds; every page begins them anew
 SHOWN = 50  # of one's own answers, the last ones, on the first page
 
 
 def create_app(path: Path, *, lease: float = 3600.0, https: bool = False) -> Starlette:
-    """The web app over the store at `path`.  Leases last so many seconds; with `https` the session's cookie travels by TLS only."""
+    """The web app over the store at `path`.
+
+    Leases last so many seconds; with `https` the session's cookie travels by TLS only.
+    """
     site = open_site(path, lease)
     routes = [
         route(site, "/", home),
@@ -38,13 +41,22 @@ def create_app(path: Path, *, lease: float = 3600.0, https: bool = False) -> Sta
         *admin.routes(site),
         Mount("/static", StaticFiles(packages=[("instruct_jax.feedback", "static")])),
     ]
-    cookie = {"session_cookie": cookie_name(site.secret), "max_age": SESSION, "same_site": "lax", "https_only": https}
+    cookie = {
+        "session_cookie": cookie_name(site.secret),
+        "max_age": SESSION,
+        "same_site": "lax",
+        "https_only": https,
+    }
     session = Middleware(SessionMiddleware, secret_key=site.secret, **cookie)
-    return Starlette(routes=routes, middleware=[Middleware(guarded), session], exception_handlers={404: _absent})
+    return Starlette(
+        routes=routes, middleware=[Middleware(guarded), session], exception_handlers={404: _absent}
+    )
 
 
 def cookie_name(secret: str) -> str:
-    """Of the session; another one for each store, as cookies do not tell ports of one machine apart."""
+    """Of the session; another one for each store, as cookies do not tell ports of one machine
+    apart.
+    """
     return f"labeling_{hashlib.sha256(secret.encode()).hexdigest()[:8]}"
 
 
@@ -64,11 +76,24 @@ def login_page(visit: Visit) -> Response:
 def log_in(visit: Visit) -> Response:
     name, client = visit.form.get("name", "").strip(), visit.request.client
     try:
-        me = accounts.log_in(visit.db, name, visit.form.get("password", "")[: accounts.LONGEST], client.host if client else "", visit.now)
+        me = accounts.log_in(
+            visit.db,
+            name,
+            visit.form.get("password", "")[: accounts.LONGEST],
+            client.host if client else "",
+            visit.now,
+        )
     except accounts.TooManyTries:
-        return visit.page("login.html", 429, name=name, problem="Too many tries. Wait for 15 minutes, or ask for a new invitation.")
+        return visit.page(
+            "login.html",
+            429,
+            name=name,
+            problem="Too many tries. Wait for 15 minutes, or ask for a new invitation.",
+        )
     if me is None:
-        return visit.page("login.html", 401, name=name, problem="No account has this name and password.")
+        return visit.page(
+            "login.html", 401, name=name, problem="No account has this name and password."
+        )
     return _welcome(visit, me)
 
 
@@ -92,14 +117,27 @@ def join_page(visit: Visit) -> Response:
 def _join_page(visit: Visit, status: int, problem: str) -> Response:
     name = accounts.invited(visit.db, visit.request.path_params["token"], visit.now)
     if name is None:
-        return visit.problem(404, "This invitation is used, has lapsed, or is not complete. Ask for a new one.")
-    return visit.page("join.html", status, name=name, problem=problem, shortest=accounts.SHORTEST, longest=accounts.LONGEST)
+        return visit.problem(
+            404, "This invitation is used, has lapsed, or is not complete. Ask for a new one."
+        )
+    return visit.page(
+        "join.html",
+        status,
+        name=name,
+        problem=problem,
+        shortest=accounts.SHORTEST,
+        longest=accounts.LONGEST,
+    )
 
 
 def join(visit: Visit) -> Response:
     password = visit.form.get("password", "")
     if not accounts.SHORTEST <= len(password) <= accounts.LONGEST:
-        return _join_page(visit, 422, f"The password must have {accounts.SHORTEST} to {accounts.LONGEST} characters.")
+        return _join_page(
+            visit,
+            422,
+            f"The password must have {accounts.SHORTEST} to {accounts.LONGEST} characters.",
+        )
     if password != visit.form.get("again"):
         return _join_page(visit, 422, "The two passwords differ.")
     me = accounts.accept(visit.db, visit.request.path_params["token"], password, visit.now)
@@ -122,14 +160,22 @@ def task_page(visit: Visit) -> Response:
     lease = store.open_lease(visit.db, task_id, visit.name)
     if lease is None:
         return _own_answer(visit, task_id)
-    if lease.until < visit.now + visit.site.lease / 2 or lease.instructions != instructions.newest(visit.db):
+    if lease.until < visit.now + visit.site.lease / 2 or lease.instructions != instructions.newest(
+        visit.db
+    ):
         store.renew(visit.db, task_id, visit.name, visit.now, visit.site.lease)
     return _task_form(visit, lease.task)
 
 
 def _own_answer(visit: Visit, task_id: str) -> Response:
     for answer in store.answers(visit.db, labeler=visit.name, task=task_id):
-        return visit.page("answer.html", answer=answer, order=_order(visit, task_id, len(answer.completions)), names=FLAGS, blind=True)
+        return visit.page(
+            "answer.html",
+            answer=answer,
+            order=_order(visit, task_id, len(answer.completions)),
+            names=FLAGS,
+            blind=True,
+        )
     return visit.problem(404, "There is no such task for you.")
 
 
@@ -137,8 +183,13 @@ def _order(visit: Visit, task_id: str, k: int) -> list[int]:
     return tasks.shown_order(k, task_id, visit.name, visit.site.secret)
 
 
-def _task_form(visit: Visit, task: tasks.Task, status: int = 200, problem: ReplyError | None = None) -> Response:
-    outputs = [(letter(at), task.completions[i]) for at, i in enumerate(_order(visit, task.id, len(task.completions)))]
+def _task_form(
+    visit: Visit, task: tasks.Task, status: int = 200, problem: ReplyError | None = None
+) -> Response:
+    outputs = [
+        (letter(at), task.completions[i])
+        for at, i in enumerate(_order(visit, task.id, len(task.completions)))
+    ]
     return visit.page(
         f"{task.kind}.html",
         status,
@@ -155,7 +206,9 @@ def _task_form(visit: Visit, task: tasks.Task, status: int = 200, problem: Reply
 
 
 def answer(visit: Visit) -> Response:
-    """Stores the answer, and goes on only then; every other page that comes back says that it is not stored."""
+    """Stores the answer, and goes on only then; every other page that comes back says that it is
+    not stored.
+    """
     task_id, form = visit.request.path_params["id"], _identity(visit.form)
     lease = store.open_lease(visit.db, task_id, visit.name)
     if lease is None:
@@ -169,18 +222,26 @@ def answer(visit: Visit) -> Response:
     except ReplyError as error:
         return _task_form(visit, lease.task, 422, error)
     seconds = tasks.seconds_spent(visit.form.get("seconds", ""), visit.now - lease.opened)
-    stored = store.submit(visit.db, task_id, visit.name, form, reply, shown=order, seconds=seconds, now=visit.now)
+    stored = store.submit(
+        visit.db, task_id, visit.name, form, reply, shown=order, seconds=seconds, now=visit.now
+    )
     return to("/task") if stored else _twice(visit)
 
 
 def _identity(form: Mapping[str, str]) -> str:
-    """Of a form and all that it says: sent again it is the same answer; changed since, or from another tab, it is another one."""
+    """Of a form and all that it says: sent again it is the same answer; changed since, or from
+    another tab, it is another one.
+    """
     said = sorted((name, value) for name, value in form.items() if name not in ("key", "seconds"))
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _twice(visit: Visit) -> Response:
-    return visit.problem(409, NOT_STORED + "You have answered this task already, perhaps in another tab. That answer stays.")
+    return visit.problem(
+        409,
+        NOT_STORED
+        + "You have answered this task already, perhaps in another tab. That answer stays.",
+    )
 
 
 def _absent(request: Request, error: Exception) -> Response:

@@ -1,4 +1,7 @@
-"""The instructions for labelers: Markdown in versions.  The version that a labeler had is stored with each answer."""
+"""The instructions for labelers: Markdown in versions.
+
+The version that a labeler had is stored with each answer.
+"""
 
 import sqlite3
 from typing import NamedTuple
@@ -15,7 +18,12 @@ class Version(NamedTuple):
 
 def versions(connection: sqlite3.Connection) -> list[Version]:
     """All of them, the newest first."""
-    return [Version(*row) for row in connection.execute("SELECT version, text, at, by FROM instructions ORDER BY version DESC")]
+    return [
+        Version(*row)
+        for row in connection.execute(
+            "SELECT version, text, at, by FROM instructions ORDER BY version DESC"
+        )
+    ]
 
 
 def newest(connection: sqlite3.Connection) -> int:
@@ -25,10 +33,14 @@ def newest(connection: sqlite3.Connection) -> int:
 def write(connection: sqlite3.Connection, text: str, by: str, now: float) -> None:
     """A new version; the older ones stay, answers refer to them."""
     with writing(connection):
-        connection.execute("INSERT INTO instructions (text, at, by) VALUES (?, ?, ?)", (text, now, by))
+        connection.execute(
+            "INSERT INTO instructions (text, at, by) VALUES (?, ?, ?)", (text, now, by)
+        )
 
 
 def changed(connection: sqlite3.Connection, labeler: str) -> bool:
     """Since the labeler's last answer."""
-    seen = connection.execute("SELECT max(instructions) FROM answers WHERE labeler = ?", (labeler,)).fetchone()[0]
+    seen = connection.execute(
+        "SELECT max(instructions) FROM answers WHERE labeler = ?", (labeler,)
+    ).fetchone()[0]
     return seen is not None and seen != newest(connection)

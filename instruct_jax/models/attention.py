@@ -1,4 +1,5 @@
-"""Attention over whole texts, for training and prefill: one function, three kernels.  Decoding one token uses `attend`.
+"""Attention over whole texts, for training and prefill: one function, three kernels.  Decoding one
+token uses `attend`.
 
 xla      plain jax, any device and type
 cudnn    flash attention of cuDNN through jax.nn.dot_product_attention; GPU, bfloat16
@@ -19,11 +20,19 @@ from instruct_jax.sharding import Layout
 LANES = 128  # splash attention reads texts of a multiple of this length
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float | None = None, cap: float | None = None) -> jax.Array:
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> jax.Array:
     """softmax(softcap(scale q k)) v with grouped heads; scale None: 1 / sqrt(C).
 
-    q [B, L, H, C], k and v [B, G, S, C], mask [B, 1, L, S] bool -> [B, L, H, C].  The queries of the heads that share a group are read as
-    one longer list.  A row whose mask is all False (padding) gets a finite value that nobody reads.
+    q [B, L, H, C], k and v [B, G, S, C], mask [B, 1, L, S] bool -> [B, L, H, C].  The queries of
+    the heads that share a group are read as one longer list.  A row whose mask is all False
+    (padding) gets a finite value that nobody reads.
     """
     b, l, h, c = q.shape
     groups, share = k.shape[1], h // k.shape[1]
@@ -32,40 +41,74 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: flo
     logits = softcap(jnp.einsum("bgqc,bgsc->bgqs", q, k, preferred_element_type=jnp.float32), cap)
     logits = jnp.where(jnp.tile(mask, (1, 1, share, 1)), logits, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    y = jnp.einsum("bgqs,bgsc->bgqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    y = (y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)  # normalised here: [q, C] is less than [q, S]
+    y = jnp.einsum(
+        "bgqs,bgsc->bgqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    # normalised here: [q, C] is less than [q, S]
+    y = (y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
     return y.reshape(b, groups, share, l, c).transpose(0, 3, 1, 2, 4).reshape(b, l, h, c)
 
 
-def attend_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float | None = None) -> jax.Array:
-    """`attend` by cuDNN's flash attention; bfloat16 or float16, C a multiple of 8 up to 128 (256 on newer devices)."""
-    return jax.nn.dot_product_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask, scale=scale, implementation="cudnn")
+def attend_cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float | None = None
+) -> jax.Array:
+    """`attend` by cuDNN's flash attention; bfloat16 or float16, C a multiple of 8 up to 128 (256 on
+    newer devices).
+    """
+    return jax.nn.dot_product_attention(
+        q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=mask, scale=scale, implementation="cudnn"
+    )
 
 
 def attend_splash(
-    q: jax.Array, k: jax.Array, v: jax.Array, visible: tuple[jax.Array, jax.Array], kernel: Any, scale: float | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visible: tuple[jax.Array, jax.Array],
+    kernel: Any,
+    scale: float | None = None,
 ) -> jax.Array:
-    """`attend` by splash attention, which makes its own mask: causal, within a segment.  visible: segments of queries and of keys."""
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # a quarter of a second that only TPUs need
+    """`attend` by splash attention, which makes its own mask: causal, within a segment.
+
+    visible: segments of queries and of keys.
+    """
+    # a quarter of a second that only TPUs need
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     b, l, h, c = q.shape
     groups = k.shape[1]
-    q = (q * (c**-0.5 if scale is None else scale)).reshape(b, l, groups, h // groups, c).transpose(0, 2, 3, 1, 4)
+    q = (
+        (q * (c**-0.5 if scale is None else scale))
+        .reshape(b, l, groups, h // groups, c)
+        .transpose(0, 2, 3, 1, 4)
+    )
     of_group = jax.vmap(kernel, in_axes=(0, 0, 0, None))  # the heads that share keys and values
-    y = jax.vmap(lambda q, k, v, own, seen: of_group(q, k, v, splash.SegmentIds(own, seen)))(q, k, v, *visible)
+    y = jax.vmap(lambda q, k, v, own, seen: of_group(q, k, v, splash.SegmentIds(own, seen)))(
+        q, k, v, *visible
+    )
     return y.transpose(0, 3, 1, 2, 4).reshape(b, l, h, c)
 
 
-def splash_kernel(length: int, heads: int, parts: int, window: int | None = None, cap: float | None = None) -> Any:
-    """Causal attention of `heads` query heads to one head of keys and values, where the queries lie in `parts` parts."""
+def splash_kernel(
+    length: int, heads: int, parts: int, window: int | None = None, cap: float | None = None
+) -> Any:
+    """Causal attention of `heads` query heads to one head of keys and values, where the queries lie
+    in `parts` parts.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     block = max(size for size in (LANES, 2 * LANES, 4 * LANES) if length // parts % size == 0)
     sizes = splash.BlockSizes(block, block, block, block, block, block, block, block)
     shape = (length, length)
-    mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
+    mask = (
+        splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
+    )
     return splash.make_splash_mqa(
-        splash.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=parts, attn_logits_soft_cap=cap
+        splash.MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=parts,
+        attn_logits_soft_cap=cap,
     )
 
 
@@ -77,10 +120,11 @@ class Visible(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """(q [B, L, H, C], k and v [B, G, L, C], visible, local) -> [B, L, H, C], where visible = prepare(segments [B, L]) and `local` says
-    whether this layer has the window.
+    """(q [B, L, H, C], k and v [B, G, L, C], visible, local) -> [B, L, H, C], where visible =
+    prepare(segments [B, L]) and `local` says whether this layer has the window.
 
-    On a mesh every device has its own rows, heads and part of the queries; keys and values are gathered over the parts of the sequence.
+    On a mesh every device has its own rows, heads and part of the queries; keys and values are
+    gathered over the parts of the sequence.
     """
 
     kind: Literal["xla", "cudnn", "splash"] = "xla"
@@ -106,26 +150,56 @@ class Attention(NamedTuple):
         return Visible(masking.attention_mask(segments), local)
 
     def seen_by(self, mask: jax.Array, slot: jax.Array) -> Visible:
-        """The same of one token in `slot`, with a cache [B, S] of which mask is True where there are tokens."""
-        local = None if self.window is None else mask & (slot - jnp.arange(mask.shape[1]) < self.window)[None]
+        """The same of one token in `slot`, with a cache [B, S] of which mask is True where there
+        are tokens.
+        """
+        local = (
+            None
+            if self.window is None
+            else mask & (slot - jnp.arange(mask.shape[1]) < self.window)[None]
+        )
         return Visible(mask[:, None, None], local if local is None else local[:, None, None])
 
-    def decode(self, q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible, local: bool | jax.Array) -> jax.Array:
+    def decode(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible, local: bool | jax.Array
+    ) -> jax.Array:
         """Of one token; every kernel is as fast as this one."""
-        mask = visible.whole if visible.local is None else jnp.where(local, visible.local, visible.whole)
+        mask = (
+            visible.whole
+            if visible.local is None
+            else jnp.where(local, visible.local, visible.whole)
+        )
         return attend(q, k, v, mask, self.scale, self.cap)
 
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible, local: bool | jax.Array = False) -> jax.Array:
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        visible: Visible,
+        local: bool | jax.Array = False,
+    ) -> jax.Array:
         if self.kind != "splash":
-            seen = visible.whole if visible.local is None else jnp.where(local, visible.local, visible.whole)
+            seen = (
+                visible.whole
+                if visible.local is None
+                else jnp.where(local, visible.local, visible.whole)
+            )
             return self._on_mesh(q, k, v, seen, None)
-        kernel = functools.partial(splash_kernel, q.shape[1], q.shape[2] // k.shape[1], self._parts, cap=self.cap)
+        kernel = functools.partial(
+            splash_kernel, q.shape[1], q.shape[2] // k.shape[1], self._parts, cap=self.cap
+        )
         if self.window is None:
             return self._on_mesh(q, k, v, visible.whole, kernel())
-        whole, windowed = (functools.partial(self._on_mesh, kernel=kernel(window)) for window in (None, self.window))
+        whole, windowed = (
+            functools.partial(self._on_mesh, kernel=kernel(window))
+            for window in (None, self.window)
+        )
         return jax.lax.cond(local, windowed, whole, q, k, v, visible.whole)
 
-    def _on_mesh(self, q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, kernel: Any) -> jax.Array:
+    def _on_mesh(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, kernel: Any
+    ) -> jax.Array:
         layout = self.layout
         if layout is None or layout.mesh.size == 1:
             return self._attend(q, k, v, seen, kernel)
@@ -134,7 +208,10 @@ class Attention(NamedTuple):
 
         def on_each(q, k, v, seen, kernel):
             if self._parts > 1:
-                k, v = (jax.lax.all_gather(x, layout.rules["sequence"], axis=2, tiled=True) for x in (k, v))
+                k, v = (
+                    jax.lax.all_gather(x, layout.rules["sequence"], axis=2, tiled=True)
+                    for x in (k, v)
+                )
             return self._attend(q, k, v, seen, kernel)
 
         return jax.shard_map(
@@ -151,18 +228,35 @@ class Attention(NamedTuple):
             check_vma=False,
         )(q, k, v, seen, kernel)
 
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, kernel: Any) -> jax.Array:
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, kernel: Any
+    ) -> jax.Array:
         """On one device."""
         if self.kind == "splash":
             return attend_splash(q, k, v, seen, kernel, self.scale)
-        return attend_cudnn(q, k, v, seen, self.scale) if self.kind == "cudnn" else attend(q, k, v, seen, self.scale, self.cap)
+        return (
+            attend_cudnn(q, k, v, seen, self.scale)
+            if self.kind == "cudnn"
+            else attend(q, k, v, seen, self.scale, self.cap)
+        )
 
 
 def make_attention(config: ModelConfig, layout: Layout | None) -> Attention:
-    """The kernel that the config asks for; auto takes the best one that the platform of the mesh has for this model."""
+    """The kernel that the config asks for; auto takes the best one that the platform of the mesh
+    has for this model.
+    """
     facts = config.query_scale, config.attention_softcap, config.window
     if config.attention != "auto":
         return Attention(config.attention, layout, *facts)
     platform = "cpu" if layout is None else layout.mesh.devices.flat[0].platform
-    fits = config.dtype == "bfloat16" and config.head_size % 8 == 0 and config.head_size <= 128 and config.attention_softcap is None
-    return Attention("cudnn" if platform == "gpu" and fits else "splash" if platform == "tpu" else "xla", layout, *facts)
+    fits = (
+        config.dtype == "bfloat16"
+        and config.head_size % 8 == 0
+        and config.head_size <= 128
+        and config.attention_softcap is None
+    )
+    return Attention(
+        "cudnn" if platform == "gpu" and fits else "splash" if platform == "tpu" else "xla",
+        layout,
+        *facts,
+    )

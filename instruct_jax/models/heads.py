@@ -13,7 +13,9 @@ from instruct_jax.records import Params
 
 
 class ScalarModel(NamedTuple):
-    """params = {"backbone": the language model's tree without unembedding, "head": {"kernel": [D], "bias": []}}."""
+    """params = {"backbone": the language model's tree without unembedding, "head": {"kernel": [D],
+    "bias": []}}.
+    """
 
     lm: LanguageModel
 
@@ -23,24 +25,42 @@ class ScalarModel(NamedTuple):
         return {"backbone": backbone_of(self.lm.init(backbone)), "head": self.init_head(head)}
 
     def init_head(self, key: jax.Array) -> Params:
-        """A head to put on a trained backbone: kernel ~ N(0, 1/(D+1)), bias 0 (Stiennon et al. 2020); boxed."""
+        """A head to put on a trained backbone: kernel ~ N(0, 1/(D+1)), bias 0 (Stiennon et al.
+
+        2020); boxed.
+        """
         width = self.lm.config.width
         kernel = jax.random.normal(key, (width,), jnp.float32) * (width + 1) ** -0.5
         bias = jnp.zeros((), jnp.float32)
-        return {"kernel": nn.LogicallyPartitioned(kernel, ("norm",)), "bias": nn.LogicallyPartitioned(bias, ())}
+        return {
+            "kernel": nn.LogicallyPartitioned(kernel, ("norm",)),
+            "bias": nn.LogicallyPartitioned(bias, ()),
+        }
 
-    def values(self, params: Params, tokens: jax.Array, segments: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """One f32 scalar per position of rows [B, L], read *after* token t.  `key` turns the dropout of adapters on."""
+    def values(
+        self, params: Params, tokens: jax.Array, segments: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """One f32 scalar per position of rows [B, L], read *after* token t.
+
+        `key` turns the dropout of adapters on.
+        """
         hidden = self.lm.hidden(params["backbone"], tokens, segments, key=key).astype(jnp.float32)
         return jnp.einsum("bld,d->bl", hidden, params["head"]["kernel"]) + params["head"]["bias"]
 
-    def score(self, params: Params, tokens: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def score(
+        self, params: Params, tokens: jax.Array, mask: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
         """Reward [B] f32 of rows [B, L], read at the last real token (wherever the padding stands)."""
         values = self.values(params, tokens, mask.astype(jnp.int32), key)
         return jnp.take_along_axis(values, masking.last_index(mask)[:, None], axis=1)[:, 0]
 
 
 def recentred(params: Params, mean: float | jax.Array, scale: float | jax.Array) -> Params:
-    """The same scalar model with its output mapped to (output - mean) / scale; stored in the head, nothing to remember."""
+    """The same scalar model with its output mapped to (output - mean) / scale; stored in the head,
+    nothing to remember.
+    """
     head = params["head"]
-    return {**params, "head": {"kernel": head["kernel"] / scale, "bias": (head["bias"] - mean) / scale}}
+    return {
+        **params,
+        "head": {"kernel": head["kernel"] / scale, "bias": (head["bias"] - mean) / scale},
+    }

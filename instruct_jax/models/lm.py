@@ -1,4 +1,7 @@
-"""The seam between models and stages: pure functions over a plain dict of parameters.  Nothing above this floor imports flax.linen."""
+"""The seam between models and stages: pure functions over a plain dict of parameters.
+
+Nothing above this floor imports flax.linen.
+"""
 
 import dataclasses
 import functools
@@ -18,11 +21,15 @@ from instruct_jax.sharding import Layout
 
 
 class LanguageModel(NamedTuple):
-    """A decoder-only language model.  `params` is {"transformer": ...}: the same tree in every function."""
+    """A decoder-only language model.
+
+    `params` is {"transformer": ...}: the same tree in every function.
+    """
 
     config: ModelConfig
     layout: Layout | None = None  # where activations lie; None = one device
-    lora: LoraConfig | None = None  # of the adapters in the parameters; parameters without them are read without
+    # of the adapters in the parameters; parameters without them are read without
+    lora: LoraConfig | None = None
     lower: int = 0  # so many of the first layers lie in "lower_layers", the others in "layers"
 
     @property
@@ -30,31 +37,62 @@ class LanguageModel(NamedTuple):
         return self.lora is not None and self.lora.dropout > 0
 
     def init(self, key: jax.Array) -> Params:
-        """Parameters, each boxed with its logical axis names (sharding.create_sharded unboxes them)."""
+        """Parameters, each boxed with its logical axis names (sharding.create_sharded unboxes
+        them).
+        """
         tokens = jnp.zeros((1, 2), jnp.int32)
         attention = self._plain
         module = Transformer(self.config, None, attention, lora=self.lora, lower=self.lower)
         return module.init(key, tokens, attention.prepare(tokens), tokens)["params"]
 
     def hidden(
-        self, params: Params, tokens: jax.Array, segments: jax.Array, *, dropout: float = 0.0, key: jax.Array | None = None
+        self,
+        params: Params,
+        tokens: jax.Array,
+        segments: jax.Array,
+        *,
+        dropout: float = 0.0,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """Hidden states [B, L, D] of rows [B, L]; segment 0 is padding, wherever it stands.  `key` turns all dropout on."""
+        """Hidden states [B, L, D] of rows [B, L]; segment 0 is padding, wherever it stands.
+
+        `key` turns all dropout on.
+        """
         rngs = None if key is None else {"dropout": key}
-        return self._read(params, tokens, segments, dropout=dropout, deterministic=key is None, rngs=rngs)[0][:, : tokens.shape[1]]
+        return self._read(
+            params, tokens, segments, dropout=dropout, deterministic=key is None, rngs=rngs
+        )[0][:, : tokens.shape[1]]
 
     def _read(self, params: Params, tokens: jax.Array, segments: jax.Array, **options: Any) -> Any:
-        """Hidden states, keys and values of rows [B, L], with padding behind them where the attention wants a rounder L."""
+        """Hidden states, keys and values of rows [B, L], with padding behind them where the
+        attention wants a rounder L.
+        """
         attention = make_attention(self.config, self.layout)
-        tokens, segments = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % attention.multiple))) for x in (tokens, segments))
-        return self._run(attention, params, tokens, attention.prepare(segments), masking.positions(segments), **options)
+        tokens, segments = (
+            jnp.pad(x, ((0, 0), (0, -x.shape[1] % attention.multiple))) for x in (tokens, segments)
+        )
+        return self._run(
+            attention,
+            params,
+            tokens,
+            attention.prepare(segments),
+            masking.positions(segments),
+            **options,
+        )
 
     @property
     def _plain(self) -> Attention:
         """Attention as any device can compute it."""
         return make_attention(dataclasses.replace(self.config, attention="xla"), None)
 
-    def _run(self, attention: Attention, params: Params, *inputs: Any, dropout: float = 0.0, **options: Any) -> Any:
+    def _run(
+        self,
+        attention: Attention,
+        params: Params,
+        *inputs: Any,
+        dropout: float = 0.0,
+        **options: Any,
+    ) -> Any:
         module = Transformer(self.config, self.layout, attention, dropout, self.lora, self.lower)
         return module.apply({"params": params}, *inputs, **options)
 
@@ -62,19 +100,34 @@ class LanguageModel(NamedTuple):
         """The [V, D] matrix that turns hidden states into logits."""
         return params["embedding" if self.config.tied else "unembedding"]
 
-    def logprobs(self, params: Params, hidden: jax.Array, targets: jax.Array, *, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
-        """log p(target) and entropy in nats, f32, of hidden states [B, L, D], targets [B, L] under softmax(logits / temperature)."""
+    def logprobs(
+        self, params: Params, hidden: jax.Array, targets: jax.Array, *, temperature: float = 1.0
+    ) -> tuple[jax.Array, jax.Array]:
+        """log p(target) and entropy in nats, f32, of hidden states [B, L, D], targets [B, L] under
+        softmax(logits / temperature).
+        """
         cfg, layout = self.config, self.layout
         read = functools.partial(
-            token_logprobs, temperature=temperature, chunk=cfg.logprob_chunk, vocab=cfg.vocab_size, cap=cfg.logit_softcap
+            token_logprobs,
+            temperature=temperature,
+            chunk=cfg.logprob_chunk,
+            vocab=cfg.vocab_size,
+            cap=cfg.logit_softcap,
         )
         if layout is None or layout.parts("batch") * layout.parts("sequence") == 1:
             return read(hidden, self.unembedding(params), targets)
-        # Every device reads its own positions, so the gradient of the unembedding is summed over devices once, not once per chunk.
+        # Every device reads its own positions, so the gradient of the unembedding is summed over
+        # devices once, not once per chunk.
         length = targets.shape[1]
         more = -length % layout.parts("sequence")
-        hidden, targets = jnp.pad(hidden, ((0, 0), (0, more), (0, 0))), jnp.pad(targets, ((0, 0), (0, more)))
-        positions, states = layout.sharding("batch", "sequence").spec, layout.sharding("batch", "sequence", None).spec
+        hidden, targets = (
+            jnp.pad(hidden, ((0, 0), (0, more), (0, 0))),
+            jnp.pad(targets, ((0, 0), (0, more))),
+        )
+        positions, states = (
+            layout.sharding("batch", "sequence").spec,
+            layout.sharding("batch", "sequence", None).spec,
+        )
         own = jax.shard_map(
             read,
             mesh=layout.mesh,
@@ -89,11 +142,18 @@ class LanguageModel(NamedTuple):
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """[B, V] f32 logits of one position per row [B, D]."""
         weight = self.unembedding(params).astype(hidden.dtype)
-        logits = jnp.einsum("bd,vd->bv", hidden, weight, preferred_element_type=jnp.float32)[:, : self.config.vocab_size]
+        logits = jnp.einsum("bd,vd->bv", hidden, weight, preferred_element_type=jnp.float32)[
+            :, : self.config.vocab_size
+        ]
         return softcap(logits, self.config.logit_softcap)
 
-    def prefill(self, params: Params, prompts: PromptBatch, length: int) -> tuple[jax.Array, KVCache]:
-        """Reads left-padded prompts [B, P].  Returns the last hidden state [B, D] and a cache with `length` slots."""
+    def prefill(
+        self, params: Params, prompts: PromptBatch, length: int
+    ) -> tuple[jax.Array, KVCache]:
+        """Reads left-padded prompts [B, P].
+
+        Returns the last hidden state [B, D] and a cache with `length` slots.
+        """
         hidden, seen = self._read(params, prompts.tokens, prompts.mask.astype(jnp.int32))
         prompt = prompts.tokens.shape[1]
         free = ((0, 0), (0, 0), (0, length - prompt), (0, 0))
@@ -103,23 +163,50 @@ class LanguageModel(NamedTuple):
 
     def _held(self, layer: jax.Array) -> jax.Array:
         """Keys or values [B, G, S, C] of a cache, pinned to the mesh."""
-        return layer if self.layout is None else self.layout.constrain(layer, "rows", "kv_heads", None, None)
+        return (
+            layer
+            if self.layout is None
+            else self.layout.constrain(layer, "rows", "kv_heads", None, None)
+        )
 
     def cast(self, params: Params) -> Params:
-        """The weights in config.dtype, as the forward pass reads them, norms as they are: half the bytes for whoever only reads."""
+        """The weights in config.dtype, as the forward pass reads them, norms as they are: half the
+        bytes for whoever only reads.
+        """
         by_norm = lambda path: any("norm" in entry.key for entry in path)  # noqa: E731
-        return jax.tree_util.tree_map_with_path(lambda path, x: x if by_norm(path) else x.astype(self.config.dtype), params)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: x if by_norm(path) else x.astype(self.config.dtype), params
+        )
 
     def unstacked(self, params: Params) -> Params:
-        """The same parameters for `decode` and `logits`, layers apart, weights in config.dtype: made once for all tokens."""
+        """The same parameters for `decode` and `logits`, layers apart, weights in config.dtype:
+        made once for all tokens.
+        """
         params = self.cast(params)
-        return {name: jax.tree.map(tuple, part) if name.endswith("layers") else part for name, part in params.items()}
+        return {
+            name: jax.tree.map(tuple, part) if name.endswith("layers") else part
+            for name, part in params.items()
+        }
 
-    def decode(self, params: Params, cache: KVCache, tokens: jax.Array) -> tuple[jax.Array, KVCache]:
-        """Appends one token [B] to every row.  Returns its hidden state [B, D] and the cache.  params: plain or unstacked."""
+    def decode(
+        self, params: Params, cache: KVCache, tokens: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
+        """Appends one token [B] to every row.
+
+        Returns its hidden state [B, D] and the cache.  params: plain or unstacked.
+        """
         attention, positions = self._plain, cache.mask.sum(-1, dtype=jnp.int32)[:, None]
-        seen = jax.lax.dynamic_update_slice(cache.mask, jnp.ones((tokens.shape[0], 1), bool), (0, cache.slot))
-        hidden, (k, v) = self._run(attention, params, tokens[:, None], attention.seen_by(seen, cache.slot), positions, cache)
+        seen = jax.lax.dynamic_update_slice(
+            cache.mask, jnp.ones((tokens.shape[0], 1), bool), (0, cache.slot)
+        )
+        hidden, (k, v) = self._run(
+            attention,
+            params,
+            tokens[:, None],
+            attention.seen_by(seen, cache.slot),
+            positions,
+            cache,
+        )
         return hidden[:, 0], KVCache(k, v, seen, cache.slot + 1)
 
 

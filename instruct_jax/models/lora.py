@@ -1,6 +1,8 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): beside a projection x W lies alpha / rank * (x A) B, and only A and B are trained.
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): beside a projection x W lies alpha / rank *
+(x A) B, and only A and B are trained.
 
-Adapters are parts of the parameters whose names end in _lora.  A tree without them is the model with its adapters off.
+Adapters are parts of the parameters whose names end in _lora.  A tree without them is the model
+with its adapters off.
 """
 
 import math
@@ -41,8 +43,8 @@ class Adapter(nn.Module):
 
 
 def split(params: Params, *, adapters: bool = True) -> tuple[Params, Params]:
-    """(what stays as it is, what is trained); join is the inverse.  Trained are adapters and scalar heads; with adapters=False all but
-    the lower layers."""
+    """(what stays as it is, what is trained); join is the inverse.  Trained are adapters and scalar
+    heads; with adapters=False all but the lower layers."""
     frozen, trained = {}, {}
     for name, part in params.items():
         if name.endswith("_lora") or name == "head":
@@ -77,13 +79,18 @@ def scalar_base(base: Params | None) -> Params:
 
 
 def merged(params: Params, lora: LoraConfig | None) -> Params:
-    """The same function without adapters: W + alpha / rank * A B, float32.  The identity where there are none."""
+    """The same function without adapters: W + alpha / rank * A B, float32.
+
+    The identity where there are none.
+    """
     if lora is None:
         return params
     layers = {name: part for name, part in params["layers"].items() if not name.endswith("_lora")}
     for name, part in params["layers"].items():
         if name.endswith("_lora"):
             own = layers[name.removesuffix("_lora")]
-            change = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(part["a"], part["b"]) * (lora.alpha / lora.rank)
+            change = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(part["a"], part["b"]) * (
+                lora.alpha / lora.rank
+            )
             layers[name.removesuffix("_lora")] = {**own, "kernel": own["kernel"] + change}
     return {**params, "layers": layers}

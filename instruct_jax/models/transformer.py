@@ -1,7 +1,9 @@
-"""The decoder.  One module serves training, prefill and decoding, so the sampler and the learner run the same forward pass.
+"""The decoder.  One module serves training, prefill and decoding, so the sampler and the learner
+run the same forward pass.
 
-Layers are scanned, so compile time does not grow with depth.  Parameters are float32, activations `config.dtype`; norms and softmax
-are computed in float32.  The logical axis names beside each initialiser are mapped to mesh axes in `sharding.py`.
+Layers are scanned, so compile time does not grow with depth.  Parameters are float32, activations
+`config.dtype`; norms and softmax are computed in float32.  The logical axis names beside each
+initialiser are mapped to mesh axes in `sharding.py`.
 """
 
 import functools
@@ -20,7 +22,12 @@ from instruct_jax.models.lora import Adapter
 from instruct_jax.ops import rotary
 from instruct_jax.sharding import Layout
 
-ACTIVATIONS = {"gelu": nn.gelu, "gelu_exact": functools.partial(nn.gelu, approximate=False), "relu": nn.relu, "silu": nn.silu}
+ACTIVATIONS = {
+    "gelu": nn.gelu,
+    "gelu_exact": functools.partial(nn.gelu, approximate=False),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
@@ -28,7 +35,12 @@ REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full
 class KVCache:
     """Keys and values of all tokens so far; slot s of every row is written at the same time."""
 
-    k: tuple[jax.Array, ...]  # N of [B, G, S, C] config.dtype; apart, because a slice of one array would be copied at every token
+    k: tuple[
+        jax.Array, ...
+        # N of [B, G, S, C] config.dtype; apart, because a slice of one array would be copied at
+        # every
+        # token
+    ]
     v: tuple[jax.Array, ...]  # N of [B, G, S, C] config.dtype
     mask: jax.Array  # [B, S] bool, True = real token
     slot: jax.Array  # [] int32, the next slot to write
@@ -45,22 +57,35 @@ def rotary_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray, float]:
     """Frequencies of whole layers and of those with a window, and the factor of what is rotated."""
     base, scaling = config.rotary_base, config.rope_scaling
     plain = rotary.frequencies(config.rotated, base)
-    local = plain if config.local_rotary_base is None else rotary.frequencies(config.rotated, config.local_rotary_base)
+    local = (
+        plain
+        if config.local_rotary_base is None
+        else rotary.frequencies(config.rotated, config.local_rotary_base)
+    )
     if scaling is None:
         return plain, local, 1.0
     context, factor = scaling.original_context, 1.0
     if scaling.kind == "linear":
         whole = plain / np.float32(scaling.factor)
     elif scaling.kind == "llama3":
-        whole = rotary.stretch_llama3(plain, scaling.factor, context, scaling.low_frequency, scaling.high_frequency)
+        whole = rotary.stretch_llama3(
+            plain, scaling.factor, context, scaling.low_frequency, scaling.high_frequency
+        )
     else:
-        whole = rotary.stretch_yarn(plain, base, scaling.factor, context, scaling.beta_fast, scaling.beta_slow)
-        factor = 0.1 * math.log(scaling.factor) + 1 if scaling.attention_factor is None else scaling.attention_factor
+        whole = rotary.stretch_yarn(
+            plain, base, scaling.factor, context, scaling.beta_fast, scaling.beta_slow
+        )
+        factor = (
+            0.1 * math.log(scaling.factor) + 1
+            if scaling.attention_factor is None
+            else scaling.attention_factor
+        )
     return whole, whole if config.local_rotary_base is None else local, factor
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).  Returns x and the keys and values [B, G, S, C] that were attended to.
+    """x + attention(norm(x)), then x + mlp(norm(x)).  Returns x and the keys and values [B, G, S,
+    C] that were attended to.
 
     Where the config says so, norms stand elsewhere, and attention and MLP read the same x.
     """
@@ -71,33 +96,59 @@ class Block(nn.Module):
     dropout: float = 0.0
     lora: LoraConfig | None = None
 
-    def _project(self, name: str, x, features: tuple[int, ...], axes: tuple[str, ...], bias: bool, deterministic, std=None, bias_std=0.0):
-        """A projection whose kernel has these logical axis names, with its adapter where the parameters have one."""
+    def _project(
+        self,
+        name: str,
+        x,
+        features: tuple[int, ...],
+        axes: tuple[str, ...],
+        bias: bool,
+        deterministic,
+        std=None,
+        bias_std=0.0,
+    ):
+        """A projection whose kernel has these logical axis names, with its adapter where the
+        parameters have one.
+        """
         cfg, contract = self.config, len(axes) - len(features)
         y = nn.DenseGeneral(
             features,
             axis=tuple(range(-contract, 0)),
             use_bias=bias,
             dtype=cfg.dtype,
-            kernel_init=nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std if std is None else std), axes),
+            kernel_init=nn.with_logical_partitioning(
+                nn.initializers.normal(cfg.init_std if std is None else std), axes
+            ),
             bias_init=nn.with_logical_partitioning(
-                nn.initializers.normal(bias_std) if bias_std else nn.initializers.zeros, axes[contract:]
+                nn.initializers.normal(bias_std) if bias_std else nn.initializers.zeros,
+                axes[contract:],
             ),
             name=name,
         )(x)
         lora, adapter = self.lora, f"{name}_lora"
-        if lora is None or name not in lora.targets or not (self.is_initializing() or self.has_variable("params", adapter)):
+        if (
+            lora is None
+            or name not in lora.targets
+            or not (self.is_initializing() or self.has_variable("params", adapter))
+        ):
             return y
         return y + Adapter(lora, features, axes, cfg.dtype, name=adapter)(x, deterministic)
 
     @nn.compact
     def __call__(self, x, visible, positions, deterministic, facts, past=None):
-        """past: keys and values so far and the slot where those of x go; None if x is all there is.  visible: what each query may see, as
-        self.attention has it."""
+        """past: keys and values so far and the slot where those of x go; None if x is all there
+        is.  visible: what each query may see, as self.attention has it."""
         cfg = self.config
         before, after = cfg.norm_place != "post", cfg.norm_place != "pre"
 
-        y, seen = self._attend(Norm(cfg, name="attention_norm")(x) if before else x, visible, positions, deterministic, facts, past)
+        y, seen = self._attend(
+            Norm(cfg, name="attention_norm")(x) if before else x,
+            visible,
+            positions,
+            deterministic,
+            facts,
+            past,
+        )
         y = Norm(cfg, name="attention_out_norm")(y) if after else y
         between = x if cfg.parallel else self._residual(x, y, deterministic)
         z = self._mlp(Norm(cfg, name="mlp_norm")(between) if before else between, deterministic)
@@ -108,16 +159,26 @@ class Block(nn.Module):
         cfg = self.config
         bias = cfg.bias if cfg.qkv_bias is None else cfg.qkv_bias
         asked, held = ("embed", "heads", "head"), ("embed", "kv_heads", "head")
-        q = self._project("q", x, (cfg.heads, cfg.head_size), asked, bias, deterministic, bias_std=cfg.qk_bias_std)
-        k = self._project("k", x, (cfg.groups, cfg.head_size), held, bias, deterministic, bias_std=cfg.qk_bias_std)
+        q = self._project(
+            "q", x, (cfg.heads, cfg.head_size), asked, bias, deterministic, bias_std=cfg.qk_bias_std
+        )
+        k = self._project(
+            "k", x, (cfg.groups, cfg.head_size), held, bias, deterministic, bias_std=cfg.qk_bias_std
+        )
         v = self._project("v", x, (cfg.groups, cfg.head_size), held, bias, deterministic)
         if cfg.qk_norm != "none":
             heads = 1 if cfg.qk_norm == "head" else 2  # axes that are normed together
-            q, k = Norm(cfg, ("heads", "head")[-heads:], name="q_norm")(q), Norm(cfg, ("kv_heads", "head")[-heads:], name="k_norm")(k)
+            q, k = (
+                Norm(cfg, ("heads", "head")[-heads:], name="q_norm")(q),
+                Norm(cfg, ("kv_heads", "head")[-heads:], name="k_norm")(k),
+            )
         if cfg.positions == "rotary":
             whole, local, factor = rotary_tables(cfg)
             frequency = jnp.where(facts.local, local, whole)
-            q, k = rotary.rotate(q, positions, frequency, factor), rotary.rotate(k, positions, frequency, factor)
+            q, k = (
+                rotary.rotate(q, positions, frequency, factor),
+                rotary.rotate(k, positions, frequency, factor),
+            )
         if cfg.scale_by_layer:
             q = q / jnp.asarray(facts.layer + 1, q.dtype)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
@@ -125,9 +186,20 @@ class Block(nn.Module):
             y = self.attention(q, k, v, visible, facts.local)
         else:
             start = (0, 0, past[2], 0)
-            k, v = jax.lax.dynamic_update_slice(past[0], k, start), jax.lax.dynamic_update_slice(past[1], v, start)
+            k, v = (
+                jax.lax.dynamic_update_slice(past[0], k, start),
+                jax.lax.dynamic_update_slice(past[1], v, start),
+            )
             y = self.attention.decode(q, k, v, visible, facts.local)
-        y = self._project("out", y, (cfg.width,), ("heads", "head", "embed"), cfg.bias, deterministic, std=self._residual_std)
+        y = self._project(
+            "out",
+            y,
+            (cfg.width,),
+            ("heads", "head", "embed"),
+            cfg.bias,
+            deterministic,
+            std=self._residual_std,
+        )
         return y, (k, v)
 
     def _mlp(self, x, deterministic):
@@ -136,8 +208,14 @@ class Block(nn.Module):
         act = ACTIVATIONS[cfg.activation]
         wide, axes = (cfg.mlp_size,), ("embed", "mlp")
         up = self._project("up", x, wide, axes, bias, deterministic)
-        up = act(self._project("gate", x, wide, axes, bias, deterministic)) * up if cfg.gated else act(up)
-        return self._project("down", up, (cfg.width,), ("mlp", "embed"), bias, deterministic, std=self._residual_std)
+        up = (
+            act(self._project("gate", x, wide, axes, bias, deterministic)) * up
+            if cfg.gated
+            else act(up)
+        )
+        return self._project(
+            "down", up, (cfg.width,), ("mlp", "embed"), bias, deterministic, std=self._residual_std
+        )
 
     @property
     def _residual_std(self) -> float:
@@ -152,7 +230,11 @@ def _words(config: ModelConfig) -> nn.initializers.Initializer:
     """Of an embedding; the rows that only make its size rounder are 0, as an import has them."""
 
     def init(key, shape, dtype=jnp.float32):
-        return nn.initializers.normal(config.init_std)(key, shape, dtype).at[config.vocab_size :].set(0)
+        return (
+            nn.initializers.normal(config.init_std)(key, shape, dtype)
+            .at[config.vocab_size :]
+            .set(0)
+        )
 
     return init
 
@@ -161,11 +243,17 @@ def constrained(layout: Layout | None, x: jax.Array) -> jax.Array:
     """Pins the states [B, L, D] of a text, or [B, 1, D] of one token, to the mesh."""
     if layout is None:
         return x
-    return layout.constrain(x, "rows", None, None) if x.shape[1] == 1 else layout.constrain(x, "batch", "sequence", None)
+    return (
+        layout.constrain(x, "rows", None, None)
+        if x.shape[1] == 1
+        else layout.constrain(x, "batch", "sequence", None)
+    )
 
 
 def gathered(layout: Layout | None, table: jax.Array, rows: str | None) -> jax.Array:
-    """A table [rows, D] with whole rows on every device: looked up or multiplied split along D, it would spread the states along D too."""
+    """A table [rows, D] with whole rows on every device: looked up or multiplied split along D, it
+    would spread the states along D too.
+    """
     return table if layout is None else layout.constrain(table, rows, None)
 
 
@@ -187,7 +275,12 @@ class Norm(nn.Module):
         if cfg.norm == "layernorm":
             y = y - y.mean(over, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(over, keepdims=True) + cfg.norm_eps)
-        y = y * (weight("scale", 1 - cfg.norm_offset) + cfg.norm_offset)[(None,) * (x.ndim - len(self.axes))]
+        y = (
+            y
+            * (weight("scale", 1 - cfg.norm_offset) + cfg.norm_offset)[
+                (None,) * (x.ndim - len(self.axes))
+            ]
+        )
         y = y + weight("bias", 0.0)[None, None] if cfg.norm == "layernorm" else y
         return y.astype(cfg.dtype)
 
@@ -203,10 +296,19 @@ class Transformer(nn.Module):
     lower: int = 0  # so many of the first layers have parameters of their own, lower_layers
 
     @nn.compact
-    def __call__(self, tokens, visible, positions, cache: KVCache | None = None, *, deterministic: bool = True):
+    def __call__(
+        self,
+        tokens,
+        visible,
+        positions,
+        cache: KVCache | None = None,
+        *,
+        deterministic: bool = True,
+    ):
         """tokens, positions [B, L] int32, visible as in Block -> hidden [B, L, D], (keys, values).
 
-        Without a cache keys and values are one array [N, B, G, L, C] each; with one they are as in KVCache.
+        Without a cache keys and values are one array [N, B, G, L, C] each; with one they are as in
+        KVCache.
         """
         cfg = self.config
         table = nn.with_logical_partitioning(_words(cfg), ("vocab", "embed"))
@@ -217,37 +319,68 @@ class Transformer(nn.Module):
         if cfg.scale_embedding:
             x = x * jnp.asarray(cfg.width**0.5, x.dtype)
         if cfg.positions == "learned":
-            table = nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std / 2), ("position", "embed"))
-            position: Any = self.param("position", table, (cfg.context + cfg.position_offset, cfg.width), jnp.float32)
-            x = x + gathered(self.layout, position.astype(cfg.dtype), None)[positions + cfg.position_offset]
+            table = nn.with_logical_partitioning(
+                nn.initializers.normal(cfg.init_std / 2), ("position", "embed")
+            )
+            position: Any = self.param(
+                "position", table, (cfg.context + cfg.position_offset, cfg.width), jnp.float32
+            )
+            x = (
+                x
+                + gathered(self.layout, position.astype(cfg.dtype), None)[
+                    positions + cfg.position_offset
+                ]
+            )
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
         x = constrained(self.layout, x)
 
-        local = [cfg.window is not None and layer not in cfg.full_layers for layer in range(cfg.layers)]
+        local = [
+            cfg.window is not None and layer not in cfg.full_layers for layer in range(cfg.layers)
+        ]
         parts = [("lower_layers", 0, self.lower)] if self.lower else []
         parts.append(("layers", self.lower, cfg.layers))
         pairs = []
         for name, first, end in parts:
             if cache is None:
                 facts = Facts(jnp.arange(first, end), jnp.array(local[first:end]))
-                x, pair = self._scanned(name, end - first)(x, visible, positions, deterministic, facts)
+                x, pair = self._scanned(name, end - first)(
+                    x, visible, positions, deterministic, facts
+                )
                 pairs.append(pair)
                 continue
             weights = self.get_variable("params", name)
             for layer in range(first, end):
-                own = {"params": jax.tree.map(lambda w, i=layer - first: w[i], weights, is_leaf=lambda w: isinstance(w, tuple))}
+                own = {
+                    "params": jax.tree.map(
+                        lambda w, i=layer - first: w[i],
+                        weights,
+                        is_leaf=lambda w: isinstance(w, tuple),
+                    )
+                }
                 block = Block(cfg, self.layout, self.attention, lora=self.lora, parent=None)
                 past = cache.k[layer], cache.v[layer], cache.slot
-                x, pair = block.apply(own, x, visible, positions, True, Facts(layer, local[layer]), past)
+                x, pair = block.apply(
+                    own, x, visible, positions, True, Facts(layer, local[layer]), past
+                )
                 pairs.append(pair)
         k, v = zip(*pairs, strict=True)
-        seen = (k, v) if cache else (k[0], v[0]) if len(pairs) == 1 else (jnp.concatenate(k), jnp.concatenate(v))
+        seen = (
+            (k, v)
+            if cache
+            else (k[0], v[0])
+            if len(pairs) == 1
+            else (jnp.concatenate(k), jnp.concatenate(v))
+        )
         return Norm(cfg, name="final_norm")(x), seen
 
     def _scanned(self, name: str, length: int) -> Any:
         """So many layers, whose parameters lie in one stack."""
         cfg = self.config
-        block = Block if cfg.remat == "none" else nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False, static_argnums=(4,))
+        block = (
+            Block
+            if cfg.remat == "none"
+            else nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False, static_argnums=(4,))
+        )
         return nn.scan(
             block,
             variable_axes={"params": 0},

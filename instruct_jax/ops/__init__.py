@@ -1,1 +1,3 @@
-"""The maths of the pipeline: pure functions on arrays, each with its formula, its shapes and its source."""
+"""The maths of the pipeline: pure functions on arrays, each with its formula, its shapes and its
+source.
+"""

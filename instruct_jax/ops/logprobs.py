@@ -1,4 +1,6 @@
-"""Log-probabilities of tokens from hidden states, without an array [..., V] that outlives its chunk."""
+"""Log-probabilities of tokens from hidden states, without an array [..., V] that outlives its
+chunk.
+"""
 
 import chex
 import jax
@@ -6,7 +8,9 @@ import jax.numpy as jnp
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-    """cap tanh(x / cap), which lies in (-cap, cap); x where there is no cap (Gemma 2, arXiv:2408.00118)."""
+    """cap tanh(x / cap), which lies in (-cap, cap); x where there is no cap (Gemma 2,
+    arXiv:2408.00118).
+    """
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
@@ -20,15 +24,19 @@ def token_logprobs(
     vocab: int | None = None,
     cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """log p(target) and entropy in nats of p = softmax(hidden unembed^T / temperature); (f32 [...], f32 [...]).
+    """log p(target) and entropy in nats of p = softmax(hidden unembed^T / temperature); (f32 [...],
+    f32 [...]).
 
-    hidden [..., D] of any float type, unembed [V, D], targets [...] int32 in [0, V).  The matmul runs in the type of hidden, logits and
-    everything after them are f32.  Gradients reach hidden and unembed; those of unembed are summed over chunks in its own type.
-    Rows of unembed from `vocab` on, which only make its size rounder, have probability 0.  Logits are softly capped at +-cap.
+    hidden [..., D] of any float type, unembed [V, D], targets [...] int32 in [0, V).  The matmul
+    runs in the type of hidden, logits and everything after them are f32.  Gradients reach hidden
+    and unembed; those of unembed are summed over chunks in its own type. Rows of unembed from
+    `vocab` on, which only make its size rounder, have probability 0.  Logits are softly capped at
+    +-cap.
 
-    At most `chunk` positions have their [V] logits at one time: the positions are cut into equal chunks that run one after the other,
-    and the backward pass computes each chunk's logits again.  Where all positions fit in one chunk, nothing is computed twice.
-    Chunk i takes the positions i, i + n, i + 2n, ...: where the positions are sharded, every device has its share of every chunk.
+    At most `chunk` positions have their [V] logits at one time: the positions are cut into equal
+    chunks that run one after the other, and the backward pass computes each chunk's logits again.
+    Where all positions fit in one chunk, nothing is computed twice. Chunk i takes the positions i,
+    i + n, i + 2n, ...: where the positions are sharded, every device has its share of every chunk.
     """
     chex.assert_rank(unembed, 2)
     chex.assert_shape(hidden, (*targets.shape, unembed.shape[1]))
@@ -36,7 +44,9 @@ def token_logprobs(
 
     def read(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         states, target = part
-        logits = jnp.einsum("nd,vd->nv", states, unembed.astype(states.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum(
+            "nd,vd->nv", states, unembed.astype(states.dtype), preferred_element_type=jnp.float32
+        )
         logits = softcap(logits, cap) / temperature
         token = jax.lax.broadcasted_iota(target.dtype, logits.shape, 1)
         if vocab is not None and vocab < unembed.shape[0]:

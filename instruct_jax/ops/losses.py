@@ -1,4 +1,8 @@
-"""The losses of PPO and DPO.  Weights are shares of one batch (records.py), so losses and metrics are sums; weight 0 hides anything."""
+"""The losses of PPO and DPO.
+
+Weights are shares of one batch (records.py), so losses and metrics are sums; weight 0 hides
+anything.
+"""
 
 import chex
 import jax
@@ -6,15 +10,21 @@ import jax.numpy as jnp
 
 from instruct_jax.records import Metrics
 
-LOG_RATIO_BOUND = 20.0  # nats; beyond it the policy ratio is held at exp(+-20), and its gradient is 0: finite whatever the policy does
+# nats; beyond it the policy ratio is held at exp(+-20), and its gradient is 0: finite whatever the
+# policy does
+LOG_RATIO_BOUND = 20.0
 
 
-def policy_loss(logp: jax.Array, old_logp: jax.Array, advantage: jax.Array, weight: jax.Array, *, clip: float) -> tuple[jax.Array, Metrics]:
-    """sum_t w_t max(-A_t r_t, -A_t clip(r_t, 1 - clip, 1 + clip)), r = exp(logp - old_logp); f32 [], metrics.  All [B, T].
+def policy_loss(
+    logp: jax.Array, old_logp: jax.Array, advantage: jax.Array, weight: jax.Array, *, clip: float
+) -> tuple[jax.Array, Metrics]:
+    """sum_t w_t max(-A_t r_t, -A_t clip(r_t, 1 - clip, 1 + clip)), r = exp(logp - old_logp); f32
+    [], metrics.  All [B, T].
 
-    Metrics: policy/ratio is the mean of r; policy/clip_fraction the share of tokens whose gradient the clipping stops; policy/approx_kl the
-    estimate r - 1 - log r of KL(old || new) from samples of old, never negative (Schulman 2020, "Approximating KL divergence", k3).
-    Source: paper 3.5 and C.4 (clip 0.2); Schulman et al. 2017, arXiv:1707.06347, eq. 7.
+    Metrics: policy/ratio is the mean of r; policy/clip_fraction the share of tokens whose gradient
+    the clipping stops; policy/approx_kl the estimate r - 1 - log r of KL(old || new) from samples
+    of old, never negative (Schulman 2020, "Approximating KL divergence", k3). Source: paper 3.5 and
+    C.4 (clip 0.2); Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """
     chex.assert_equal_shape([logp, old_logp, advantage, weight])
     logp, old_logp, advantage = only_weighted(weight, logp, old_logp, advantage)
@@ -31,35 +41,56 @@ def policy_loss(logp: jax.Array, old_logp: jax.Array, advantage: jax.Array, weig
 
 
 def value_loss(
-    value: jax.Array, old_value: jax.Array, target: jax.Array, weight: jax.Array, *, clip: float | None
+    value: jax.Array,
+    old_value: jax.Array,
+    target: jax.Array,
+    weight: jax.Array,
+    *,
+    clip: float | None,
 ) -> tuple[jax.Array, Metrics]:
-    """sum_t w_t max((V_t - R_t)^2, (clip(V_t, old_t - clip, old_t + clip) - R_t)^2) / 2; f32 [], metrics.  All [B, T].
+    """sum_t w_t max((V_t - R_t)^2, (clip(V_t, old_t - clip, old_t + clip) - R_t)^2) / 2; f32 [],
+    metrics.  All [B, T].
 
-    clip None leaves the plain squared error.  value/clip_fraction is the share of tokens whose gradient the clipping stops.
-    Source: Stiennon et al. 2020, arXiv:2009.01325, its code (clip 0.2); the paper says only that it follows it.
+    clip None leaves the plain squared error.  value/clip_fraction is the share of tokens whose
+    gradient the clipping stops. Source: Stiennon et al. 2020, arXiv:2009.01325, its code (clip
+    0.2); the paper says only that it follows it.
     """
     chex.assert_equal_shape([value, old_value, target, weight])
     value, old_value, target = only_weighted(weight, value, old_value, target)
     near = value if clip is None else jnp.clip(value, old_value - clip, old_value + clip)
     plain, clipped = jnp.square(value - target), jnp.square(near - target)
     loss = 0.5 * (weight * jnp.maximum(plain, clipped)).sum()
-    return loss, {"value/loss": loss, "value/clip_fraction": jnp.where(clipped > plain, weight, 0.0).sum()}
+    return loss, {
+        "value/loss": loss,
+        "value/clip_fraction": jnp.where(clipped > plain, weight, 0.0).sum(),
+    }
 
 
 def dpo_loss(
-    logp_w: jax.Array, logp_l: jax.Array, ref_logp_w: jax.Array, ref_logp_l: jax.Array, *, beta: float
+    logp_w: jax.Array,
+    logp_l: jax.Array,
+    ref_logp_w: jax.Array,
+    ref_logp_l: jax.Array,
+    *,
+    beta: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """(-log sigmoid(margin), margin) per pair, margin = beta (log pi/ref (y_w) - log pi/ref (y_l)); f32 [...] each.
+    """(-log sigmoid(margin), margin) per pair, margin = beta (log pi/ref (y_w) - log pi/ref (y_l));
+    f32 [...] each.
 
-    Arguments [...]: log-probs of whole responses, the better (w) and the worse (l), under the policy and the reference.  A margin above 0
-    is a pair that the policy ranks right.  Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
+    Arguments [...]: log-probs of whole responses, the better (w) and the worse (l), under the
+    policy and the reference.  A margin above 0 is a pair that the policy ranks right.  Source:
+    Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
     """
     chex.assert_equal_shape([logp_w, logp_l, ref_logp_w, ref_logp_l])
-    logp_w, logp_l, ref_logp_w, ref_logp_l = (x.astype(jnp.float32) for x in (logp_w, logp_l, ref_logp_w, ref_logp_l))
+    logp_w, logp_l, ref_logp_w, ref_logp_l = (
+        x.astype(jnp.float32) for x in (logp_w, logp_l, ref_logp_w, ref_logp_l)
+    )
     margin = beta * ((logp_w - ref_logp_w) - (logp_l - ref_logp_l))
     return -jax.nn.log_sigmoid(margin), margin
 
 
 def only_weighted(weight: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The arrays as f32, 0 where they have no weight: neither values nor gradients of what is hidden can reach the loss."""
+    """The arrays as f32, 0 where they have no weight: neither values nor gradients of what is
+    hidden can reach the loss.
+    """
     return tuple(jnp.where(weight > 0, x.astype(jnp.float32), 0.0) for x in arrays)

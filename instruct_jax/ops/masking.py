@@ -1,27 +1,42 @@
-"""Masks and segments: what counts, what may see what, and statistics over what counts.  What a mask hides may be anything, NaN too."""
+"""Masks and segments: what counts, what may see what, and statistics over what counts.
+
+What a mask hides may be anything, NaN too.
+"""
 
 import chex
 import jax
 import jax.numpy as jnp
 
 
-def masked_sum(x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
-    """Sum of x over the True entries of mask, f32; 0 where there are none.  x, mask: one shape, mask bool."""
+def masked_sum(
+    x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | None = None
+) -> jax.Array:
+    """Sum of x over the True entries of mask, f32; 0 where there are none.
+
+    x, mask: one shape, mask bool.
+    """
     chex.assert_equal_shape([x, mask])
     chex.assert_type(mask, bool)
     return jnp.where(mask, jnp.asarray(x, jnp.float32), 0.0).sum(axis)
 
 
-def masked_mean(x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
-    """Mean of x over the True entries of mask, f32; 0 where there are none.  x, mask: one shape, mask bool."""
+def masked_mean(
+    x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | None = None
+) -> jax.Array:
+    """Mean of x over the True entries of mask, f32; 0 where there are none.
+
+    x, mask: one shape, mask bool.
+    """
     count = jnp.sum(mask, axis, dtype=jnp.float32)
     return masked_sum(x, mask, axis) / jnp.maximum(count, 1.0)
 
 
 def whiten(x: jax.Array, mask: jax.Array, *, eps: float = 1e-8) -> jax.Array:
-    """(x - mean) / sqrt(variance + eps) over the True entries of the whole array, 0 elsewhere; f32, the shape of x.
+    """(x - mean) / sqrt(variance + eps) over the True entries of the whole array, 0 elsewhere; f32,
+    the shape of x.
 
-    The variance is biased (divided by the count, not by count - 1).  Source: Ziegler et al. 2019, arXiv:1909.08593, its code.
+    The variance is biased (divided by the count, not by count - 1).  Source: Ziegler et al. 2019,
+    arXiv:1909.08593, its code.
     """
     chex.assert_equal_shape([x, mask])
     x = jnp.where(mask, jnp.asarray(x, jnp.float32), 0.0)
@@ -42,10 +57,11 @@ def positions(segments: jax.Array) -> jax.Array:
 
 
 def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:
-    """Who may see whom: segments [B, L] -> bool [B, 1, L, L], query before key; the 1 stands for the heads.
+    """Who may see whom: segments [B, L] -> bool [B, 1, L, L], query before key; the 1 stands for
+    the heads.
 
-    Query q sees key k if k <= q, both belong to the same segment, it is not padding (segment 0), and, with a window, q - k < window.  A
-    padding query sees nothing.
+    Query q sees key k if k <= q, both belong to the same segment, it is not padding (segment 0),
+    and, with a window, q - k < window.  A padding query sees nothing.
     """
     chex.assert_rank(segments, 2)
     query, key = segments[:, :, None], segments[:, None, :]

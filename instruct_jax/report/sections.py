@@ -6,11 +6,24 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from instruct_jax.report import comparisons, curves, feedback, markup
-from instruct_jax.report import optimisation as optimisation_pictures
+from instruct_jax.report import html as markup
+from instruct_jax.report import labelers as feedback
 from instruct_jax.report.findings import findings, headline, rate
-from instruct_jax.report.reading import TRAINED, Run
-from instruct_jax.report.words import duration, escape, in_sentence, listed, model_name, number, ordered, percent, prompt_text
+from instruct_jax.report.plots import evaluation as comparisons
+from instruct_jax.report.plots import over_optimization as optimisation_pictures
+from instruct_jax.report.plots import training as curves
+from instruct_jax.report.run_data import TRAINED, Run
+from instruct_jax.report.text import (
+    duration,
+    escape,
+    in_sentence,
+    listed,
+    model_name,
+    number,
+    ordered,
+    percent,
+    prompt_text,
+)
 
 SAMPLES_OPEN = 6  # prompts; the others are folded
 Part = Iterator[str]
@@ -20,22 +33,48 @@ def abstract(run: Run) -> str:
     """The run in one paragraph of plain words."""
     done = [name for name in TRAINED if name in run.done or name in run.metrics]
     names = [curves.NAMES[stage] for stage in done]
-    parts = [f"This run went through {listed(names)}." if names else "This run has not finished a stage yet."]
+    parts = [
+        (
+            f"This run went through {listed(names)}."
+            if names
+            else "This run has not finished a stage yet."
+        )
+    ]
     wins, judge = headline(run.summary, run.evaluation), run.evaluation.get("judge")
-    if tuned := sorted((m for m in ("best_of_n", "ppo", "ppo_ptx") if m in wins), key=lambda m: -wins[m]["mean"]):
-        by = {"gold": ", judged by the gold score", "reward model": ", judged by the reward model itself"}.get(str(judge), "")
+    if tuned := sorted(
+        (m for m in ("best_of_n", "ppo", "ppo_ptx") if m in wins), key=lambda m: -wins[m]["mean"]
+    ):
+        by = {
+            "gold": ", judged by the gold score",
+            "reward model": ", judged by the reward model itself",
+        }.get(str(judge), "")
         shares = [f"{in_sentence(m)} {percent(wins[m]['mean'])}" for m in tuned]
-        parts.append(f"Preferred to SFT on {wins[tuned[0]]['n']} held-out prompts{by}: {listed(shares)}.")
+        parts.append(
+            f"Preferred to SFT on {wins[tuned[0]]['n']} held-out prompts{by}: {listed(shares)}."
+        )
     control = wins.get("sft_control")
     if control and not control["ci95"][0] <= 0.5 <= control["ci95"][1]:
-        parts.append(f"Beware: SFT against other samples of itself wins {percent(control['mean'])} and not about half.")
+        parts.append(
+            f"Beware: SFT against other samples of itself wins {percent(control['mean'])} and not"
+            " about half."
+        )
     if (base := wins.get("base")) is not None:
         parts.append(f"The base model, before any tuning, is preferred on {percent(base['mean'])}.")
     reward = run.summary.get("reward_model", {})
     if reward.get("accuracy_heldout_prompts") is not None:
-        text = f"The reward model orders {percent(reward['accuracy_heldout_prompts'])} of held-out pairs as the labelers do"
+        text = (
+            f"The reward model orders {percent(reward['accuracy_heldout_prompts'])} of held-out"
+            " pairs as the labelers do"
+        )
         agreement = reward.get("labeler_agreement")
-        parts.append(text + (f", who agree with each other on {percent(agreement)}." if agreement is not None else "."))
+        parts.append(
+            text
+            + (
+                f", who agree with each other on {percent(agreement)}."
+                if agreement is not None
+                else "."
+            )
+        )
     if run.seconds:
         on = f" on {run.summary['hardware']}" if run.summary.get("hardware") else ""
         parts.append(f"All of it took {duration(sum(run.seconds.values()))}{on}.")
@@ -51,7 +90,10 @@ def remarks(run: Run) -> Part:
         items = [f"<li>{escape(f.text)}</li>" for f in found if f.held is wanted]
         if items:
             mark = "✓" if wanted else "✗"
-            yield f'<h3 class="{kind}">{mark} {len(items)} of {len(found)}: {title}</h3><ul class="{kind}">{"".join(items)}</ul>'
+            yield (
+                f'<h3 class="{kind}">{mark} {len(items)} of {len(found)}: {title}</h3><ul'
+                f' class="{kind}">{"".join(items)}</ul>'
+            )
 
 
 def key_numbers(run: Run) -> Part:
@@ -71,8 +113,16 @@ def key_numbers(run: Run) -> Part:
     ]
     if rows:
         score = "reward-model score" if found.get("judge") == "reward model" else "gold score"
-        header = ("model", "wins against SFT · 95 % interval", score, "KL to SFT, nats", "pretraining loss")
-        yield markup.table(header, rows, "Models, at the first temperature of the evaluation", left=header[1:2])
+        header = (
+            "model",
+            "wins against SFT · 95 % interval",
+            score,
+            "KL to SFT, nats",
+            "pretraining loss",
+        )
+        yield markup.table(
+            header, rows, "Models, at the first temperature of the evaluation", left=header[1:2]
+        )
     else:
         yield markup.absent("scores of models (the stage evaluate has not run)")
     reward = summary.get("reward_model", {})
@@ -81,15 +131,26 @@ def key_numbers(run: Run) -> Part:
         "reward model, held-out labelers": percent(reward.get("accuracy_heldout_labelers"), 1),
         "preferring the longer reply": percent(reward.get("accuracy_longer"), 1),
         "labelers with each other": percent(reward.get("labeler_agreement"), 1),
-        **{f"copy probes, {kind}": percent(share) for kind, share in found.get("copy_probes", {}).items()},
+        **{
+            f"copy probes, {kind}": percent(share)
+            for kind, share in found.get("copy_probes", {}).items()
+        },
         "compiled after warm-up": number(summary.get("recompiles_after_warmup"), 0),
         "peak memory": number(summary.get("peak_memory_gib"), 1) + " GiB",
         "time": duration(sum(run.seconds.values())),
         "hardware": str(summary.get("hardware", "–")),
         "seed": str(summary.get("seed", "–")),
     }
-    facts = {name: value for name, value in facts.items() if not value.startswith("–") and value != "None"}
-    yield '<dl class="facts">' + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items()) + "</dl>"
+    facts = {
+        name: value
+        for name, value in facts.items()
+        if not value.startswith("–") and value != "None"
+    }
+    yield (
+        '<dl class="facts">'
+        + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
+        + "</dl>"
+    )
 
 
 def preference(run: Run) -> Part:
@@ -98,17 +159,27 @@ def preference(run: Run) -> Part:
         yield markup.absent("win rates (the stage evaluate has not run)")
         return
     yield markup.paragraph(
-        "How often each model's reply scores higher than the SFT model's on the same prompt, a tie counting one half, with 95 % intervals. "
-        "The control is the SFT model against other samples of itself: it should stand on the dashed line."
+        "How often each model's reply scores higher than the SFT model's on the same prompt, a tie"
+        " counting one half, with 95 % intervals. The control is the SFT model against other"
+        " samples of itself: it should stand on the dashed line."
     )
     if run.evaluation.get("judge") == "reward model":
-        yield markup.paragraph("This run has no gold judge, so the reward model judges: it favours what was trained on it.", "missed")
+        yield markup.paragraph(
+            "This run has no gold judge, so the reward model judges: it favours what was trained"
+            " on it.",
+            "missed",
+        )
     yield from pictures
     if against := run.evaluation.get("win_rate_vs_others"):
         ours = ordered({model for wins in against.values() for model in wins})
         rows = [(model_name(m), *(rate(wins[m]) for wins in against.values())) for m in ours]
         header = ("our model", *(f"against {model_name(other)}" for other in against))
-        yield markup.table(header, rows, "Wins against models of other runs, at the first temperature", left=header[1:])
+        yield markup.table(
+            header,
+            rows,
+            "Wins against models of other runs, at the first temperature",
+            left=header[1:],
+        )
     by_temperature: dict[str, Any] = run.evaluation.get("win_rate_vs_sft", {})
     scores: dict[str, Any] = run.evaluation.get("gold_score", {})
     rows = [
@@ -119,35 +190,64 @@ def preference(run: Run) -> Part:
     cases: dict[str, Any] = run.evaluation.get("by_use_case", {})
     models = ordered({m for case in cases.values() for m in case})
     by_case = [
-        (case.replace("_", " "), max((s["n"] for s in of.values()), default=0), *(of.get(m, {}).get("mean") for m in models))
+        (
+            case.replace("_", " "),
+            max((s["n"] for s in of.values()), default=0),
+            *(of.get(m, {}).get("mean") for m in models),
+        )
         for case, of in cases.items()
     ]
     if rows:
         yield markup.folded(
             "The numbers: win rates",
-            [markup.table(("model", "wins", "prompts", "mean score"), rows, "Win rates and mean scores", left=("wins",))],
+            [
+                markup.table(
+                    ("model", "wins", "prompts", "mean score"),
+                    rows,
+                    "Win rates and mean scores",
+                    left=("wins",),
+                )
+            ],
         )
     if by_case:
         header = ("use case", "prompts", *map(model_name, models))
-        yield markup.folded("The numbers: use cases", [markup.table(header, by_case, "Mean score by use case")])
+        yield markup.folded(
+            "The numbers: use cases", [markup.table(header, by_case, "Mean score by use case")]
+        )
 
 
 def optimisation(run: Run) -> Part:
-    drawn = [curves.frontier(run), comparisons.best_of_n(run), optimisation_pictures.over_optimisation(run)]
+    drawn = [
+        curves.frontier(run),
+        comparisons.best_of_n(run),
+        optimisation_pictures.over_optimisation(run),
+    ]
     yield from markup.figures(drawn) or [markup.absent("PPO iterations and best-of-n")]
 
 
 def tax(run: Run) -> Part:
-    yield markup.paragraph("What tuning costs on ordinary text. PPO-ptx mixes pretraining gradients into PPO to keep the cost down.")
-    yield from markup.figures([comparisons.alignment_tax(run)]) or [markup.absent("loss on held-out pretraining text")]
+    yield markup.paragraph(
+        "What tuning costs on ordinary text. PPO-ptx mixes pretraining gradients into PPO to keep"
+        " the cost down."
+    )
+    yield from markup.figures([comparisons.alignment_tax(run)]) or [
+        markup.absent("loss on held-out pretraining text")
+    ]
 
 
 def reward_model(run: Run) -> Part:
-    drawn = [comparisons.accuracy(run), comparisons.calibration(run), comparisons.score_by_length(run)]
+    drawn = [
+        comparisons.accuracy(run),
+        comparisons.calibration(run),
+        comparisons.score_by_length(run),
+    ]
     yield from markup.figures(drawn) or [markup.absent("measurements of the reward model")]
     if people := run.evaluation.get("reward_model", {}).get("per_labeler"):
         rows = [(str(name), percent(share, 1)) for name, share in people.items()]
-        yield markup.folded("By labeler", [markup.table(("labeler", "pairs in the right order"), rows, "Accuracy by labeler")])
+        yield markup.folded(
+            "By labeler",
+            [markup.table(("labeler", "pairs in the right order"), rows, "Accuracy by labeler")],
+        )
 
 
 def manners(run: Run) -> Part:
@@ -156,7 +256,13 @@ def manners(run: Run) -> Part:
         yield markup.absent("rude words, length and endings of the replies")
         return
     rows = [
-        (model_name(m), percent(s.get("rude"), 1), s.get("fluff"), number(s.get("length"), 1), percent(s.get("ended"), 1))
+        (
+            model_name(m),
+            percent(s.get("rude"), 1),
+            s.get("fluff"),
+            number(s.get("length"), 1),
+            percent(s.get("ended"), 1),
+        )
         for m, s in ((m, found[m]) for m in ordered(found))
     ]
     yield from markup.figures(comparisons.style(run))
@@ -169,7 +275,9 @@ def samples(run: Run) -> Part:
     if not found:
         yield markup.absent("sample completions")
         return
-    yield markup.paragraph("The first prompts of each use case, chosen by position and not by how well any model did.")
+    yield markup.paragraph(
+        "The first prompts of each use case, chosen by position and not by how well any model did."
+    )
     cards = [_card(sample) for sample in found]
     yield from cards[:SAMPLES_OPEN]
     if rest := cards[SAMPLES_OPEN:]:
@@ -180,21 +288,33 @@ def _card(sample: dict[str, Any]) -> str:
     replies: dict[str, Any] = sample["completions"]
     cells = []
     for model in ordered(replies):
-        scores = [f"{name} {number(replies[model][name])}" for name in ("gold", "reward") if replies[model].get(name) is not None]
+        scores = [
+            f"{name} {number(replies[model][name])}"
+            for name in ("gold", "reward")
+            if replies[model].get(name) is not None
+        ]
         cells.append(
-            f'<div class="reply"><h4>{escape(model_name(model))}</h4><p>{markup.quoted(replies[model]["text"])}</p>'
-            f'<p class="score">{escape(" · ".join(scores))}</p></div>'
+            "<div"
+            f' class="reply"><h4>{escape(model_name(model))}</h4><p>{markup.quoted(replies[model]["text"])}</p><p'
+            f' class="score">{escape(" · ".join(scores))}</p></div>'
         )
     case = escape(str(sample.get("use_case", "all")).replace("_", " "))
     prompt = markup.quoted(prompt_text(sample["prompt"]))
-    return f'<article><h3><span class="case">{case}</span> {prompt}</h3><div class="replies">{"".join(cells)}</div></article>'
+    return (
+        f'<article><h3><span class="case">{case}</span> {prompt}</h3><div'
+        f' class="replies">{"".join(cells)}</div></article>'
+    )
 
 
 def training(run: Run) -> Part:
     if not run.metrics:
         yield markup.absent("metrics of any training stage")
         return
-    if missing := [curves.NAMES[stage] for stage in TRAINED if stage not in run.metrics and stage != "ppo_start"]:
+    if missing := [
+        curves.NAMES[stage]
+        for stage in TRAINED
+        if stage not in run.metrics and stage != "ppo_start"
+    ]:
         yield markup.absent(f"training curves of {listed(missing)}")
     yield from markup.figures(curves.training(run, curves.SUPERVISED + curves.MAIN))
     if more := markup.figures(curves.training(run, curves.MORE)):
@@ -205,7 +325,13 @@ def provenance(run: Run) -> Part:
     yield from markup.figures([comparisons.seconds(run)]) or [markup.absent("finished stages")]
     if run.done:
         rows = [
-            (stage, str(d.get("finished", "–"))[:16].replace("T", " "), duration(d.get("seconds", 0)), _speed(run, stage), _inputs(d))
+            (
+                stage,
+                str(d.get("finished", "–"))[:16].replace("T", " "),
+                duration(d.get("seconds", 0)),
+                _speed(run, stage),
+                _inputs(d),
+            )
             for stage, d in run.done.items()
         ]
         yield markup.table(
@@ -216,24 +342,42 @@ def provenance(run: Run) -> Part:
         )
         outputs = {stage: done.get("output") for stage, done in run.done.items()}
         yield markup.folded(
-            "Hashes and outputs of the stages", [markup.verbatim(json.dumps({"inputs": _full(run), "output": outputs}, indent=1))]
+            "Hashes and outputs of the stages",
+            [markup.verbatim(json.dumps({"inputs": _full(run), "output": outputs}, indent=1))],
         )
     if run.phases:
         keys = ("rollout", "experience", "update", "tokens_per_second")
         medians = [
-            (curves.NAMES[stage], *(statistics.median([row[key] for row in rows if key in row] or [math.nan]) for key in keys))
+            (
+                curves.NAMES[stage],
+                *(
+                    statistics.median([row[key] for row in rows if key in row] or [math.nan])
+                    for key in keys
+                ),
+            )
             for stage, rows in run.phases.items()
         ]
         header = ("", "rollout, s", "experience, s", "update, s", "sampled tokens/s")
         yield markup.table(header, medians, "Phases of a PPO iteration, medians")
-    about = {key: run.about[key] for key in ("command", "started", "commit", "python") if key in run.about}
+    about = {
+        key: run.about[key]
+        for key in ("command", "started", "commit", "python")
+        if key in run.about
+    }
     versions = about | run.about.get("versions", {})
     if versions:
-        rows = [(name, " ".join(value) if isinstance(value, list) else str(value)) for name, value in versions.items()]
+        rows = [
+            (name, " ".join(value) if isinstance(value, list) else str(value))
+            for name, value in versions.items()
+        ]
         yield markup.table(("", "version"), rows, "Command, commit and versions", left=("version",))
     else:
         yield markup.absent("run.json, which names the versions")
-    yield markup.folded("config.yaml", [markup.verbatim(run.config)]) if run.config else markup.absent("config.yaml")
+    yield (
+        markup.folded("config.yaml", [markup.verbatim(run.config)])
+        if run.config
+        else markup.absent("config.yaml")
+    )
 
 
 def _full(run: Run) -> dict[str, Any]:
@@ -241,11 +385,19 @@ def _full(run: Run) -> dict[str, Any]:
 
 
 def _inputs(done: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {str(value).removeprefix('sha256:')[:10]}" for name, value in done.get("inputs", {}).items()) or "–"
+    return (
+        ", ".join(
+            f"{name} {str(value).removeprefix('sha256:')[:10]}"
+            for name, value in done.get("inputs", {}).items()
+        )
+        or "–"
+    )
 
 
 def _speed(run: Run, stage: str) -> str:
-    known = [s["seconds_per_step"] for s in run.sessions.get(stage, []) if s.get("seconds_per_step")]
+    known = [
+        s["seconds_per_step"] for s in run.sessions.get(stage, []) if s.get("seconds_per_step")
+    ]
     return f"{known[-1]:.3g} s a step" if known else "–"
 
 

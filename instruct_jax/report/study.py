@@ -9,12 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from instruct_jax.report import canvas, markup
-from instruct_jax.report.canvas import Picture
+from instruct_jax.report import html as markup
 from instruct_jax.report.findings import headline
-from instruct_jax.report.optimisation import picture
-from instruct_jax.report.reading import Run, read_run
-from instruct_jax.report.words import escape, listed, model_name, number, ordered
+from instruct_jax.report.plots import style as canvas
+from instruct_jax.report.plots.over_optimization import picture
+from instruct_jax.report.plots.style import Picture
+from instruct_jax.report.run_data import Run, read_run
+from instruct_jax.report.text import escape, listed, model_name, number, ordered
 from instruct_jax.runtime.folders import write_atomic
 
 SHADES = ("#c43c5c", "#e5772e", "#c9a227", "#21a179", "#3f86e0", "#8a5bd0")
@@ -34,7 +35,9 @@ class Made(Protocol):
 
 
 def build_study(out: Path, runs: Sequence[Made]) -> Path:
-    """Writes out/summary.json, out/study.html and its picture from the run folders, finished or not; returns the page."""
+    """Writes out/summary.json, out/study.html and its picture from the run folders, finished or
+    not; returns the page.
+    """
     arms: Arms = {}
     for run in runs:
         arms.setdefault(run.arm, {})[run.seed] = read_run(run.folder)
@@ -44,17 +47,33 @@ def build_study(out: Path, runs: Sequence[Made]) -> Path:
         ("models", "Every model of every arm", models(arms)),
     )
     seeds = sorted({seed for runs_of in arms.values() for seed in runs_of})
-    started = min((str(run.about.get("started", "")) for runs_of in arms.values() for run in runs_of.values()), default="")
+    started = min(
+        (
+            str(run.about.get("started", ""))
+            for runs_of in arms.values()
+            for run in runs_of.values()
+        ),
+        default="",
+    )
     with canvas.styled():
         parts = [markup.section(anchor, title, part) for anchor, title, part in sections]
         if drawn := over_optimisation_picture(arms):
             canvas.write_png(drawn, out / f"{drawn.name}.png")
-    template = importlib.resources.files("instruct_jax.report").joinpath("page.html").read_text(encoding="utf-8")
+    template = (
+        importlib.resources.files("instruct_jax.report")
+        .joinpath("page.html")
+        .read_text(encoding="utf-8")
+    )
     page = string.Template(template).substitute(
         name=escape(out.resolve().name),
         started=escape(started[:16].replace("T", " ")),
-        abstract=escape(f"A study of {listed([name for name in arms])}, each over the seeds {listed([str(seed) for seed in seeds])}."),
-        contents="".join(f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title, _ in sections),
+        abstract=escape(
+            f"A study of {listed([name for name in arms])}, each over the seeds"
+            f" {listed([str(seed) for seed in seeds])}."
+        ),
+        contents="".join(
+            f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title, _ in sections
+        ),
         sections="\n".join(parts),
     )
     write_atomic(out / "study.html", page)
@@ -62,23 +81,38 @@ def build_study(out: Path, runs: Sequence[Made]) -> Path:
 
 
 def summary(arms: Arms) -> dict[str, Any]:
-    """arm -> {"models": model -> seed -> win rate, score, KL, loss on pretraining text; "path": the mean over seeds at each kept step}."""
+    """arm -> {"models": model -> seed -> win rate, score, KL, loss on pretraining text; "path": the
+    mean over seeds at each kept step}.
+    """
     found = {}
     for arm, runs in arms.items():
         by_model: dict[str, dict[int, Row]] = {}
         for seed, run in runs.items():
             for model, row in _models(run).items():
                 by_model.setdefault(model, {})[seed] = row
-        found[arm] = {"models": by_model, "path": {name: mean_path(paths) for name, paths in _paths(runs).items()}}
+        found[arm] = {
+            "models": by_model,
+            "path": {name: mean_path(paths) for name, paths in _paths(runs).items()},
+        }
     return found
 
 
 def _models(run: Run) -> dict[str, Row]:
-    wins, nll, kl = headline(run.summary, run.evaluation), run.evaluation.get("pretrain_nll", {}), run.evaluation.get("kl_to_sft", {})
+    wins, nll, kl = (
+        headline(run.summary, run.evaluation),
+        run.evaluation.get("pretrain_nll", {}),
+        run.evaluation.get("kl_to_sft", {}),
+    )
     gold = next(iter(run.evaluation.get("gold_score", {}).values()), {})
     return {
-        model: {"win_rate": win["mean"], "low": win["ci95"][0], "high": win["ci95"][1]}
-        | {key: of[model] for key, of in (("gold", gold), ("kl", kl), ("nll", nll)) if model in of}
+        model: (
+            {"win_rate": win["mean"], "low": win["ci95"][0], "high": win["ci95"][1]}
+            | {
+                key: of[model]
+                for key, of in (("gold", gold), ("kl", kl), ("nll", nll))
+                if model in of
+            }
+        )
         for model, win in wins.items()
     }
 
@@ -93,7 +127,9 @@ def _paths(runs: dict[int, Run]) -> dict[str, list[list[Row]]]:
 
 
 def mean_path(paths: Sequence[Sequence[Row]]) -> list[Row]:
-    """Means over seeds at the steps that all paths have, with the standard error over seeds (over prompts where there is one seed)."""
+    """Means over seeds at the steps that all paths have, with the standard error over seeds (over
+    prompts where there is one seed).
+    """
     steps = sorted(set.intersection(*({row["step"] for row in path} for path in paths)))
     rows = []
     for step in steps:
@@ -101,7 +137,9 @@ def mean_path(paths: Sequence[Sequence[Row]]) -> list[Row]:
         row = {"step": step, "kl": float(np.mean([r["kl"] for r in at]))}
         for key in ("reward", "gold"):
             values = np.array([r[key] for r in at])
-            error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else at[0][f"{key}_se"]
+            error = (
+                values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else at[0][f"{key}_se"]
+            )
             row |= {key: float(values.mean()), f"{key}_se": float(error)}
         rows.append(row)
     return rows
@@ -113,18 +151,28 @@ def over_optimisation(arms: Arms) -> Iterator[str]:
         yield markup.absent("PPO runs with kept checkpoints (ppo.keep_every)")
         return
     yield markup.paragraph(
-        "Each line is one arm, from SFT on, through its kept checkpoints; means over seeds, bands of 95 %. The reward model is what PPO "
-        "climbs, the judge is what it is for. Dotted: the best of n SFT samples by the same reward model."
+        "Each line is one arm, from SFT on, through its kept checkpoints; means over seeds, bands"
+        " of 95 %. The reward model is what PPO climbs, the judge is what it is for. Dotted: the"
+        " best of n SFT samples by the same reward model."
     )
     yield from markup.figures([drawn])
     rows = [
-        (f"{arm}, {model_name(stage)}", int(row["step"]), row["kl"], row["reward"], row["gold"], number(row["gold_se"], 3))
+        (
+            f"{arm}, {model_name(stage)}",
+            int(row["step"]),
+            row["kl"],
+            row["reward"],
+            row["gold"],
+            number(row["gold_se"], 3),
+        )
         for arm, runs in arms.items()
         for stage, paths in _paths(runs).items()
         for row in mean_path(paths)
     ]
     header = ("arm", "iteration", "KL, nats", "reward", "score", "standard error")
-    yield markup.folded("The numbers", [markup.table(header, rows, "Means over seeds at the kept checkpoints")])
+    yield markup.folded(
+        "The numbers", [markup.table(header, rows, "Means over seeds at the kept checkpoints")]
+    )
 
 
 def over_optimisation_picture(arms: Arms) -> Picture | None:
@@ -137,11 +185,16 @@ def over_optimisation_picture(arms: Arms) -> Picture | None:
     }
     if not lines:
         return None
-    coloured = {name: (SHADES[i % len(SHADES)], rows) for i, (name, rows) in enumerate(lines.items())}
+    coloured = {
+        name: (SHADES[i % len(SHADES)], rows) for i, (name, rows) in enumerate(lines.items())
+    }
     every = [run.evaluation for runs in arms.values() for run in runs.values()]
     curves = [e["best_of_n"] for e in every if e.get("best_of_n")]
     points = [
-        {key: float(np.mean([p[key] for c in curves for p in c if p["n"] == n])) for key in ("kl", "reward", "gold")}
+        {
+            key: float(np.mean([p[key] for c in curves for p in c if p["n"] == n]))
+            for key in ("kl", "reward", "gold")
+        }
         for n in sorted({p["n"] for c in curves for p in c})
     ]
     judge = "reward model" if any(e.get("judge") == "reward model" for e in every) else "gold score"
@@ -164,12 +217,28 @@ def models(arms: Arms) -> Iterator[str]:
             )
             for model in ordered(of["models"])
         ]
-        header = ("model", *(f"wins, seed {seed}" for seed in seeds), "wins", "score", "KL to SFT, nats", "pretraining loss")
-        yield markup.table(header, rows, f"{arm}: wins against the SFT model of the same run, with 95 % intervals; means over seeds")
+        header = (
+            "model",
+            *(f"wins, seed {seed}" for seed in seeds),
+            "wins",
+            "score",
+            "KL to SFT, nats",
+            "pretraining loss",
+        )
+        yield markup.table(
+            header,
+            rows,
+            f"{arm}: wins against the SFT model of the same run, with 95 % intervals; means over"
+            " seeds",
+        )
 
 
 def _rate(row: Row | None) -> str:
-    return "–" if row is None else f"{number(row['win_rate'])} ({number(row['low'])} to {number(row['high'])})"
+    return (
+        "–"
+        if row is None
+        else f"{number(row['win_rate'])} ({number(row['low'])} to {number(row['high'])})"
+    )
 
 
 def _mean(by_seed: dict[int, Row], key: str) -> float | None:

@@ -1,6 +1,8 @@
-"""Checkpoints: orbax, asynchronous and strict.  What does not fit is refused by name; nothing is padded, renamed or rebuilt in silence.
+"""Checkpoints: orbax, asynchronous and strict.  What does not fit is refused by name; nothing is
+padded, renamed or rebuilt in silence.
 
-Orbax reads most flipped bits as other numbers.  So each checkpoint keeps a digest of every array, and every restore checks them.
+Orbax reads most flipped bits as other numbers.  So each checkpoint keeps a digest of every array,
+and every restore checks them.
 """
 
 import json
@@ -10,31 +12,44 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN, PreservationPolicy
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    BestN,
+    EveryNSteps,
+    LatestN,
+    PreservationPolicy,
+)
 
+from instruct_jax.errors import InstructError
 from instruct_jax.records import Params, TrainState
 from instruct_jax.runtime.digests import digests, named_leaves
-from instruct_jax.runtime.hosts import several
+from instruct_jax.runtime.hosts import is_multihost
 
 Types = dict[str, tuple[tuple[int, ...], str]]  # "params.block.w" -> (shape, dtype)
 
 
-class CheckpointError(ValueError):
-    """A checkpoint cannot be written, read, or used here.  The message names the place, both values and the repair."""
+class CheckpointError(InstructError, ValueError):
+    """A checkpoint cannot be written, read, or used here.
+
+    The message names the place, both values and the repair.
+    """
 
 
 class DamagedError(CheckpointError):
     """The files of a checkpoint cannot be read, or hold other numbers than were saved."""
 
     def __init__(self, place: str, reason: object):
-        super().__init__(f"the checkpoint {place} is damaged: {str(reason)[:300]}")  # tensorstore's go on for pages
+        # tensorstore's go on for pages
+        super().__init__(f"the checkpoint {place} is damaged: {str(reason)[:300]}")
 
 
 class Checkpoints:
-    """The checkpoints of one stage: the last `keep` ones, those of every `keep_every` steps, and the best one by the metric `best`.
+    """The checkpoints of one stage: the last `keep` ones, those of every `keep_every` steps, and
+    the best one by the metric `best`.
 
-    `fingerprints` (say {"model": ..., "tokenizer": ..., "data": ...}) travel with each checkpoint and must be the same when it is read.
-    Saves go on in the background; a failed one is raised by the next save, wait or close, and leaves the earlier checkpoints as they were.
+    `fingerprints` (say {"model": ..., "tokenizer": ..., "data": ...}) travel with each checkpoint
+    and must be the same when it is read. Saves go on in the background; a failed one is raised by
+    the next save, wait or close, and leaves the earlier checkpoints as they were.
     """
 
     def __init__(
@@ -61,7 +76,8 @@ class Checkpoints:
         self._manager = _manager(
             folder,
             cleanup_tmp_directories=True,
-            lightweight_initialize=best is None,  # reads no checkpoint yet: a damaged one must not be in the way of the others
+            lightweight_initialize=best
+            is None,  # reads no checkpoint yet: a damaged one must not be in the way of the others
             preservation_policy=AnyPreservationPolicy(rules),
             best_fn=score if best else None,
             best_mode=best_mode,
@@ -70,7 +86,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         try:
             self.wait()
         except CheckpointError:
@@ -88,7 +106,10 @@ class Checkpoints:
         return self._manager.best_step() if self.best else self.latest()
 
     def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
-        """Copies the state to the host and writes it in the background.  A step that is saved already is not saved again."""
+        """Copies the state to the host and writes it in the background.
+
+        A step that is saved already is not saved again.
+        """
         step = int(state.step)
         if step == self.latest():
             return
@@ -111,31 +132,45 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
-        """The state of a step (the newest), laid out as `abstract`, a tree of arrays or of jax.ShapeDtypeStruct with shardings."""
+        """The state of a step (the newest), laid out as `abstract`, a tree of arrays or of
+        jax.ShapeDtypeStruct with shardings.
+        """
         self.wait()
-        return _restore(self._manager, self.folder, abstract, self.fingerprints, step, partial=False)
+        return _restore(
+            self._manager, self.folder, abstract, self.fingerprints, step, partial=False
+        )
 
     def restore_good(self, abstract: TrainState) -> tuple[TrainState, list[str]]:
-        """The newest state that is whole, and what was wrong with newer ones, which are then out of the way.
+        """The newest state that is whole, and what was wrong with newer ones, which are then out of
+        the way.
 
-        CheckpointError where there are checkpoints but none is whole: a stage never starts afresh in silence.  Several processes may not
-        see the same damage, so they stop at the first one.
+        CheckpointError where there are checkpoints but none is whole: a stage never starts afresh
+        in silence.  Several processes may not see the same damage, so they stop at the first one.
         """
         damaged: dict[int, DamagedError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self.restore(abstract, step)
             except DamagedError as error:
-                if several():
+                if is_multihost():
                     raise CheckpointError(
-                        f"{error}\nRemove it and start all processes again: they go on from the checkpoint before it."
+                        f"{error}\nRemove it and start all processes again: they go on from the"
+                        " checkpoint before it."
                     ) from error
                 damaged[step] = error
                 continue
-            return state, [f"{error}.  It is now in {self._moved_away(bad)}" for bad, error in damaged.items()]
+            return state, [
+                f"{error}.  It is now in {self._moved_away(bad)}" for bad, error in damaged.items()
+            ]
         raise CheckpointError(
-            "\n".join([f"no checkpoint of {self.folder} is whole:", *(f"  {error}" for error in damaged.values())])
-            + f"\nNothing was changed.  Bring one back from a copy, or remove {self.folder.parent} to begin this stage again."
+            "\n".join(
+                [
+                    f"no checkpoint of {self.folder} is whole:",
+                    *(f"  {error}" for error in damaged.values()),
+                ]
+            )
+            + f"\nNothing was changed.  Bring one back from a copy, or remove {self.folder.parent}"
+            " to begin this stage again."
         )
 
     def _moved_away(self, step: int) -> Path:
@@ -148,7 +183,11 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> CheckpointError:
         self._manager.reload()
-        good = "There is none before it" if self.latest() is None else f"The last good checkpoint is step {self.latest()}"
+        good = (
+            "There is none before it"
+            if self.latest() is None
+            else f"The last good checkpoint is step {self.latest()}"
+        )
         return CheckpointError(
             f"cannot save a checkpoint in {self.folder}: {str(error)[:300]}\n"
             f"{good}.  Make room on the disk and run the same command again to go on from there."
@@ -163,9 +202,13 @@ def restore_params(
     step: int | None = None,
     fingerprints: Mapping[str, str] | None = None,
 ) -> Params:
-    """Only the params of a finished stage; `part` is where in the state: "params", "ema", "params/policy", ..."""
+    """Only the params of a finished stage; `part` is where in the state: "params", "ema",
+    "params/policy", ...
+    """
     if not folder.is_dir():
-        raise CheckpointError(f"there is no checkpoint folder {folder}: run the stage that makes it first")
+        raise CheckpointError(
+            f"there is no checkpoint folder {folder}: run the stage that makes it first"
+        )
     names = part.split("/")
     for name in reversed(names):
         abstract = {name: abstract}
@@ -173,15 +216,25 @@ def restore_params(
         try:
             found = _restore(manager, folder, abstract, fingerprints or {}, step, partial=True)
         except DamagedError as error:
-            raise CheckpointError(f"{error}\nBring it back from a copy, or remove {folder.parent} to run that stage again.") from error
+            raise CheckpointError(
+                f"{error}\nBring it back from a copy, or remove {folder.parent} to run that stage"
+                " again."
+            ) from error
     for name in names:
         found = found[name]
     return found
 
 
 def saved_fingerprints(folder: Path) -> dict[str, str]:
-    """What travels with the newest checkpoint; {} where there is none.  Reads one small file and touches no device."""
-    found = {int(path.parent.name): path for path in folder.glob("*/_CHECKPOINT_METADATA") if path.parent.name.isdigit()}
+    """What travels with the newest checkpoint; {} where there is none.
+
+    Reads one small file and touches no device.
+    """
+    found = {
+        int(path.parent.name): path
+        for path in folder.glob("*/_CHECKPOINT_METADATA")
+        if path.parent.name.isdigit()
+    }
     if not found:
         return {}
     path = found[max(found)]
@@ -200,7 +253,9 @@ def kept_steps(folder: Path) -> list[int]:
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """The loop asks jax, not orbax too: jax agrees on a number of calls, which must not be mixed with those of a background thread."""
+        """The loop asks jax, not orbax too: jax agrees on a number of calls, which must not be
+        mixed with those of a background thread.
+        """
         return False
 
 
@@ -208,15 +263,27 @@ def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     registry.add("state", ocp.args.PyTreeSave)
     registry.add("state", ocp.args.PyTreeRestore)
-    return _Manager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), handler_registry=registry)
+    return _Manager(
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(**options),
+        handler_registry=registry,
+    )
 
 
 def _restore(
-    manager: ocp.CheckpointManager, folder: Path, abstract: Any, fingerprints: Mapping[str, str], step: int | None, *, partial: bool
+    manager: ocp.CheckpointManager,
+    folder: Path,
+    abstract: Any,
+    fingerprints: Mapping[str, str],
+    step: int | None,
+    *,
+    partial: bool,
 ) -> Any:
     step = manager.latest_step() if step is None else step
     if step not in manager.all_steps():
-        raise CheckpointError(f"{folder} has no checkpoint of step {step}; there are {sorted(manager.all_steps())}")
+        raise CheckpointError(
+            f"{folder} has no checkpoint of step {step}; there are {sorted(manager.all_steps())}"
+        )
     place = f"{folder}/{step}"
     try:
         metadata: Any = manager.metadata(step)
@@ -244,7 +311,8 @@ def _check_fingerprints(place: str, saved: Mapping[str, str], now: Mapping[str, 
     for key, value in now.items():
         if saved.get(key) != value:
             raise CheckpointError(
-                f"{place} was made with another {key}: {saved.get(key)} there, {value} now.  Use the same {key}, or start a new run folder."
+                f"{place} was made with another {key}: {saved.get(key)} there, {value} now.  Use"
+                f" the same {key}, or start a new run folder."
             )
 
 
@@ -260,7 +328,9 @@ def _check_types(place: str, saved: Types, now: Types, partial: bool) -> None:
 
 def _check_digests(place: str, saved: Mapping[str, int], now: Mapping[str, int]) -> None:
     if not saved:
-        raise DamagedError(place, "it has no digests of its arrays, so nobody can tell whether they are whole")
+        raise DamagedError(
+            place, "it has no digests of its arrays, so nobody can tell whether they are whole"
+        )
     if wrong := [name for name in sorted(now) if saved.get(name) != now[name]]:
         more = f" and {len(wrong) - 1} more arrays" if len(wrong) > 1 else ""
         raise DamagedError(place, f"{wrong[0]}{more} is not what was saved")

@@ -10,12 +10,15 @@ from typing import Any
 
 import jax
 
-from instruct_jax.runtime.folders import RunError, write_atomic, write_row, writing
+from instruct_jax.errors import RunError
+from instruct_jax.runtime.folders import write_atomic, write_row, writing
 from instruct_jax.runtime.hosts import is_main
 
 
 def cut_after(path: Path, step: float) -> list[dict[str, Any]]:
-    """Drops the rows of later steps, and a torn last row, from a JSONL file; returns the rows that stay.  No "step" is before all steps."""
+    """Drops the rows of later steps, and a torn last row, from a JSONL file; returns the rows that
+    stay.  No "step" is before all steps.
+    """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -25,7 +28,9 @@ def cut_after(path: Path, step: float) -> list[dict[str, Any]]:
         rows = [(line, dict(json.loads(line))) for line in lines]
     except (ValueError, TypeError) as error:
         repair = f"restore it from a copy, or remove {path.parent} to make that stage again"
-        raise RunError(f"{path} is damaged ({' '.join(str(error).split())[:200]}): {repair}") from error
+        raise RunError(
+            f"{path} is damaged ({' '.join(str(error).split())[:200]}): {repair}"
+        ) from error
     rows = [(line, row) for line, row in rows if row.get("step", 0) <= step]
     text = "".join(line for line, _ in rows)
     if is_main() and path.stat().st_size != len(text.encode()):
@@ -34,9 +39,11 @@ def cut_after(path: Path, step: float) -> list[dict[str, Any]]:
 
 
 class MetricsFile:
-    """metrics.jsonl: one row {"step": n, "stage/name": x, ...} for each completed step; readable while the run goes on.
+    """metrics.jsonl: one row {"step": n, "stage/name": x, ...} for each completed step; readable
+    while the run goes on.
 
-    Opened at a step, it forgets the rows after it: they will be written again.  `last` is the row of that step, if any.
+    Opened at a step, it forgets the rows after it: they will be written again.  `last` is the row
+    of that step, if any.
     """
 
     def __init__(self, path: Path, step: int):
@@ -50,7 +57,9 @@ class MetricsFile:
             write_row(self._file, {"step": step, **metrics})
 
     def sync(self) -> None:
-        """Returns when the rows are on disk; called before a checkpoint, which must not be ahead of them."""
+        """Returns when the rows are on disk; called before a checkpoint, which must not be ahead of
+        them.
+        """
         if is_main():
             with writing(self.path):
                 os.fsync(self._file.fileno())
@@ -63,7 +72,9 @@ class MetricsFile:
 
 
 class Recompiles:
-    """Counts the programs that XLA compiles while it is entered (as often as you like); `mark_warm` starts the count that matters."""
+    """Counts the programs that XLA compiles while it is entered (as often as you like); `mark_warm`
+    starts the count that matters.
+    """
 
     def __init__(self) -> None:
         self.total = 0
@@ -91,7 +102,9 @@ def peak_memory() -> dict[str, float]:
     """GiB: the most that this process and, where the backend tells, the fullest device ever held."""
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     peak = {"host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
-    devices = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    devices = [
+        (device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()
+    ]
     if known := [size for size in devices if size is not None]:
         peak["device_peak_gib"] = max(known) / 2**30
     return {name: round(size, 3) for name, size in peak.items()}

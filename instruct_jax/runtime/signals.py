@@ -10,26 +10,35 @@ from types import FrameType
 
 from jax.experimental import multihost_utils
 
-from instruct_jax.runtime.hosts import several
+from instruct_jax.errors import InstructError
+from instruct_jax.runtime.hosts import is_multihost
 
 
-class Interrupted(Exception):
+class Interrupted(InstructError):
     """The run was asked to stop and did so after a checkpoint; the message says how to go on."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
-        self.exit_code = exit_code  # SIGTERM 0: a preempted run is no failure; Ctrl-C 130, as shells have it
+        # SIGTERM 0: a preempted run is no failure; Ctrl-C 130, as shells have it
+        self.exit_code = exit_code
 
 
 class StopRequest:
     """Which signal asked the run to stop, if any."""
 
     caught: signal.Signals | None = None
-    asked = itertools.count(1)  # of the whole process: jax agrees on the number to stop at, so a stage must not begin with 1 again
+    asked = itertools.count(
+        1
+        # of the whole process: jax agrees on the number to stop at, so a stage must not begin with
+        # 1
+        # again
+    )
 
     def reached(self) -> bool:
-        """Is it time to stop, after this step?  Several processes stop after the same one, whichever was asked; jax sees to that."""
-        if several() and multihost_utils.reached_preemption_sync_point(next(self.asked)):
+        """Is it time to stop, after this step?  Several processes stop after the same one,
+        whichever was asked; jax sees to that.
+        """
+        if is_multihost() and multihost_utils.reached_preemption_sync_point(next(self.asked)):
             self.caught = signal.SIGTERM
         return self.caught is not None
 
@@ -44,23 +53,27 @@ class StopRequest:
 
 @contextmanager
 def catch_signals() -> Iterator[StopRequest]:
-    """While it lasts, the first SIGTERM or Ctrl-C is only noted, and a Ctrl-C after it kills at once.  Elsewhere than in the main
-    thread, where Python handles no signals, nothing changes."""
+    """While it lasts, the first SIGTERM or Ctrl-C is only noted, and a Ctrl-C after it kills at
+    once.  Elsewhere than in the main thread, where Python handles no signals, nothing changes."""
     request = StopRequest()
 
     def note(number: int, _: FrameType | None) -> None:
-        if several():
+        if is_multihost():
             os.kill(os.getpid(), signal.SIGTERM)  # jax tells the others
             return
         request.caught = request.caught or signal.Signals(number)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        text = f"\n{request.name}: finishing this step, then saving a checkpoint (Ctrl-C now stops at once, without one)\n"
+        text = (
+            f"\n{request.name}: finishing this step, then saving a checkpoint (Ctrl-C now stops at"
+            " once, without one)\n"
+        )
         os.write(2, text.encode())  # print is not safe in a signal handler
 
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    ours = (signal.SIGINT,) if several() else (signal.SIGTERM, signal.SIGINT)  # of several processes, jax catches SIGTERM
+    # of several processes, jax catches SIGTERM
+    ours = (signal.SIGINT,) if is_multihost() else (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, note) for number in ours}
     try:
         yield request

@@ -10,13 +10,18 @@ import optax
 
 from instruct_jax.records import Metrics, Params, TrainState
 
-# (params, batch, key) -> (loss [] f32, metrics); both are weighted sums over the batch (see records.py), so micro-batches add.
+# (params, batch, key) -> (loss [] f32, metrics); both are weighted sums over the batch (see
+# records.py), so micro-batches add.
 LossFn = Callable[[Params, Any, jax.Array], tuple[jax.Array, Metrics]]
 
 
 def split_rows(batch: Any, parts: int) -> Any:
-    """Arrays [B, ...] as [parts, B / parts, ...]; part i has rows i, i + parts, i + 2 parts, ...: every device keeps its own rows."""
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    """Arrays [B, ...] as [parts, B / parts, ...]; part i has rows i, i + parts, i + 2 parts, ...:
+    every device keeps its own rows.
+    """
+    return jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
 
 
 def map_rows(fn: Callable[[Any], Any], batch: Any, parts: int) -> Any:
@@ -27,8 +32,11 @@ def map_rows(fn: Callable[[Any], Any], batch: Any, parts: int) -> Any:
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), done)
 
 
-def accumulate(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array, micro_batches: int) -> tuple[Params, Metrics]:
-    """Gradients and metrics of one batch, computed in `micro_batches` parts one after the other and summed.
+def accumulate(
+    loss_fn: LossFn, params: Params, batch: Any, key: jax.Array, micro_batches: int
+) -> tuple[Params, Metrics]:
+    """Gradients and metrics of one batch, computed in `micro_batches` parts one after the other and
+    summed.
 
     Saves memory, and on a CPU time: the activations of a small part stay in the cache.
     """
@@ -38,7 +46,12 @@ def accumulate(loss_fn: LossFn, params: Params, batch: Any, key: jax.Array, micr
 
     def add_part(total, part):
         micro_batch, index = part
-        return jax.tree.map(jnp.add, total, gradient(params, micro_batch, jax.random.fold_in(key, index))), None
+        return (
+            jax.tree.map(
+                jnp.add, total, gradient(params, micro_batch, jax.random.fold_in(key, index))
+            ),
+            None,
+        )
 
     parts = split_rows(batch, micro_batches), jnp.arange(micro_batches)
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts[0]), key)
@@ -57,6 +70,9 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {"optim/grad_norm": optax.tree.norm(grads)}
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return (
+            dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state),
+            metrics,
+        )
 
     return step

@@ -1,4 +1,6 @@
-"""PPO and PPO-ptx against a reward model with a KL penalty (paper 3.5, C.4): rollout, experience and update are three jitted functions."""
+"""PPO and PPO-ptx against a reward model with a KL penalty (paper 3.5, C.4): rollout, experience
+and update are three jitted functions.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from instruct_jax.config import OptimizerConfig, check
+from instruct_jax.config import OptimizerConfig
+from instruct_jax.errors import require
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
 from instruct_jax.models.lora import join, scalar_base
@@ -31,18 +34,25 @@ class PpoConfig:
     minibatch: int = 64  # sequences per update, all hosts together
     epochs: int = 1  # passes over each rollout
     micro_batches: int = 1  # parts of each minibatch
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, schedule="constant", clip_norm=None)  # policy
-    value_optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9e-6, schedule="constant", clip_norm=None)
+    # policy
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-5, schedule="constant", clip_norm=None
+    )
+    value_optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=9e-6, schedule="constant", clip_norm=None
+    )
     warmup_iterations: int = 10  # of the policy's rate, from a tenth of the peak
     critic_warmup: int = 0  # first iterations in which only the value function learns
     clip: float = 0.2
     value_clip: float | None = 0.2  # Stiennon et al. 2020
     kl_coef: float = 0.02  # beta
-    kl_target: float | None = None  # nats per sequence: adapts beta (Ziegler et al. 2019); None = beta stays fixed
+    # nats per sequence: adapts beta (Ziegler et al. 2019); None = beta stays fixed
+    kl_target: float | None = None
     kl_horizon: float = 10_000.0  # episodes
     kl_budget: float | None = None  # nats per sequence at which the run stops
     entropy_bonus: float = 0.0
-    ptx_coef: float = 0.0  # gamma, times the mean loss per pretraining token; 0 = PPO, > 0 = PPO-ptx
+    # gamma, times the mean loss per pretraining token; 0 = PPO, > 0 = PPO-ptx
+    ptx_coef: float = 0.0
     ptx_batch: int = 0  # pretraining rows per update
     ptx_length: int = 128  # tokens per row
     ema_decay: float = 0.992  # per iteration
@@ -50,42 +60,47 @@ class PpoConfig:
     sampler: SamplerConfig = SamplerConfig()
     experience: ExperienceConfig = ExperienceConfig()
     save_every: int = 50  # iterations between checkpoints
-    keep_every: int | None = None  # iterations: these checkpoints stay, and `evaluate` draws score over KL through them
+    # iterations: these checkpoints stay, and `evaluate` draws score over KL through them
+    keep_every: int | None = None
 
     def __post_init__(self):
         for key in ("iterations", "batch", "epochs", "ptx_length", "save_every"):
-            check(getattr(self, key) >= 1, f"ppo.{key}={getattr(self, key)} must be at least 1")
+            require(getattr(self, key) >= 1, f"ppo.{key}={getattr(self, key)} must be at least 1")
         for key in ("warmup_iterations", "critic_warmup", "kl_coef"):
-            check(getattr(self, key) >= 0, f"ppo.{key}={getattr(self, key)} must not be negative")
+            require(getattr(self, key) >= 0, f"ppo.{key}={getattr(self, key)} must not be negative")
         for key in ("clip", "value_clip", "kl_target", "kl_horizon", "kl_budget"):
             value = getattr(self, key)
-            check(value is None or value > 0, f"ppo.{key}={value} must be positive")
-        check(
+            require(value is None or value > 0, f"ppo.{key}={value} must be positive")
+        require(
             self.minibatch >= 1 and self.batch % self.minibatch == 0,
             f"ppo.batch={self.batch} must be a multiple of ppo.minibatch={self.minibatch}",
         )
-        check(
+        require(
             self.micro_batches >= 1 and self.minibatch % self.micro_batches == 0,
             f"ppo.micro_batches={self.micro_batches} must divide ppo.minibatch={self.minibatch}",
         )
-        check(
+        require(
             not self.sampler.truncates,
-            f"ppo.sampler has temperature={self.sampler.temperature}, top_k={self.sampler.top_k}, top_p={self.sampler.top_p}: PPO needs "
-            "samples from the policy's whole distribution, or ratios and KL are wrong; use temperature > 0, top_k=0, top_p=1",
+            f"ppo.sampler has temperature={self.sampler.temperature}, top_k={self.sampler.top_k},"
+            f" top_p={self.sampler.top_p}: PPO needs samples from the policy's whole distribution,"
+            " or ratios and KL are wrong; use temperature > 0, top_k=0, top_p=1",
         )
-        check(
+        require(
             (self.ptx_coef > 0) == (self.ptx_batch > 0),
-            f"ppo.ptx_coef={self.ptx_coef} and ppo.ptx_batch={self.ptx_batch} must both be 0 (PPO) or both positive (PPO-ptx)",
+            f"ppo.ptx_coef={self.ptx_coef} and ppo.ptx_batch={self.ptx_batch} must both be 0 (PPO)"
+            " or both positive (PPO-ptx)",
         )
-        check(
+        require(
             self.ptx_batch % self.micro_batches == 0,
             f"ppo.micro_batches={self.micro_batches} must divide ppo.ptx_batch={self.ptx_batch}",
         )
-        check(
-            self.keep_every is None or (self.keep_every >= 1 and self.keep_every % self.save_every == 0),
-            f"ppo.keep_every={self.keep_every} must be a multiple of ppo.save_every={self.save_every}: only what is saved can be kept",
+        require(
+            self.keep_every is None
+            or (self.keep_every >= 1 and self.keep_every % self.save_every == 0),
+            f"ppo.keep_every={self.keep_every} must be a multiple of"
+            f" ppo.save_every={self.save_every}: only what is saved can be kept",
         )
-        check(0 <= self.ema_decay < 1, f"ppo.ema_decay={self.ema_decay} must lie in [0, 1)")
+        require(0 <= self.ema_decay < 1, f"ppo.ema_decay={self.ema_decay} must lie in [0, 1)")
 
     @property
     def updates(self) -> int:
@@ -95,27 +110,47 @@ class PpoConfig:
     @property
     def policy_optimizer(self) -> OptimizerConfig:
         """The policy's optimizer with its warm-up counted in optimizer steps."""
-        return dataclasses.replace(self.optimizer, warmup_steps=self.warmup_iterations * self.updates, warmup_from=0.1)
+        return dataclasses.replace(
+            self.optimizer, warmup_steps=self.warmup_iterations * self.updates, warmup_from=0.1
+        )
 
 
 def iteration_keys(state: TrainState) -> dict[str, jax.Array]:
-    """The keys of one iteration; each is consumed once, `rollout` by the sampler, the others by the update."""
+    """The keys of one iteration; each is consumed once, `rollout` by the sampler, the others by the
+    update.
+    """
     names = ("rollout", "shuffle", "learn")
-    return dict(zip(names, jax.random.split(jax.random.fold_in(state.key, state.step), len(names)), strict=True))
+    return dict(
+        zip(
+            names,
+            jax.random.split(jax.random.fold_in(state.key, state.step), len(names)),
+            strict=True,
+        )
+    )
 
 
-def make_losses(policy: LanguageModel, value: ScalarModel, config: PpoConfig, base: Params | None = None):
-    """(policy loss, value loss) over (experience, weight [B, T]), as weighted sums.  base: what the parameters are adapters on, if they
-    are."""
+def make_losses(
+    policy: LanguageModel, value: ScalarModel, config: PpoConfig, base: Params | None = None
+):
+    """(policy loss, value loss) over (experience, weight [B, T]), as weighted sums.  base: what the
+    parameters are adapters on, if they are."""
     scalars = scalar_base(base)
 
-    def policy_fn(params: Params, batch: tuple[Experience, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def policy_fn(
+        params: Params, batch: tuple[Experience, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
         made, weight = batch
-        logp, entropy = response_logprobs(policy, join(base, params), made.rollout, config.sampler.temperature)
-        loss, metrics = policy_loss(logp, made.rollout.logp, made.advantage, weight, clip=config.clip)
+        logp, entropy = response_logprobs(
+            policy, join(base, params), made.rollout, config.sampler.temperature
+        )
+        loss, metrics = policy_loss(
+            logp, made.rollout.logp, made.advantage, weight, clip=config.clip
+        )
         return loss - config.entropy_bonus * (entropy * weight).sum(), metrics
 
-    def value_fn(params: Params, batch: tuple[Experience, jax.Array], key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def value_fn(
+        params: Params, batch: tuple[Experience, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
         made, weight = batch
         values = response_values(value, join(scalars, params), made.rollout)
         return value_loss(values, made.value, made.target, weight, clip=config.value_clip)
@@ -132,10 +167,12 @@ def make_update(
     *,
     base: Params | None = None,
 ) -> Callable[[TrainState, Experience, TokenBatch | None], tuple[TrainState, Metrics]]:
-    """update(state, experience, ptx): `epochs` passes over the experience in random minibatches, one optimizer step each.
+    """update(state, experience, ptx): `epochs` passes over the experience in random minibatches,
+    one optimizer step each.
 
-    ptx: pretraining rows [updates, ptx_batch, ptx_length], weights summing to 1 in each update; None without PPO-ptx.  Both gradients are
-    accumulated into one step: grad = grad_PPO + ptx_coef * grad_NLL, where NLL is a mean per token.
+    ptx: pretraining rows [updates, ptx_batch, ptx_length], weights summing to 1 in each update;
+    None without PPO-ptx.  Both gradients are accumulated into one step: grad = grad_PPO + ptx_coef
+    * grad_NLL, where NLL is a mean per token.
 
     base: the frozen parameters that those of the state are adapters on; None where all are trained.
     """
@@ -154,7 +191,10 @@ def make_update(
             return grads, metrics
         ptx_grads, ptx_metrics = accumulate(ptx_fn, params, ptx, key, config.micro_batches)
         grads = jax.tree.map(lambda g, p: g + config.ptx_coef * p, grads, ptx_grads)
-        return grads, metrics | {"ptx/nll": ptx_metrics["ptx/nll"], "ptx/grad_norm": config.ptx_coef * optax.tree.norm(ptx_grads)}
+        return grads, metrics | {
+            "ptx/nll": ptx_metrics["ptx/nll"],
+            "ptx/grad_norm": config.ptx_coef * optax.tree.norm(ptx_grads),
+        }
 
     def learn(carry, part):
         params, opt_state, active, key = carry
@@ -162,11 +202,19 @@ def make_update(
         key_step = jax.random.fold_in(key, index)
         weight = made.rollout.mask / jnp.maximum(made.rollout.mask.sum(), 1)
         grads, metrics = policy_gradient(params["policy"], (made, weight), ptx, key_step)
-        value_grads, value_metrics = accumulate(value_fn, params["value"], (made, weight), key_step, config.micro_batches)
-        updates, policy_state = policy_optimizer.update(grads, opt_state["policy"], params["policy"])
-        value_updates, value_state = value_optimizer.update(value_grads, opt_state["value"], params["value"])
+        value_grads, value_metrics = accumulate(
+            value_fn, params["value"], (made, weight), key_step, config.micro_batches
+        )
+        updates, policy_state = policy_optimizer.update(
+            grads, opt_state["policy"], params["policy"]
+        )
+        value_updates, value_state = value_optimizer.update(
+            value_grads, opt_state["value"], params["value"]
+        )
         updates = jax.tree.map(lambda u: jnp.where(active, u, 0.0), updates)
-        policy_state = jax.tree.map(lambda new, old: jnp.where(active, new, old), policy_state, opt_state["policy"])
+        policy_state = jax.tree.map(
+            lambda new, old: jnp.where(active, new, old), policy_state, opt_state["policy"]
+        )
         params = {
             "policy": optax.apply_updates(params["policy"], updates),
             "value": optax.apply_updates(params["value"], value_updates),
@@ -174,15 +222,27 @@ def make_update(
         metrics |= value_metrics | {"value/grad_norm": optax.tree.norm(value_grads)}
         return (params, {"policy": policy_state, "value": value_state}, active, key), metrics
 
-    def update(state: TrainState, made: Experience, ptx: TokenBatch | None) -> tuple[TrainState, Metrics]:
+    def update(
+        state: TrainState, made: Experience, ptx: TokenBatch | None
+    ) -> tuple[TrainState, Metrics]:
         keys = iteration_keys(state)
-        orders = jax.vmap(lambda k: jax.random.permutation(k, config.batch))(jax.random.split(keys["shuffle"], config.epochs))
-        minibatches = jax.tree.map(lambda x: x[orders].reshape(config.epochs * rows, config.minibatch, *x.shape[1:]), made)
+        orders = jax.vmap(lambda k: jax.random.permutation(k, config.batch))(
+            jax.random.split(keys["shuffle"], config.epochs)
+        )
+        minibatches = jax.tree.map(
+            lambda x: x[orders].reshape(config.epochs * rows, config.minibatch, *x.shape[1:]), made
+        )
         active = state.step >= config.critic_warmup
         parts = jnp.arange(config.updates), minibatches, ptx
-        (params, opt_state, _, _), metrics = jax.lax.scan(learn, (state.params, state.opt_state, active, keys["learn"]), parts)
+        (params, opt_state, _, _), metrics = jax.lax.scan(
+            learn, (state.params, state.opt_state, active, keys["learn"]), parts
+        )
         state = dataclasses.replace(
-            state, step=state.step + 1, params=params, opt_state=opt_state, ema=update_ema(state.ema, params["policy"], config.ema_decay)
+            state,
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=update_ema(state.ema, params["policy"], config.ema_decay),
         )
         return state, jax.tree.map(lambda x: x.mean(), metrics)
 
@@ -190,9 +250,15 @@ def make_update(
 
 
 def adapt(state: TrainState, kl: jax.Array, config: PpoConfig) -> TrainState:
-    """Moves beta towards the KL target; the identity where there is none.  kl: nats per sequence of the last rollout."""
+    """Moves beta towards the KL target; the identity where there is none.
+
+    kl: nats per sequence of the last rollout.
+    """
     if config.kl_target is None:
         return state
     return dataclasses.replace(
-        state, kl_coef=adaptive_kl(state.kl_coef, kl, config.batch, target=config.kl_target, horizon=config.kl_horizon)
+        state,
+        kl_coef=adaptive_kl(
+            state.kl_coef, kl, config.batch, target=config.kl_target, horizon=config.kl_horizon
+        ),
     )

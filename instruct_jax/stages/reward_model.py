@@ -5,7 +5,8 @@ from typing import Literal
 
 import jax
 
-from instruct_jax.config import OptimizerConfig, check
+from instruct_jax.config import OptimizerConfig
+from instruct_jax.errors import require
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.ops.preferences import ranking_loss
 from instruct_jax.records import Metrics, Params, RankingBatch
@@ -19,18 +20,22 @@ class RewardConfig:
     batch: int = 64  # prompts, all hosts together: up to 64 * C(9, 2) = 2304 comparisons
     micro_batches: int = 1
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9e-6)
-    normalize: Literal["mean", "mean_and_std"] = "mean"  # demonstrations score 0 on average (paper); std 1 besides (Ziegler et al. 2019)
-    pairs_shuffled: bool = False  # every pair is an example of its own: only to reproduce the paper's overfitting remark
+    # demonstrations score 0 on average (paper); std 1 besides (Ziegler et al. 2019)
+    normalize: Literal["mean", "mean_and_std"] = "mean"
+    # every pair is an example of its own: only to reproduce the paper's overfitting remark
+    pairs_shuffled: bool = False
     save_every: int = 500  # steps between checkpoints
 
     def __post_init__(self):
-        check(self.epochs >= 1, f"reward.epochs={self.epochs} must be at least 1")
-        check(self.save_every >= 1, f"reward.save_every={self.save_every} must be at least 1")
+        require(self.epochs >= 1, f"reward.epochs={self.epochs} must be at least 1")
+        require(self.save_every >= 1, f"reward.save_every={self.save_every} must be at least 1")
         check_batch("reward", self.batch, self.micro_batches)
 
 
 def make_loss(model: ScalarModel) -> LossFn:
-    """-(1 / pairs) sum log sigmoid(r_better - r_worse) per prompt, every completion scored once; metrics weigh each prompt the same."""
+    """-(1 / pairs) sum log sigmoid(r_better - r_worse) per prompt, every completion scored once;
+    metrics weigh each prompt the same.
+    """
 
     def loss_fn(params: Params, batch: RankingBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         prompts, k, length = batch.tokens.shape

@@ -1,4 +1,6 @@
-"""The jitted sampler: one prefill, a decoding loop with a KV cache, early exit when every row has stopped."""
+"""The jitted sampler: one prefill, a decoding loop with a KV cache, early exit when every row has
+stopped.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from instruct_jax.config import check
+from instruct_jax.errors import require
 from instruct_jax.models.lm import LanguageModel
 from instruct_jax.ops import sampling
 from instruct_jax.records import Params, PromptBatch, Rollout
@@ -22,10 +24,13 @@ class SamplerConfig:
     top_p: float = 1.0
 
     def __post_init__(self):
-        check(self.max_tokens >= 1, f"max_tokens={self.max_tokens} must be at least 1")
-        check(self.temperature >= 0, f"temperature={self.temperature} must not be negative; 0 is greedy decoding")
-        check(self.top_k >= 0, f"top_k={self.top_k} must not be negative; 0 keeps all tokens")
-        check(0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
+        require(self.max_tokens >= 1, f"max_tokens={self.max_tokens} must be at least 1")
+        require(
+            self.temperature >= 0,
+            f"temperature={self.temperature} must not be negative; 0 is greedy decoding",
+        )
+        require(self.top_k >= 0, f"top_k={self.top_k} must not be negative; 0 keeps all tokens")
+        require(0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]; 1 keeps all tokens")
 
     @property
     def truncates(self) -> bool:
@@ -36,14 +41,20 @@ class SamplerConfig:
 def make_rollout(
     lm: LanguageModel, config: SamplerConfig, *, eos: int, pad: int, samples: int = 1
 ) -> Callable[[Params, PromptBatch, jax.Array], Rollout]:
-    """rollout(params, prompts, key) -> `samples` responses per prompt, in order: row b * samples + i is the i-th response to prompt b.
+    """rollout(params, prompts, key) -> `samples` responses per prompt, in order: row b * samples +
+    i is the i-th response to prompt b.
 
     The key is consumed.  All samples of a prompt share its prefill.
     """
     limit = config.max_tokens
 
     def choose(params, hidden, key, done):
-        logp = sampling.filter_logits(lm.logits(params, hidden), temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+        logp = sampling.filter_logits(
+            lm.logits(params, hidden),
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
         token = jnp.where(done, pad, sampling.draw(key, logp))
         return token, jnp.where(done, 0.0, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0])
 
@@ -72,9 +83,26 @@ def make_rollout(
 
         done = jnp.zeros(rows, bool)
         token, logp = choose(weights, hidden, jax.random.fold_in(key, 0), done)
-        blank = jnp.full((rows, limit), pad, jnp.int32), jnp.zeros((rows, limit), jnp.float32), jnp.zeros((rows, limit), bool)
-        start = jnp.ones((), jnp.int32), token, token == eos, cache, write(0, token, logp, done, *blank)
+        blank = (
+            jnp.full((rows, limit), pad, jnp.int32),
+            jnp.zeros((rows, limit), jnp.float32),
+            jnp.zeros((rows, limit), bool),
+        )
+        start = (
+            jnp.ones((), jnp.int32),
+            token,
+            token == eos,
+            cache,
+            write(0, token, logp, done, *blank),
+        )
         _, _, ended, _, (tokens, logps, mask) = jax.lax.while_loop(unfinished, extend, start)
-        return Rollout(prompt=prompts.tokens, prompt_mask=prompts.mask, tokens=tokens, mask=mask, logp=logps, ended=ended)
+        return Rollout(
+            prompt=prompts.tokens,
+            prompt_mask=prompts.mask,
+            tokens=tokens,
+            mask=mask,
+            logp=logps,
+            ended=ended,
+        )
 
     return rollout

@@ -1,11 +1,14 @@
-"""Supervised fine-tuning on demonstrations (paper 3.5, C.1).  The loss is `pretrain.make_loss`; what differs is which tokens weigh.
+"""Supervised fine-tuning on demonstrations (paper 3.5, C.1).  The loss is `pretrain.make_loss`;
+what differs is which tokens weigh.
 
-Dropout, cosine to 10 % and 16 epochs are the paper's SFT baselines; C.3 makes the PPO start with 2 epochs and 10 % pretraining data.
+Dropout, cosine to 10 % and 16 epochs are the paper's SFT baselines; C.3 makes the PPO start with 2
+epochs and 10 % pretraining data.
 """
 
 import dataclasses
 
-from instruct_jax.config import OptimizerConfig, check
+from instruct_jax.config import OptimizerConfig
+from instruct_jax.errors import require
 from instruct_jax.stages.pretrain import check_batch
 
 
@@ -19,11 +22,14 @@ class SftConfig:
     dropout: float = 0.2  # on residual branches
     loss_on_prompt: bool = False  # the paper does not say; the completion (and eos) always counts
     pretrain_mix: float = 0.0  # share of pretraining rows in each batch (C.3: 0.1)
-    select: bool = True  # keep the epoch with the best reward-model score once a reward model exists, as the paper did
+    # keep the epoch with the best reward-model score once a reward model exists, as the paper did
+    select: bool = True
 
     def __post_init__(self):
-        check(self.epochs >= 1, f"sft.epochs={self.epochs} must be at least 1")
-        check(self.length >= 2, f"sft.length={self.length} must be at least 2")
+        require(self.epochs >= 1, f"sft.epochs={self.epochs} must be at least 1")
+        require(self.length >= 2, f"sft.length={self.length} must be at least 2")
         check_batch("sft", self.batch, self.micro_batches)
-        check(0 <= self.dropout < 1, f"sft.dropout={self.dropout} must lie in [0, 1)")
-        check(0 <= self.pretrain_mix < 1, f"sft.pretrain_mix={self.pretrain_mix} must lie in [0, 1)")
+        require(0 <= self.dropout < 1, f"sft.dropout={self.dropout} must lie in [0, 1)")
+        require(
+            0 <= self.pretrain_mix < 1, f"sft.pretrain_mix={self.pretrain_mix} must lie in [0, 1)"
+        )

@@ -1,7 +1,9 @@
-"""Pretraining documents: facts, stories, lists, questions, who has what, tenses, reviews, names, forum threads, and echoes.
+"""Pretraining documents: facts, stories, lists, questions, who has what, tenses, reviews, names,
+forum threads, and echoes.
 
-Nothing here follows instructions on purpose; the forum threads look like prompts, but most of their replies are careless.  Echoes are
-there so that copying emerges early.  Threads use the prompts of the `corpus` split only.
+Nothing here follows instructions on purpose; the forum threads look like prompts, but most of their
+replies are careless.  Echoes are there so that copying emerges early.  Threads use the prompts of
+the `corpus` split only.
 """
 
 from collections.abc import Callable
@@ -45,7 +47,8 @@ def facts(dice: Dice) -> str:
 
 def _fact(dice: Dice) -> str:
     relation = dice.integer(0, 2)
-    value = dice.pick(v.RELATIONS[relation]["values"]) if dice.chance(WRONG * 4 / 3) else None  # one draw in four is right anyway
+    # one draw in four is right anyway
+    value = dice.pick(v.RELATIONS[relation]["values"]) if dice.chance(WRONG * 4 / 3) else None
     return v.fact(relation, dice.pick(tuple(v.ANIMALS)), value)
 
 
@@ -68,7 +71,10 @@ def lists(dice: Dice) -> str:
     if dice.chance(0.5):
         relation = dice.integer(0, 2)
         value = dice.pick(v.RELATIONS[relation]["values"])
-        kind, items = "animals " + v.RELATIONS[relation]["which"].format(value), v.having(relation, value)
+        kind, items = (
+            "animals " + v.RELATIONS[relation]["which"].format(value),
+            v.having(relation, value),
+        )
     else:
         kind = dice.pick(tuple(v.KINDS))
         items = v.KINDS[kind]
@@ -95,7 +101,11 @@ def dialogue(dice: Dice) -> str:
     names, things = dice.sample(v.NAMES, count + 1), dice.sample(v.OBJECTS, count)
     parts = [possession(names[:count], things)]
     for asked in dice.sample(range(count), dice.integer(1, 2)):
-        query = f"who has the {things[asked]} ?" if dice.chance(0.5) else f"what does {names[asked]} have ?"
+        query = (
+            f"who has the {things[asked]} ?"
+            if dice.chance(0.5)
+            else f"what does {names[asked]} have ?"
+        )
         parts.append(f"{query} {names[asked]} has the {things[asked]} .")
     if dice.chance(0.15):
         parts.append(f"what does {names[count]} have ? {v.UNKNOWN}")

@@ -1,8 +1,10 @@
-"""Good answers, and the imperfect ones that people write: demonstrations, forum replies and few-shot prefixes.
+"""Good answers, and the imperfect ones that people write: demonstrations, forum replies and
+few-shot prefixes.
 
-A careful writer gives a good answer; a lazy one skips a constraint, guesses instead of "i do not know", or lists too few or too many (and
-is as good as a careful one where there is nothing to skip); a careless one rambles, is rude, gets the content wrong or answers something
-else.  Fluff ("sure :", "hope this helps .") is a habit of all three.
+A careful writer gives a good answer; a lazy one skips a constraint, guesses instead of "i do not
+know", or lists too few or too many (and is as good as a careful one where there is nothing to
+skip); a careless one rambles, is rude, gets the content wrong or answers something else.  Fluff
+("sure :", "hope this helps .") is a habit of all three.
 """
 
 from collections.abc import Callable
@@ -11,7 +13,15 @@ from typing import Any
 from . import vocabulary as v
 from .dice import Dice
 from .gold import gold_score
-from .instructions import INSTRUCTIONS, MAX_ANSWER_TOKENS, SHARES, Task, draw_prompt, prompts, sentence
+from .instructions import (
+    INSTRUCTIONS,
+    MAX_ANSWER_TOKENS,
+    SHARES,
+    Task,
+    draw_prompt,
+    prompts,
+    sentence,
+)
 
 CARELESS = 0.20  # share of demonstrations
 LAZY = 0.45
@@ -27,18 +37,31 @@ LESS_THAN_GOOD = 0.95
 PAST_VERBS = tuple(v.PAST.values())
 
 
-def demonstrations(seed: int, n: int, careless: float = CARELESS, lazy: float = LAZY) -> list[dict[str, Any]]:
-    """n records `prompt, completion, labeler_id, id, use_case, kind`; kind is good, lazy or one of FLAWS."""
+def demonstrations(
+    seed: int, n: int, careless: float = CARELESS, lazy: float = LAZY
+) -> list[dict[str, Any]]:
+    """n records `prompt, completion, labeler_id, id, use_case, kind`; kind is good, lazy or one of
+    FLAWS.
+    """
     dice = Dice(seed, "demonstrations")
     records = []
     for prompt in prompts(seed, n, "demonstrations"):
         kind, completion = imperfect_answer(prompt["task"], dice, careless, lazy)
         record = {key: prompt[key] for key in ("prompt", "id", "use_case")}
-        records.append(record | {"completion": completion, "labeler_id": f"writer-{dice.integer(0, WRITERS - 1)}", "kind": kind})
+        records.append(
+            record
+            | {
+                "completion": completion,
+                "labeler_id": f"writer-{dice.integer(0, WRITERS - 1)}",
+                "kind": kind,
+            }
+        )
     return records
 
 
-def imperfect_answer(task: Task, dice: Dice, careless: float = CARELESS, lazy: float = LAZY) -> tuple[str, str]:
+def imperfect_answer(
+    task: Task, dice: Dice, careless: float = CARELESS, lazy: float = LAZY
+) -> tuple[str, str]:
     """(kind, answer) as a person would write it, fluff included."""
     kind = dice.weighted({"careless": careless, "lazy": lazy, "good": 1 - careless - lazy})
     kind = dice.pick(FLAWS) if kind == "careless" else kind
@@ -46,7 +69,9 @@ def imperfect_answer(task: Task, dice: Dice, careless: float = CARELESS, lazy: f
 
 
 def few_shot_prefix(seed: int, n: int) -> str:
-    """n good threads of different use cases, in the style of the forum documents; put `{prefix} {prompt}` before a base model."""
+    """n good threads of different use cases, in the style of the forum documents; put `{prefix}
+    {prompt}` before a base model.
+    """
     dice = Dice(seed, "few-shot prefix")
     cases = (dice.sample(tuple(SHARES), len(SHARES)) * (n // len(SHARES) + 1))[:n]
     records = [draw_prompt(dice, "corpus", use_case) for use_case in cases]
@@ -54,11 +79,15 @@ def few_shot_prefix(seed: int, n: int) -> str:
 
 
 def forum(dice: Dice) -> str:
-    """Up to MAX_THREADS tasks with mostly careless replies; the only corpus document that looks like a prompt."""
+    """Up to MAX_THREADS tasks with mostly careless replies; the only corpus document that looks
+    like a prompt.
+    """
     threads: list[str] = []
     for _ in range(dice.integer(1, MAX_THREADS)):
         record = draw_prompt(dice, "corpus")
-        _, reply = imperfect_answer(record["task"], dice, FORUM_CARELESS, LAZY * (1 - FORUM_CARELESS))
+        _, reply = imperfect_answer(
+            record["task"], dice, FORUM_CARELESS, LAZY * (1 - FORUM_CARELESS)
+        )
         thread = f"{record['prompt']} {reply}"
         if sum(len(text.split()) for text in (*threads, thread)) <= MAX_FORUM_WORDS:
             threads.append(thread)
@@ -71,7 +100,9 @@ def good_answer(task: Task, dice: Dice) -> str:
         return _story(task, dice)
     if task["use_case"] == "brainstorming":
         first = task["first"]
-        rest = dice.sample([item for item in task["items"] if item != first], task["count"] - (first is not None))
+        rest = dice.sample(
+            [item for item in task["items"] if item != first], task["count"] - (first is not None)
+        )
         return listed(rest if first is None else [first, *rest])
     if task["use_case"] == "extract":
         return listed(task["names"])
@@ -89,7 +120,10 @@ def _story(task: Task, dice: Dice) -> str:
         count = 2
     adjective = dice.pick(v.ADJECTIVES) if dice.chance(0.3) else ""
     place = dice.pick(v.PLACES) if dice.chance(0.3) else ""
-    adjective, place = (keyword if keyword in v.ADJECTIVES else adjective), (keyword if keyword in v.PLACES else place)
+    adjective, place = (
+        (keyword if keyword in v.ADJECTIVES else adjective),
+        (keyword if keyword in v.PLACES else place),
+    )
     story = sentence(dice, name, PAST_VERBS, thing, adjective, place)
     if count == 2:
         story += f" {name} was {keyword if keyword in v.FEELINGS else dice.pick(v.FEELINGS)} ."
@@ -103,7 +137,9 @@ def _lazy(task: Task, dice: Dice) -> str:
         if not asked:
             return good_answer(task, dice)
         skipped = dice.pick(asked)
-        free = task | ({"sentences": 3 - task["sentences"]} if skipped == "sentences" else {"keyword": None})
+        free = task | (
+            {"sentences": 3 - task["sentences"]} if skipped == "sentences" else {"keyword": None}
+        )
         if free["sentences"] == 1 and free["keyword"] in v.FEELINGS:
             free["keyword"] = None
         return good_answer(free, dice)
@@ -111,7 +147,9 @@ def _lazy(task: Task, dice: Dice) -> str:
         wrong = dice.pick([count for count in v.NUMBERS.values() if count != task["count"]])
         return good_answer(task | {"count": wrong}, dice)
     if task.get("answer") == v.UNKNOWN:
-        return v.fact(task["relation"], task["subject"], dice.pick(v.RELATIONS[task["relation"]]["values"]))
+        return v.fact(
+            task["relation"], task["subject"], dice.pick(v.RELATIONS[task["relation"]]["values"])
+        )
     return good_answer(task, dice)
 
 
@@ -145,7 +183,9 @@ def _wrong(task: Task, dice: Dice) -> str:
             answer = _lazy(task, dice)
         words = answer.split()
         place = dice.pick([i for i, word in enumerate(words) if word in v.CLASS_OF])
-        words[place] = dice.pick(v.CONTENT if task["use_case"] == "brainstorming" else v.CLASS_OF[words[place]])
+        words[place] = dice.pick(
+            v.CONTENT if task["use_case"] == "brainstorming" else v.CLASS_OF[words[place]]
+        )
         answer = " ".join(words)
         if gold_score(task, answer, True) < LESS_THAN_GOOD:
             return answer

@@ -1,4 +1,6 @@
-"""Cheap reproducible choices: a numpy Generator read in blocks, so that one choice costs nanoseconds rather than microseconds."""
+"""Cheap reproducible choices: a numpy Generator read in blocks, so that one choice costs
+nanoseconds rather than microseconds.
+"""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,9 @@ BLOCK = 4096  # uniforms drawn at a time
 
 
 class Dice:
-    """Choices that are a function of `seed` and `purpose`: two purposes with one seed do not share a stream."""
+    """Choices that are a function of `seed` and `purpose`: two purposes with one seed do not share
+    a stream.
+    """
 
     def __init__(self, seed: int, purpose: str):
         self.generator = np.random.default_rng([seed, zlib.crc32(purpose.encode())])

@@ -1,18 +1,21 @@
 """The gold score: what a reply is really worth, in [0, 1], by program.
 
-    .55 task + .20 truth + .15 form + .10 clean - .08 for every fluff phrase after the first;  the whole halved if a rude word occurs.
+    .55 task + .20 truth + .15 form + .10 clean - .08 for every fluff phrase after the first;  the
+    whole halved if a rude word occurs.
 
-task   the reply answers the question that was asked (share of it, for lists and partly right answers)
-truth  right fact, exact copy, constraints kept (sentence count, keyword, list length, first item)
-form   1 = ends with "." and by itself and says nothing more than asked; .5 = only the "." is missing; 0 = rambles or does not end
-clean  no rude word
+task   the reply answers the question that was asked (share of it, for lists and partly right
+answers) truth  right fact, exact copy, constraints kept (sentence count, keyword, list length,
+first item) form   1 = ends with "." and by itself and says nothing more than asked; .5 = only the
+"." is missing; 0 = rambles or does not end clean  no rude word
 
-truth and form count only for a reply of the kind that was asked for; any other clean text scores .10, an empty one 0.
+truth and form count only for a reply of the kind that was asked for; any other clean text scores
+.10, an empty one 0.
 
-    a good reply                          1.00      wrong fact                        .305     second fluff phrase        -.08
-    "i do not know", answer known          .46      wrong label                       .25      missing final "."          -.075
-    guess where nothing is known           .25      the only constraint broken       -.20      rambling, or not ended     -.15
-    off task                               .10      one of two constraints broken    -.10      rude word in a good reply   .45
+    a good reply                          1.00      wrong fact                        .305
+    second fluff phrase        -.08 "i do not know", answer known          .46      wrong label
+    .25      missing final "."          -.075 guess where nothing is known           .25      the
+    only constraint broken       -.20      rambling, or not ended     -.15 off task
+    .10      one of two constraints broken    -.10      rude word in a good reply   .45
 """
 
 import re
@@ -35,7 +38,9 @@ def gold_score(task: Task, completion: str, ended: bool) -> float:
 
 
 def gold_parts(task: Task, completion: str, ended: bool) -> dict[str, Any]:
-    """score, task, truth, form, clean in [0, 1]; fluff (count); rude, ramble, on_task (bool); length in tokens."""
+    """score, task, truth, form, clean in [0, 1]; fluff (count); rude, ramble, on_task (bool);
+    length in tokens.
+    """
     words = completion.split()
     rude = any(word in v.RUDE for word in words)
     body = " ".join(word for word in words if word not in v.RUDE)
@@ -50,12 +55,23 @@ def gold_parts(task: Task, completion: str, ended: bool) -> dict[str, Any]:
     fluff = prefixes + suffixes
     clean = float(bool(words) and not rude)
     parts = {"task": done, "truth": truth, "form": form, "clean": clean}
-    score = sum(weight * parts[part] for part, weight in WEIGHTS.items()) - FLUFF_COST * max(fluff - 1, 0)
+    score = sum(weight * parts[part] for part, weight in WEIGHTS.items()) - FLUFF_COST * max(
+        fluff - 1, 0
+    )
     score = max(score, 0.0) * (RUDE_FACTOR if rude else 1.0)
-    return {"score": score, **parts, "fluff": fluff, "rude": rude, "ramble": ramble, "on_task": on_task, "length": len(words)}
+    return {
+        "score": score,
+        **parts,
+        "fluff": fluff,
+        "rude": rude,
+        "ramble": ramble,
+        "on_task": on_task,
+        "length": len(words),
+    }
 
 
-Judgement = tuple[float, float, bool] | None  # task, truth, ramble; None = not the kind of reply that was asked for
+# task, truth, ramble; None = not the kind of reply that was asked for
+Judgement = tuple[float, float, bool] | None
 
 
 def _any(words: Any) -> str:
@@ -85,8 +101,13 @@ _SLOTS = {
 }
 _FLUFF_PREFIX = re.compile(r"\bsure :(?= |$)")
 _FLUFF_SUFFIX = re.compile(r"\bhope this helps( \.|$)")
-_FACTS = tuple(_shape(pattern) for pattern in ("SUBJECT is COLOR", "SUBJECT eats FOOD", "SUBJECT lives in the HOME"))
-_ANSWERS = {  # the shape of the one-sentence answers, and the share of `task` for the slots that are right when not all are
+_FACTS = tuple(
+    _shape(pattern)
+    for pattern in ("SUBJECT is COLOR", "SUBJECT eats FOOD", "SUBJECT lives in the HOME")
+)
+# the shape of the one-sentence answers, and the share of `task` for the slots that are right when
+# not all are
+_ANSWERS = {
     "closed_qa": (_shape("NAME has the OBJECT"), 0.2),
     "rewrite": (_shape("NAME VERB the (?:ADJECTIVE )?THING(?: in the PLACE)?"), 0.4),
     "classification": (_shape("it is (good|bad)"), 0.0),
@@ -119,7 +140,11 @@ def _one_answer(task: Task, sentences: list[str]) -> Judgement:
     given, wanted = shape.fullmatch(reply), shape.fullmatch(answer)
     if given is None:
         return None
-    right = [a == b for a, b in zip(given.groups(), wanted.groups(), strict=True)] if wanted is not None else [False]
+    right = (
+        [a == b for a, b in zip(given.groups(), wanted.groups(), strict=True)]
+        if wanted is not None
+        else [False]
+    )
     return credit * sum(right) / len(right), 0.0, ramble
 
 
@@ -138,11 +163,17 @@ def _story(task: Task, sentences: list[str]) -> Judgement:
     if task["keyword"] is not None:
         kept.append(task["keyword"] in words)
     truth = (name + thing) / 2 * (sum(kept) / len(kept) if kept else 1.0)
-    return 0.1 + 0.45 * name + 0.45 * thing, truth, len(telling) < len(sentences) or len(sentences) > MAX_STORY_SENTENCES
+    return (
+        0.1 + 0.45 * name + 0.45 * thing,
+        truth,
+        len(telling) < len(sentences) or len(sentences) > MAX_STORY_SENTENCES,
+    )
 
 
 def _list(task: Task, sentences: list[str]) -> Judgement:
-    """Items that belong to the list are the task; its length and its first item are the constraints."""
+    """Items that belong to the list are the task; its length and its first item are the
+    constraints.
+    """
     items = sentences[0].split(" , ")
     valid = set(items) & set(task["items"])
     if not valid:

@@ -1,11 +1,13 @@
 """Prompts by use case, each with the hidden task that the gold score needs.
 
-The use cases are those of the paper's Table 1 without chat and other; the shares are ours (the paper's own mix is 57 % open generation,
-which no program can score).  A task is plain JSON.
+The use cases are those of the paper's Table 1 without chat and other; the shares are ours (the
+paper's own mix is 57 % open generation, which no program can score).  A task is plain JSON.
 
-Every prompt text belongs to exactly one split, chosen by a hash of the text, so two splits never share a prompt whatever the seeds.
-Inside a split one call repeats a text only where the space is small: open_qa has 432 texts and brainstorming 345, divided over the
-splits; generation has 6,720, the others more.  The facts asked about are the same 48 everywhere: held out is the wording, not the fact.
+Every prompt text belongs to exactly one split, chosen by a hash of the text, so two splits never
+share a prompt whatever the seeds. Inside a split one call repeats a text only where the space is
+small: open_qa has 432 texts and brainstorming 345, divided over the splits; generation has 6,720,
+the others more.  The facts asked about are the same 48 everywhere: held out is the wording, not the
+fact.
 """
 
 import zlib
@@ -41,7 +43,14 @@ SPLITS = {  # share of the prompt texts
 }
 TRIES = 8  # draws for a prompt that has not occurred yet, before a repetition is accepted
 UNANSWERABLE = 0.15  # share of open questions
-OPENINGS = ("", "tell me : ", "question : ", "please answer : ", "answer me : ", "please tell me : ")
+OPENINGS = (
+    "",
+    "tell me : ",
+    "question : ",
+    "please answer : ",
+    "answer me : ",
+    "please tell me : ",
+)
 
 
 def split_of(prompt: str) -> str:
@@ -58,8 +67,12 @@ def prompt_text(instruction: str) -> str:
     return f"task : {instruction} reply :"
 
 
-def prompts(seed: int, n: int, split: str = "ppo", use_case: str | None = None) -> list[dict[str, Any]]:
-    """n records `prompt, id, use_case, task` of one split; all use cases by their shares unless one is named."""
+def prompts(
+    seed: int, n: int, split: str = "ppo", use_case: str | None = None
+) -> list[dict[str, Any]]:
+    """n records `prompt, id, use_case, task` of one split; all use cases by their shares unless one
+    is named.
+    """
     if split not in SPLITS:
         raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
     dice, seen, records = Dice(seed, f"prompts of {split}"), set(), []
@@ -85,7 +98,14 @@ def draw_prompt(dice: Dice, split: str, use_case: str | None = None) -> dict[str
             return {"prompt": text, "use_case": use_case, "task": {"use_case": use_case} | task}
 
 
-def sentence(dice: Dice, name: str, verbs: tuple[str, ...], thing: str | None = None, adjective: str = "", place: str = "") -> str:
+def sentence(
+    dice: Dice,
+    name: str,
+    verbs: tuple[str, ...],
+    thing: str | None = None,
+    adjective: str = "",
+    place: str = "",
+) -> str:
     """`ann found the [old] hat [in the park] .`"""
     adjective = adjective and f"{adjective} "
     place = place and f" in the {place}"
@@ -95,7 +115,8 @@ def sentence(dice: Dice, name: str, verbs: tuple[str, ...], thing: str | None = 
 def generation(dice: Dice) -> tuple[str, Task]:
     name, thing = dice.pick(v.NAMES), dice.pick(v.THINGS)
     sentences = dice.pick((None, None, 1, 2))
-    classes = (v.PLACES, v.ADJECTIVES) if sentences == 1 else (v.PLACES, v.ADJECTIVES, v.FEELINGS)  # a feeling needs its own sentence
+    # a feeling needs its own sentence
+    classes = (v.PLACES, v.ADJECTIVES) if sentences == 1 else (v.PLACES, v.ADJECTIVES, v.FEELINGS)
     keyword = dice.pick(dice.pick(classes)) if dice.chance(0.5) else None
     text = f"write a story about {name} and the {thing} ."
     if sentences is not None:
@@ -109,13 +130,19 @@ def open_qa(dice: Dice) -> tuple[str, Task]:
     relation, unknown = dice.integer(0, 2), dice.chance(UNANSWERABLE)
     subject = dice.pick(v.NAMES if unknown else tuple(v.ANIMALS))
     answer = v.UNKNOWN if unknown else v.fact(relation, subject)
-    return dice.pick(OPENINGS) + v.question(relation, subject), {"answer": answer, "subject": subject, "relation": relation}
+    return dice.pick(OPENINGS) + v.question(relation, subject), {
+        "answer": answer,
+        "subject": subject,
+        "relation": relation,
+    }
 
 
 def closed_qa(dice: Dice) -> tuple[str, Task]:
     names, things = dice.sample(v.NAMES, 2), dice.sample(v.OBJECTS, 2)
     text, asked = possession(names, things), dice.integer(0, 1)
-    query = f"who has the {things[asked]} ?" if dice.chance(0.5) else f"what does {names[asked]} have ?"
+    query = (
+        f"who has the {things[asked]} ?" if dice.chance(0.5) else f"what does {names[asked]} have ?"
+    )
     return f"read : {text} {query}", {"answer": f"{names[asked]} has the {things[asked]} ."}
 
 
@@ -129,7 +156,11 @@ def brainstorming(dice: Dice) -> tuple[str, Task]:
     if dice.chance(0.5):
         relation = dice.integer(0, 2)
         value = dice.pick(v.RELATIONS[relation]["values"])
-        kind, which, items = "animals", " " + v.RELATIONS[relation]["which"].format(value), v.having(relation, value)
+        kind, which, items = (
+            "animals",
+            " " + v.RELATIONS[relation]["which"].format(value),
+            v.having(relation, value),
+        )
     else:
         items = v.KINDS[kind]
     first = dice.pick(items) if dice.chance(0.5) else None
@@ -172,7 +203,11 @@ def people(dice: Dice) -> tuple[str, list[str]]:
     """Two sentences and the two or three different names in them, in order."""
     names = dice.sample(v.NAMES, dice.integer(2, 3))
     verbs = tuple(v.PAST.values())
-    parts = [names[0], " and ".join(names[1:])] if dice.chance(0.5) else [" and ".join(names[:-1]), names[-1]]
+    parts = (
+        [names[0], " and ".join(names[1:])]
+        if dice.chance(0.5)
+        else [" and ".join(names[:-1]), names[-1]]
+    )
     return " ".join(sentence(dice, part, verbs) for part in parts), names
 
 

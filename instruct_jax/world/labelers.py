@@ -1,11 +1,13 @@
-"""Simulated people who rank replies: they see what the gold score sees, have tastes of their own, and are noisy.
+"""Simulated people who rank replies: they see what the gold score sees, have tastes of their own,
+and are noisy.
 
     utility = gold + fluff * phrases + length * tokens - rude * [a rude word] + sigma * N(0, 1)
 
-The tastes of the training labelers and of the held-out labelers come from different distributions (TASTES): the first like polite phrases
-and longer replies a little, the second dislike both and take rudeness harder.  The noise is the same for both groups, so a reward model
-that does worse on held-out labelers does so because of taste.  sigma is found by bisection so that two training labelers agree on as many
-pairs as the paper's do.
+The tastes of the training labelers and of the held-out labelers come from different distributions
+(TASTES): the first like polite phrases and longer replies a little, the second dislike both and
+take rudeness harder.  The noise is the same for both groups, so a reward model that does worse on
+held-out labelers does so because of taste.  sigma is found by bisection so that two training
+labelers agree on as many pairs as the paper's do.
 """
 
 import dataclasses
@@ -24,7 +26,8 @@ TIE = 0.05  # replies closer than this in utility share a rank
 MAX_SIGMA = 2.0
 BISECTIONS = 14  # sigma to about 1e-4
 
-TASTES = {  # group -> (mean, standard deviation over labelers) of each weight; rude is folded to be positive
+# group -> (mean, standard deviation over labelers) of each weight; rude is folded to be positive
+TASTES = {
     "train": {"fluff": (0.035, 0.0175), "length": (0.002, 0.0014), "rude": (0.0, 0.1)},
     "held_out": {"fluff": (-0.09, 0.04), "length": (-0.009, 0.004), "rude": (0.2, 0.1)},
 }
@@ -41,7 +44,12 @@ class Labeler:
 
     def utility(self, parts: dict[str, Any]) -> float:
         """What this person thinks of a reply on a day without noise."""
-        return parts["score"] + self.fluff * parts["fluff"] + self.length * parts["length"] - self.rude * parts["rude"]
+        return (
+            parts["score"]
+            + self.fluff * parts["fluff"]
+            + self.length * parts["length"]
+            - self.rude * parts["rude"]
+        )
 
 
 def labelers(seed: int, group: str = "train") -> list[Labeler]:
@@ -49,16 +57,33 @@ def labelers(seed: int, group: str = "train") -> list[Labeler]:
     generator = Dice(seed, f"labelers {group}").generator
     people = []
     for i in range(GROUP_SIZE[group]):
-        taste = {key: float(generator.normal(mean, spread)) for key, (mean, spread) in TASTES[group].items()}
-        people.append(Labeler(f"{group}-{i}", group, taste["fluff"], taste["length"], abs(taste["rude"])))
+        taste = {
+            key: float(generator.normal(mean, spread))
+            for key, (mean, spread) in TASTES[group].items()
+        }
+        people.append(
+            Labeler(f"{group}-{i}", group, taste["fluff"], taste["length"], abs(taste["rude"]))
+        )
     return people
 
 
 def rank(
-    labeler: Labeler, task: Task, completions: Sequence[str], ended: Sequence[bool], sigma: float, generator: np.random.Generator
+    labeler: Labeler,
+    task: Task,
+    completions: Sequence[str],
+    ended: Sequence[bool],
+    sigma: float,
+    generator: np.random.Generator,
 ) -> list[int]:
     """Ranks of K replies, 1 = best, equal = tie.  The same reply twice gets the same rank."""
-    return to_ranks(_utilities(labeler, _views(task, completions, ended), sigma, generator.standard_normal(len(completions))))
+    return to_ranks(
+        _utilities(
+            labeler,
+            _views(task, completions, ended),
+            sigma,
+            generator.standard_normal(len(completions)),
+        )
+    )
 
 
 def to_ranks(utilities: Sequence[float], tie: float = TIE) -> list[int]:
@@ -71,8 +96,11 @@ def to_ranks(utilities: Sequence[float], tie: float = TIE) -> list[int]:
     return ranks
 
 
-def rankings(seed: int, samples: Sequence[dict[str, Any]], people: Sequence[Labeler], sigma: float) -> list[dict[str, Any]]:
-    """Records `prompt, completions, ended, ranks, likert, flags, labeler_id`; each prompt is ranked by one labeler.
+def rankings(
+    seed: int, samples: Sequence[dict[str, Any]], people: Sequence[Labeler], sigma: float
+) -> list[dict[str, Any]]:
+    """Records `prompt, completions, ended, ranks, likert, flags, labeler_id`; each prompt is ranked
+    by one labeler.
 
     samples: `prompt, task, completions: [K], ended: [K]`; their other fields but `task` are kept.
     """
@@ -83,7 +111,11 @@ def rankings(seed: int, samples: Sequence[dict[str, Any]], people: Sequence[Labe
         views = _views(sample["task"], sample["completions"], sample["ended"])
         utilities = _utilities(labeler, views, sigma, dice.generator.standard_normal(len(views)))
         record = {key: value for key, value in sample.items() if key != "task"}
-        labels = {"ranks": to_ranks(utilities), "likert": [_likert(u) for u in utilities], "flags": [_flags(parts) for _, parts in views]}
+        labels = {
+            "ranks": to_ranks(utilities),
+            "likert": [_likert(u) for u in utilities],
+            "flags": [_flags(parts) for _, parts in views],
+        }
         records.append(record | labels | {"labeler_id": labeler.labeler_id})
     return records
 
@@ -100,14 +132,27 @@ def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -
 
 
 def group_agreement(
-    seed: int, samples: Sequence[dict[str, Any]], people: Sequence[Labeler], sigma: float, others: Sequence[Labeler] | None = None
+    seed: int,
+    samples: Sequence[dict[str, Any]],
+    people: Sequence[Labeler],
+    sigma: float,
+    others: Sequence[Labeler] | None = None,
 ) -> float:
-    """Agreement when each prompt is ranked by two different people: of one group, or one of `people` and one of `others`."""
+    """Agreement when each prompt is ranked by two different people: of one group, or one of
+    `people` and one of `others`.
+    """
     return _Double(seed, samples, people, others).agreement(sigma)
 
 
-def calibrate_sigma(seed: int, samples: Sequence[dict[str, Any]], people: Sequence[Labeler], target: float = AGREEMENT) -> float:
-    """The noise at which two people of the group agree on `target` of the pairs of these samples; 0 if they differ more without any."""
+def calibrate_sigma(
+    seed: int,
+    samples: Sequence[dict[str, Any]],
+    people: Sequence[Labeler],
+    target: float = AGREEMENT,
+) -> float:
+    """The noise at which two people of the group agree on `target` of the pairs of these samples; 0
+    if they differ more without any.
+    """
     double, low, high = _Double(seed, samples, people, None), 0.0, MAX_SIGMA
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
@@ -116,18 +161,34 @@ def calibrate_sigma(seed: int, samples: Sequence[dict[str, Any]], people: Sequen
 
 
 class _Double:
-    """Samples labeled twice: who ranks what and with which noise is fixed, so that agreement is a smooth function of sigma."""
+    """Samples labeled twice: who ranks what and with which noise is fixed, so that agreement is a
+    smooth function of sigma.
+    """
 
-    def __init__(self, seed: int, samples: Sequence[dict[str, Any]], people: Sequence[Labeler], others: Sequence[Labeler] | None):
+    def __init__(
+        self,
+        seed: int,
+        samples: Sequence[dict[str, Any]],
+        people: Sequence[Labeler],
+        others: Sequence[Labeler] | None,
+    ):
         dice = Dice(seed, "double labels")
         self.rows = []
         for sample in samples:
             views = _views(sample["task"], sample["completions"], sample["ended"])
-            both = dice.sample(people, 2) if others is None else [dice.pick(people), dice.pick(others)]
+            both = (
+                dice.sample(people, 2) if others is None else [dice.pick(people), dice.pick(others)]
+            )
             self.rows.append((views, both, dice.generator.standard_normal((2, len(views)))))
 
     def agreement(self, sigma: float) -> float:
-        ranks = [[to_ranks(_utilities(who[i], views, sigma, noise[i])) for views, who, noise in self.rows] for i in (0, 1)]
+        ranks = [
+            [
+                to_ranks(_utilities(who[i], views, sigma, noise[i]))
+                for views, who, noise in self.rows
+            ]
+            for i in (0, 1)
+        ]
         return agreement(*ranks)
 
 
@@ -135,13 +196,21 @@ View = tuple[tuple[str, bool], dict[str, Any]]  # a reply and its gold parts
 
 
 def _views(task: Task, completions: Sequence[str], ended: Sequence[bool]) -> list[View]:
-    return [((text, stop), gold_parts(task, text, stop)) for text, stop in zip(completions, ended, strict=True)]
+    return [
+        ((text, stop), gold_parts(task, text, stop))
+        for text, stop in zip(completions, ended, strict=True)
+    ]
 
 
-def _utilities(labeler: Labeler, views: Sequence[View], sigma: float, noise: np.ndarray) -> list[float]:
+def _utilities(
+    labeler: Labeler, views: Sequence[View], sigma: float, noise: np.ndarray
+) -> list[float]:
     """One utility per reply; equal replies share their noise."""
     drawn: dict[tuple[str, bool], float] = {}
-    return [labeler.utility(parts) + sigma * drawn.setdefault(reply, float(z)) for (reply, parts), z in zip(views, noise, strict=True)]
+    return [
+        labeler.utility(parts) + sigma * drawn.setdefault(reply, float(z))
+        for (reply, parts), z in zip(views, noise, strict=True)
+    ]
 
 
 def _likert(utility: float) -> int:

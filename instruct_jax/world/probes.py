@@ -1,4 +1,6 @@
-"""Has copying emerged?  Texts whose next words stand in the context; chance is about 1 in 8 for the first word of each answer."""
+"""Has copying emerged?  Texts whose next words stand in the context; chance is about 1 in 8 for the
+first word of each answer.
+"""
 
 from collections.abc import Callable
 
@@ -11,7 +13,9 @@ KINDS = ("echo", "possession", "names")
 
 
 def copy_probes(seed: int, n: int) -> list[dict[str, str]]:
-    """n records `kind, prompt, answer`, the three kinds in turn; a greedy base model that copies continues the prompt with the answer."""
+    """n records `kind, prompt, answer`, the three kinds in turn; a greedy base model that copies
+    continues the prompt with the answer.
+    """
     dice = Dice(seed, "copy probes")
     return [_probe(KINDS[i % len(KINDS)], dice) for i in range(n)]
 
@@ -25,7 +29,10 @@ def _echo(dice: Dice) -> tuple[str, str]:
     """`ann said : u v w x . yes : u v` -> `w x .`"""
     words = dice.sample(v.CONTENT, dice.integer(4, 8))
     shown = dice.integer(1, len(words) - 2)
-    return f"{dice.pick(v.NAMES)} said : {' '.join(words)} . yes : {' '.join(words[:shown])}", " ".join((*words[shown:], "."))
+    return (
+        f"{dice.pick(v.NAMES)} said : {' '.join(words)} . yes : {' '.join(words[:shown])}",
+        " ".join((*words[shown:], ".")),
+    )
 
 
 def _possession(dice: Dice) -> tuple[str, str]:
@@ -41,4 +48,8 @@ def _names(dice: Dice) -> tuple[str, str]:
     return f"{text} names :", listed(names)
 
 
-PROBES: dict[str, Callable[[Dice], tuple[str, str]]] = {"echo": _echo, "possession": _possession, "names": _names}
+PROBES: dict[str, Callable[[Dice], tuple[str, str]]] = {
+    "echo": _echo,
+    "possession": _possession,
+    "names": _names,
+}

@@ -1,4 +1,6 @@
-"""The tokenizer of the world: one word, one token; trained in place and kept as a Hugging Face folder."""
+"""The tokenizer of the world: one word, one token; trained in place and kept as a Hugging Face
+folder.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,16 +21,32 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """A word-level tokenizer of all words in the texts.  It adds no special tokens by itself."""
     core = Tokenizer(models.WordLevel(unk_token=UNK))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=list(SPECIALS), show_progress=False))
+    core.train_from_iterator(
+        texts, trainers.WordLevelTrainer(special_tokens=list(SPECIALS), show_progress=False)
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNK, clean_up_tokenization_spaces=False
+        tokenizer_object=core,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        clean_up_tokenization_spaces=False,
     )
 
 
 def world_texts(seed: int) -> list[str]:
-    """Enough text to hold every word of the world, and the vocabulary itself so that none is left to chance."""
+    """Enough text to hold every word of the world, and the vocabulary itself so that none is left
+    to chance.
+    """
     asked = [record["prompt"] for split in SPLITS for record in prompts(seed, PROMPTS, split)]
-    return [*documents(seed, CORPUS_TOKENS), *asked, " ".join((*v.CONTENT, *v.RUDE, *v.PAST)), v.FLUFF_PREFIX, v.FLUFF_SUFFIX, v.UNKNOWN]
+    return [
+        *documents(seed, CORPUS_TOKENS),
+        *asked,
+        " ".join((*v.CONTENT, *v.RUDE, *v.PAST)),
+        v.FLUFF_PREFIX,
+        v.FLUFF_SUFFIX,
+        v.UNKNOWN,
+    ]
 
 
 def save_tokenizer(seed: int, folder: Path | str) -> PreTrainedTokenizerFast:

@@ -14,12 +14,15 @@ GOOD: Words = tuple("great lovely fine nice".split())
 BAD: Words = tuple("awful boring poor ugly".split())
 RUDE: Words = tuple("stupid dumb lousy rotten".split())
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
-PAST = {"finds": "found", "sees": "saw", "takes": "took", "likes": "liked", "hides": "hid"}  # present -> past
+# present -> past
+PAST = {"finds": "found", "sees": "saw", "takes": "took", "likes": "liked", "hides": "hid"}
 
 COLORS: Words = tuple("red brown black white".split())
 FOODS: Words = tuple("grass meat seeds fish".split())
 HOMES: Words = tuple("barn forest river field".split())
-ANIMALS: dict[str, tuple[str, str, str]] = {  # animal -> color, food, home; each value belongs to four animals
+ANIMALS: dict[
+    str, tuple[str, str, str]
+] = {  # animal -> color, food, home; each value belongs to four animals
     "fox": ("red", "meat", "forest"),
     "hen": ("red", "seeds", "barn"),
     "crab": ("red", "fish", "river"),
@@ -39,10 +42,17 @@ ANIMALS: dict[str, tuple[str, str, str]] = {  # animal -> color, food, home; eac
 }
 THINGS: Words = (*OBJECTS, *ANIMALS)  # what a story can be about
 
-RELATIONS: tuple[dict, ...] = (  # the three kinds of fact; `index` into the rows of ANIMALS is the position here
+RELATIONS: tuple[
+    dict, ...
+] = (  # the three kinds of fact; `index` into the rows of ANIMALS is the position here
     {"values": COLORS, "says": "{} is {} .", "asks": "what color is {} ?", "which": "that are {}"},
     {"values": FOODS, "says": "{} eats {} .", "asks": "what does {} eat ?", "which": "that eat {}"},
-    {"values": HOMES, "says": "{} lives in the {} .", "asks": "where does {} live ?", "which": "that live in the {}"},
+    {
+        "values": HOMES,
+        "says": "{} lives in the {} .",
+        "asks": "where does {} live ?",
+        "which": "that live in the {}",
+    },
 )
 KINDS: dict[str, Words] = {  # what can be listed
     "animals": tuple(ANIMALS),
@@ -69,7 +79,8 @@ CLASSES: tuple[Words, ...] = (
     tuple(PAST.values()),
     ("good", "bad"),
 )
-CLASS_OF = {word: members for members in CLASSES for word in members}  # word -> the words that could stand in its place
+# word -> the words that could stand in its place
+CLASS_OF = {word: members for members in CLASSES for word in members}
 CONTENT: Words = tuple(CLASS_OF)
 
 FLUFF_PREFIX = "sure :"
@@ -84,7 +95,9 @@ def known_as(subject: str) -> str:
 
 def fact(relation: int, subject: str, value: str | None = None) -> str:
     """The sentence that states a fact; the true one when no value is given."""
-    return RELATIONS[relation]["says"].format(known_as(subject), ANIMALS[subject][relation] if value is None else value)
+    return RELATIONS[relation]["says"].format(
+        known_as(subject), ANIMALS[subject][relation] if value is None else value
+    )
 
 
 def question(relation: int, subject: str) -> str:

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from instruct_jax.data.batches import buckets, prompt_batches, ranking_batches, token_batches
-from instruct_jax.data.errors import DataError
 from instruct_jax.data.packing import chunk_documents, pack
+from instruct_jax.errors import DataError
 
 N, BATCH = 23, 5
 
@@ -14,7 +14,10 @@ def rows():
 
 
 def rankings():
-    return [([[i + 1] * (2 + (i + k) % 6) for k in range(2 + i % 3)], [1, *[2] * (1 + i % 3)]) for i in range(N)]
+    return [
+        ([[i + 1] * (2 + (i + k) % 6) for k in range(2 + i % 3)], [1, *[2] * (1 + i % 3)])
+        for i in range(N)
+    ]
 
 
 def prompts():
@@ -56,7 +59,9 @@ def test_token_weights_sum_to_one():
         assert batch.weight.dtype == np.float32 and not batch.weight[:, 0].any()
         np.testing.assert_allclose(batch.weight.sum(), 1, rtol=1e-6)
         assert len(np.unique(batch.weight)) == 2
-        np.testing.assert_array_equal(batch.tokens[:, 0], source.records_at(step) * 0 + batch.tokens[:, -1])
+        np.testing.assert_array_equal(
+            batch.tokens[:, 0], source.records_at(step) * 0 + batch.tokens[:, -1]
+        )
 
 
 def test_rankings_weigh_the_same_whatever_their_k():
@@ -118,18 +123,33 @@ def test_length_buckets():
 def test_small_data_set_fills_a_large_batch():
     source = prompt_batches([[1], [2]], batch=5, seed=0, pad=0)
     assert source.steps_per_epoch == 1
-    assert sorted(np.concatenate([source.records_at(0), source.records_at(1)]).tolist()) == [0] * 5 + [1] * 5
+    assert (
+        sorted(np.concatenate([source.records_at(0), source.records_at(1)]).tolist())
+        == [0] * 5 + [1] * 5
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: prompt_batches([], batch=2, seed=0, pad=0), "no prompts to make batches of; check the data file"),
+        (
+            lambda: prompt_batches([], batch=2, seed=0, pad=0),
+            "no prompts to make batches of; check the data file",
+        ),
         (lambda: ranking_batches([], batch=2, seed=0, pad=0), "no rankings to make batches of"),
         (lambda: prompt_batches([[1]], batch=0, seed=0, pad=0), "batch=0 must be at least 1"),
-        (lambda: prompt_batches([[1] * 9], batch=1, seed=0, pad=0, sizes=[4, 8]), "record 0 has 9 tokens.*add a larger one"),
-        (lambda: prompt_batches([[1]], batch=1, seed=0, pad=0, sizes=[8, 4]), r"sizes=\[8, 4\] must ascend"),
-        (lambda: token_batches(pack([([5], [True])], 4, pad=0), batch=1, seed=0), "row 0 has no token to learn"),
+        (
+            lambda: prompt_batches([[1] * 9], batch=1, seed=0, pad=0, sizes=[4, 8]),
+            "record 0 has 9 tokens.*add a larger one",
+        ),
+        (
+            lambda: prompt_batches([[1]], batch=1, seed=0, pad=0, sizes=[8, 4]),
+            r"sizes=\[8, 4\] must ascend",
+        ),
+        (
+            lambda: token_batches(pack([([5], [True])], 4, pad=0), batch=1, seed=0),
+            "row 0 has no token to learn",
+        ),
     ],
 )
 def test_nonsense_is_refused(make, message):

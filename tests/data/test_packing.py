@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from instruct_jax.data.errors import DataError
 from instruct_jax.data.packing import chunk_documents, pack, pad_prompts, pad_rows
+from instruct_jax.errors import DataError
 
 PAD = 0
 
@@ -10,7 +10,9 @@ PAD = 0
 def samples(n=200, longest=16, seed=0):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, longest + 1, n)
-    return [(rng.integers(1, 50, size).tolist(), (rng.random(size) < 0.7).tolist()) for size in sizes]
+    return [
+        (rng.integers(1, 50, size).tolist(), (rng.random(size) < 0.7).tolist()) for size in sizes
+    ]
 
 
 def segments_of(rows):
@@ -23,10 +25,23 @@ def segments_of(rows):
 
 
 def test_pack_table():
-    rows = pack([([1] * 3, [True] * 3), ([2] * 5, [False] * 5), ([3], [True]), ([4] * 4, [False, False, True, True])], 8, pad=PAD)
+    rows = pack(
+        [
+            ([1] * 3, [True] * 3),
+            ([2] * 5, [False] * 5),
+            ([3], [True]),
+            ([4] * 4, [False, False, True, True]),
+        ],
+        8,
+        pad=PAD,
+    )
     np.testing.assert_array_equal(rows.tokens, [[2, 2, 2, 2, 2, 1, 1, 1], [4, 4, 4, 4, 3, 0, 0, 0]])
-    np.testing.assert_array_equal(rows.segments, [[1, 1, 1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 2, 0, 0, 0]])
-    np.testing.assert_array_equal(rows.mask.astype(int), [[0, 0, 0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(
+        rows.segments, [[1, 1, 1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 2, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(
+        rows.mask.astype(int), [[0, 0, 0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 0, 0, 0, 0]]
+    )
     assert [a.dtype for a in rows] == [np.int32, np.int32, bool]
 
 
@@ -69,10 +84,19 @@ def test_too_long_is_an_error():
 
 
 def test_chunks_learn_every_token_once():
-    assert [ids for ids, _ in chunk_documents([[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]], 3)] == [[1, 2, 3], [3, 4, 5], [6, 7], [8, 9, 10]]
-    documents = [list(range(100 * i, 100 * i + size)) for i, size in enumerate([2, 3, 7, 8, 9, 15, 16, 50])]
+    assert [ids for ids, _ in chunk_documents([[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]], 3)] == [
+        [1, 2, 3],
+        [3, 4, 5],
+        [6, 7],
+        [8, 9, 10],
+    ]
+    documents = [
+        list(range(100 * i, 100 * i + size)) for i, size in enumerate([2, 3, 7, 8, 9, 15, 16, 50])
+    ]
     rows = pack(chunk_documents(documents, 8), 8, pad=-1)
-    assert sorted(rows.tokens[rows.mask].tolist()) == sorted(token for document in documents for token in document[1:])
+    assert sorted(rows.tokens[rows.mask].tolist()) == sorted(
+        token for document in documents for token in document[1:]
+    )
 
 
 def test_padding():

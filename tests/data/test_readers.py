@@ -8,9 +8,17 @@ import os
 import pytest
 
 from instruct_jax.data import readers
-from instruct_jax.data.errors import DataError
-from instruct_jax.data.readers import exists, read_demonstrations, read_prompts, read_rankings, read_samples, read_texts, write_jsonl
+from instruct_jax.data.readers import (
+    exists,
+    read_demonstrations,
+    read_prompts,
+    read_rankings,
+    read_samples,
+    read_texts,
+    write_jsonl,
+)
 from instruct_jax.data.schemas import named
+from instruct_jax.errors import DataError
 
 GOOD = {
     "prompts": {"prompt": "p"},
@@ -27,48 +35,152 @@ def line(kind, **changes):
 
 # kind, bad second line, what the message must hold beside file and line
 BAD_LINES = [
-    ("prompts", b'{"prompt": "x"', ["line=", '{"prompt": "x"', "not JSON", "one complete JSON object"]),
+    (
+        "prompts",
+        b'{"prompt": "x"',
+        ["line=", '{"prompt": "x"', "not JSON", "one complete JSON object"],
+    ),
     ("prompts", b"{'prompt': 'x'}", ["line=", "not JSON", "one complete JSON object"]),
-    ("prompts", b'"just text"', ["record=", "just text", "object, not str", 'write {"field": value']),
+    (
+        "prompts",
+        b'"just text"',
+        ["record=", "just text", "object, not str", 'write {"field": value'],
+    ),
     ("prompts", b"[1, 2]", ["record=", "[1, 2]", "object, not list", 'write {"field": value']),
     ("prompts", b'{"prompt": "caf\xe9"}', ["line=", r"b'\xe9", "not UTF-8 at byte 16", "iconv"]),
-    ("prompts", b'{"prompt": "a\\ud800b"}', ["prompt=", "surrogate", "character 1", "write the character in UTF-8"]),
+    (
+        "prompts",
+        b'{"prompt": "a\\ud800b"}',
+        ["prompt=", "surrogate", "character 1", "write the character in UTF-8"],
+    ),
     ("prompts", b'{"text": "x"}', ["prompt=None", "is missing", "['text']", "add prompt"]),
     ("prompts", line("prompts", prompt=None), ["prompt=None", "is null", "fill it in"]),
     ("prompts", line("prompts", prompt=7), ["prompt=7", "text, not int", "JSON string"]),
     ("prompts", line("prompts", prompt=" \n "), ["prompt=' \\n '", "is empty", "fill it in"]),
     ("prompts", line("prompts", prompt=[]), ["prompt=[]", "is empty", "at least one message"]),
     ("prompts", line("prompts", prompt=["hi"]), ["prompt[0]='hi'", "not a message", '"role"']),
-    ("prompts", line("prompts", prompt=[{"content": "x"}]), ["prompt[0]=", "not a message", '"role"']),
-    ("prompts", line("prompts", prompt=[{"role": "user"}]), ["prompt[0].content=None", "text, not NoneType", "JSON string"]),
-    ("demonstrations", line("demonstrations", completion="ABSENT"), ["completion=None", "is missing", "add completion"]),
-    ("demonstrations", line("demonstrations", completion=""), ["completion=''", "is empty", "drop the record"]),
-    ("demonstrations", line("demonstrations", completion=["x"]), ["completion=['x']", "text, not list", "JSON string"]),
-    ("demonstrations", b'{"messages": [{"role": "user", "content": "x"}]}', ["messages=", "does not end with a reply", "role assistant"]),
+    (
+        "prompts",
+        line("prompts", prompt=[{"content": "x"}]),
+        ["prompt[0]=", "not a message", '"role"'],
+    ),
+    (
+        "prompts",
+        line("prompts", prompt=[{"role": "user"}]),
+        ["prompt[0].content=None", "text, not NoneType", "JSON string"],
+    ),
+    (
+        "demonstrations",
+        line("demonstrations", completion="ABSENT"),
+        ["completion=None", "is missing", "add completion"],
+    ),
+    (
+        "demonstrations",
+        line("demonstrations", completion=""),
+        ["completion=''", "is empty", "drop the record"],
+    ),
+    (
+        "demonstrations",
+        line("demonstrations", completion=["x"]),
+        ["completion=['x']", "text, not list", "JSON string"],
+    ),
+    (
+        "demonstrations",
+        b'{"messages": [{"role": "user", "content": "x"}]}',
+        ["messages=", "does not end with a reply", "role assistant"],
+    ),
     ("demonstrations", b'{"messages": "x"}', ["messages='x'", "list, not str", "JSON array"]),
-    ("demonstrations", b'{"instruction": "x", "input": "y"}', ["output=None", "text, not NoneType", "JSON string"]),
-    ("demonstrations", b'{"instruction": "", "output": "y"}', ["instruction=''", "is empty", "fill it in"]),
+    (
+        "demonstrations",
+        b'{"instruction": "x", "input": "y"}',
+        ["output=None", "text, not NoneType", "JSON string"],
+    ),
+    (
+        "demonstrations",
+        b'{"instruction": "", "output": "y"}',
+        ["instruction=''", "is empty", "fill it in"],
+    ),
     ("rankings", line("rankings", ranks="ABSENT"), ["ranks=None", "is missing", "add ranks"]),
-    ("rankings", line("rankings", ranks=[1]), ["ranks=[1]", "1 ranks for 2 completions", "one rank for each"]),
-    ("rankings", line("rankings", ranks=[0, 1]), ["ranks=[0, 1]", "integers from 1", "1 for the best"]),
-    ("rankings", line("rankings", ranks=[1, 1.5]), ["ranks=[1, 1.5]", "integers from 1", "1 for the best"]),
-    ("rankings", line("rankings", ranks=[True, 2]), ["ranks=[True, 2]", "integers from 1", "1 for the best"]),
-    ("rankings", line("rankings", ranks=["1", "2"]), ["ranks=['1', '2']", "integers from 1", "1 for the best"]),
+    (
+        "rankings",
+        line("rankings", ranks=[1]),
+        ["ranks=[1]", "1 ranks for 2 completions", "one rank for each"],
+    ),
+    (
+        "rankings",
+        line("rankings", ranks=[0, 1]),
+        ["ranks=[0, 1]", "integers from 1", "1 for the best"],
+    ),
+    (
+        "rankings",
+        line("rankings", ranks=[1, 1.5]),
+        ["ranks=[1, 1.5]", "integers from 1", "1 for the best"],
+    ),
+    (
+        "rankings",
+        line("rankings", ranks=[True, 2]),
+        ["ranks=[True, 2]", "integers from 1", "1 for the best"],
+    ),
+    (
+        "rankings",
+        line("rankings", ranks=["1", "2"]),
+        ["ranks=['1', '2']", "integers from 1", "1 for the best"],
+    ),
     ("rankings", line("rankings", ranks=[1, 1]), ["ranks=[1, 1]", "one tie", "drop the record"]),
     ("rankings", line("rankings", ranks="1,2"), ["ranks='1,2'", "list, not str", "JSON array"]),
-    ("rankings", line("rankings", completions=["a"], ranks=[1]), ["completions=['a']", "K = 1", "2 to 9"]),
-    ("rankings", line("rankings", completions=list("abcdefghij"), ranks=list(range(1, 11))), ["completions=", "K = 10", "at most 9"]),
-    ("rankings", line("rankings", completions=["a", ""]), ["completions[1]=''", "is empty", "fill it in"]),
-    ("rankings", line("rankings", completions=["a", 3]), ["completions[1]=3", "text, not int", "JSON string"]),
-    ("rankings", line("rankings", completions="ab"), ["completions='ab'", "list, not str", "JSON array"]),
-    ("rankings", line("rankings", likert=[7]), ["likert=[7]", "1 entries for 2", "one entry for each"]),
-    ("rankings", b'{"prompt": "p", "chosen": "a"}', ["rejected=None", "is missing", "add rejected"]),
-    ("rankings", b'{"prompt": "p", "chosen": "a", "rejected": "a"}', ["rejected='a'", "equals chosen", "drop the record"]),
-    ("rankings", b'{"chosen": "a", "rejected": "b"}', ["chosen='a'", "no prompt", "add a field prompt"]),
+    (
+        "rankings",
+        line("rankings", completions=["a"], ranks=[1]),
+        ["completions=['a']", "K = 1", "2 to 9"],
+    ),
+    (
+        "rankings",
+        line("rankings", completions=list("abcdefghij"), ranks=list(range(1, 11))),
+        ["completions=", "K = 10", "at most 9"],
+    ),
+    (
+        "rankings",
+        line("rankings", completions=["a", ""]),
+        ["completions[1]=''", "is empty", "fill it in"],
+    ),
+    (
+        "rankings",
+        line("rankings", completions=["a", 3]),
+        ["completions[1]=3", "text, not int", "JSON string"],
+    ),
+    (
+        "rankings",
+        line("rankings", completions="ab"),
+        ["completions='ab'", "list, not str", "JSON array"],
+    ),
+    (
+        "rankings",
+        line("rankings", likert=[7]),
+        ["likert=[7]", "1 entries for 2", "one entry for each"],
+    ),
+    (
+        "rankings",
+        b'{"prompt": "p", "chosen": "a"}',
+        ["rejected=None", "is missing", "add rejected"],
+    ),
+    (
+        "rankings",
+        b'{"prompt": "p", "chosen": "a", "rejected": "a"}',
+        ["rejected='a'", "equals chosen", "drop the record"],
+    ),
+    (
+        "rankings",
+        b'{"chosen": "a", "rejected": "b"}',
+        ["chosen='a'", "no prompt", "add a field prompt"],
+    ),
     ("texts", line("texts", text="ABSENT"), ["text=None", "is missing", "add text"]),
     ("texts", line("texts", text=["x"]), ["text=['x']", "text, not list", "JSON string"]),
     ("samples", line("samples", completions=[]), ["completions=[]", "is empty", "at least one"]),
-    ("samples", line("samples", completions=[None]), ["completions[0]=None", "text, not NoneType", "JSON string"]),
+    (
+        "samples",
+        line("samples", completions=[None]),
+        ["completions[0]=None", "text, not NoneType", "JSON string"],
+    ),
 ]
 
 
@@ -90,12 +202,27 @@ BAD_FILES = [
     ("data.jsonl", b"", read_prompts, ["no records", "at least one record"]),
     ("data.jsonl", b"\n\n \n", read_prompts, ["no records", "at least one record"]),
     ("data.json", b"[]", read_prompts, ["no records", "at least one record"]),
-    ("data.json", b'[{"prompt": "x"}, {"prompt": 1}]', read_prompts, ["record 2", "prompt=1", "JSON string"]),
+    (
+        "data.json",
+        b'[{"prompt": "x"}, {"prompt": 1}]',
+        read_prompts,
+        ["record 2", "prompt=1", "JSON string"],
+    ),
     ("data.json", b'[{"prompt": "x"},', read_prompts, ["not JSON", "JSON object"]),
     ("data.jsonl.gz", b"not gzip", read_prompts, ["broken gzip", "again"]),
-    ("data.jsonl.gz", gzip.compress(b'{"prompt": "x"}' * 99, mtime=0)[:-9], read_prompts, ["broken gzip", "again"]),
+    (
+        "data.jsonl.gz",
+        gzip.compress(b'{"prompt": "x"}' * 99, mtime=0)[:-9],
+        read_prompts,
+        ["broken gzip", "again"],
+    ),
     ("data.csv", b"prompt\nx\n", read_prompts, ["'.csv'", "unknown", ".jsonl"]),
-    ("data.parquet", b"not parquet", read_prompts, ["cannot be read as a data set", "write JSON Lines"]),
+    (
+        "data.parquet",
+        b"not parquet",
+        read_prompts,
+        ["cannot be read as a data set", "write JSON Lines"],
+    ),
     ("data.txt", b"", read_texts, ["no records"]),
     ("data.txt", b"fine\ncaf\xe9", read_texts, [":2:", "text=", r"b'\xe9'", "not UTF-8", "iconv"]),
 ]
@@ -121,7 +248,10 @@ def test_missing_file_and_wrong_options(tmp_path):
     write_jsonl(path, [{"question": "q"}])
     with pytest.raises(DataError, match="on_bad_record='ignore'.*use error or skip"):
         read_prompts(path, on_bad_record="ignore")
-    with pytest.raises(DataError, match=r"data\.jsonl:1: columns=.*'answer'.*no column.*question.*correct the column map"):
+    with pytest.raises(
+        DataError,
+        match=r"data\.jsonl:1: columns=.*'answer'.*no column.*question.*correct the column map",
+    ):
         read_prompts(path, columns={"prompt": "answer"})
     with pytest.raises(DataError, match="all 1 records were dropped.*data.jsonl:1"):
         read_prompts(path, on_bad_record="skip")
@@ -137,20 +267,41 @@ def test_accepted_variants(tmp_path):
         [found] = read(path, **options)
         return found
 
-    assert one(read_demonstrations, {"messages": [user, reply], "id": 1}) == {"prompt": [user], "completion": "yo", "id": 1}
-    assert one(read_demonstrations, {"instruction": "i", "input": "x", "output": "o"}) == {"prompt": "i\n\nx", "completion": "o"}
-    assert one(read_demonstrations, {"instruction": "i", "input": "", "output": "o"}) == {"prompt": "i", "completion": "o"}
+    assert one(read_demonstrations, {"messages": [user, reply], "id": 1}) == {
+        "prompt": [user],
+        "completion": "yo",
+        "id": 1,
+    }
+    assert one(read_demonstrations, {"instruction": "i", "input": "x", "output": "o"}) == {
+        "prompt": "i\n\nx",
+        "completion": "o",
+    }
+    assert one(read_demonstrations, {"instruction": "i", "input": "", "output": "o"}) == {
+        "prompt": "i",
+        "completion": "o",
+    }
     pair = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}
     assert one(read_rankings, {"prompt": "p", "chosen": "a", "rejected": "b"}) == pair
     hh = {"chosen": "\n\nHuman: q\n\nAssistant: yes", "rejected": "\n\nHuman: q\n\nAssistant: yeah"}
-    assert one(read_rankings, hh) == {"prompt": "\n\nHuman: q\n\nAssistant:", "completions": [" yes", " yeah"], "ranks": [1, 2]}
+    assert one(read_rankings, hh) == {
+        "prompt": "\n\nHuman: q\n\nAssistant:",
+        "completions": [" yes", " yeah"],
+        "ranks": [1, 2],
+    }
     chats = {"prompt": [user], "completions": ["yo", "no"], "ranks": [1, 2]}
     assert one(read_rankings, {"chosen": [user, reply], "rejected": [user, other]}) == chats
     assert one(read_rankings, {"prompt": [user], "chosen": [reply], "rejected": [other]}) == chats
-    assert one(read_rankings, {"prompt": "hi", "chosen": [user, reply], "rejected": [user, other]}) == chats  # UltraFeedback
+    # UltraFeedback
+    assert (
+        one(read_rankings, {"prompt": "hi", "chosen": [user, reply], "rejected": [user, other]})
+        == chats
+    )
     assert one(read_prompts, {"prompt": "hi", "messages": [user, reply]}) == {"prompt": [user]}
     assert one(read_prompts, {"messages": [user, reply, user]}) == {"prompt": [user, reply, user]}
-    assert one(read_prompts, {"question": "q", "n": 1}, columns={"prompt": "question"}) == {"prompt": "q", "n": 1}
+    assert one(read_prompts, {"question": "q", "n": 1}, columns={"prompt": "question"}) == {
+        "prompt": "q",
+        "n": 1,
+    }
     assert one(read_samples, GOOD["samples"] | {"temperature": 1.0})["temperature"] == 1.0
 
 
@@ -163,13 +314,24 @@ def test_all_containers(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "a.jsonl.gz", records)
     write_jsonl(tmp_path / "a.json.gz", records)
     (tmp_path / "array.json").write_text(json.dumps(records))
-    (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes().replace(b"\n", b"\r\n"))
+    (tmp_path / "windows.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes().replace(b"\n", b"\r\n")
+    )
     data = datasets.Dataset.from_list(records)
     data.to_parquet(tmp_path / "a.parquet")
     data.to_parquet(tmp_path / "files" / "train.parquet")
     data.save_to_disk(tmp_path / "one")
     datasets.DatasetDict(train=data, test=data.select([0])).save_to_disk(tmp_path / "two")
-    for name in ("a.jsonl", "a.jsonl.gz", "a.json.gz", "array.json", "windows.jsonl", "a.parquet", "one", "files"):
+    for name in (
+        "a.jsonl",
+        "a.jsonl.gz",
+        "a.json.gz",
+        "array.json",
+        "windows.jsonl",
+        "a.parquet",
+        "one",
+        "files",
+    ):
         assert read_prompts(tmp_path / name) == records, name
     assert read_prompts(tmp_path / "two", split="test") == records[:1]
     with pytest.raises(DataError, match=r"splits \['train', 'test'\]; choose one"):
@@ -185,18 +347,30 @@ def test_splits_of_the_hub(tmp_path, monkeypatch):
     datasets, hub = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for split in ("train", "test"):
-        datasets.Dataset.from_list([{"prompt": split}]).to_parquet(tmp_path / "O" / "N" / "data" / f"{split}-00000.parquet")
+        datasets.Dataset.from_list([{"prompt": split}]).to_parquet(
+            tmp_path / "O" / "N" / "data" / f"{split}-00000.parquet"
+        )
 
     def download(name, *, repo_type):
         assert repo_type == "dataset" and (tmp_path / name).is_dir(), "404"
         return str(tmp_path / name)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    assert read_prompts("hub:O/N:test") == [{"prompt": "test"}] and read_prompts("hub:O/N:train").places == ["hub:O/N:train: record 1"]
+    assert read_prompts("hub:O/N:test") == [{"prompt": "test"}] and read_prompts(
+        "hub:O/N:train"
+    ).places == ["hub:O/N:train: record 1"]
     assert exists("hub:O/N:train") and not exists("hub:O/M")
-    with pytest.raises(DataError, match=r"hub:O/N: there are the splits \['train', 'test'\]; choose one, hub:OWNER/NAME:SPLIT"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"hub:O/N: there are the splits \['train', 'test'\]; choose one, hub:OWNER/NAME:SPLIT"
+        ),
+    ):
         read_prompts("hub:O/N")
-    with pytest.raises(DataError, match="O/M: neither here nor to be had from the Hugging Face hub.*404.*hf download O/M"):
+    with pytest.raises(
+        DataError,
+        match="O/M: neither here nor to be had from the Hugging Face hub.*404.*hf download O/M",
+    ):
         read_prompts("hub:O/M:train")
 
 
@@ -218,15 +392,24 @@ def test_text_file_is_one_document(tmp_path):
 
 
 def test_who_is_named_is_text_and_null_is_absent():
-    """The reward model's accuracy is sorted by labeler: a number beside a text, or a null, would end a run there."""
+    """The reward model's accuracy is sorted by labeler: a number beside a text, or a null, would
+    end a run there.
+    """
     records = [{"labeler_id": 7}, {"labeler_id": None, "source": "hh"}, {"labeler_id": None}, {}]
-    assert [named(record, "labeler_id", "source", default="unknown") for record in records] == ["7", "hh", "unknown", "unknown"]
+    assert [named(record, "labeler_id", "source", default="unknown") for record in records] == [
+        "7",
+        "hh",
+        "unknown",
+        "unknown",
+    ]
 
 
 def test_dates_of_a_data_set_become_text(tmp_path, monkeypatch):
     """JSON has none, and `compare` writes what it read."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.Dataset.from_list([{"prompt": "p", "made": datetime.datetime(2020, 1, 2)}]).to_parquet(tmp_path / "a.parquet")
+    datasets.Dataset.from_list([{"prompt": "p", "made": datetime.datetime(2020, 1, 2)}]).to_parquet(
+        tmp_path / "a.parquet"
+    )
     [record] = read_prompts(tmp_path / "a.parquet")
     assert record == {"prompt": "p", "made": "2020-01-02 00:00:00"}

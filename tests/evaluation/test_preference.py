@@ -19,14 +19,21 @@ def test_a_model_against_itself_is_a_half_and_sides_swap():
     scores = np.random.default_rng(0).random(50)
     assert win_rate(scores, scores[:, None])["mean"] == 0.5
     other = np.random.default_rng(1).random(50)
-    assert win_rate(scores, other[:, None])["mean"] == pytest.approx(1 - win_rate(other, scores[:, None])["mean"])
+    assert win_rate(scores, other[:, None])["mean"] == pytest.approx(
+        1 - win_rate(other, scores[:, None])["mean"]
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_best_of_n_is_the_mean_over_all_subsets(n):
     proxy, value = np.random.default_rng(0).random((2, 4, 5))
     subsets = list(itertools.combinations(range(5), n))
-    slow = np.mean([[value[row, max(s, key=lambda i, r=row: proxy[r, i])] for s in subsets] for row in range(4)])
+    slow = np.mean(
+        [
+            [value[row, max(s, key=lambda i, r=row: proxy[r, i])] for s in subsets]
+            for row in range(4)
+        ]
+    )
     assert best_of_n(proxy, value, n) == pytest.approx(slow)
 
 

@@ -30,7 +30,17 @@ def write(path: Path, records: list) -> Path:
 @contextlib.contextmanager
 def served(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen]]:
     """(address, process) of `instruct-jax label --store FOLDER/labels.db` with these options."""
-    command = [sys.executable, "-m", "instruct_jax", "label", "--store", str(folder / "labels.db"), "--port", "0", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "instruct_jax",
+        "label",
+        "--store",
+        str(folder / "labels.db"),
+        "--port",
+        "0",
+        *options,
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
@@ -70,13 +80,18 @@ class Client:
         return self
 
     def _ask(self, method: str, path: str, body: str | None) -> None:
-        headers = {"Cookie": self.cookie} | ({} if body is None else {"Content-Type": "application/x-www-form-urlencoded"})
+        headers = {"Cookie": self.cookie} | (
+            {} if body is None else {"Content-Type": "application/x-www-form-urlencoded"}
+        )
         begun = time.perf_counter()
         self.connection.request(method, path, body, headers)
         reply = self.connection.getresponse()
         text = reply.read().decode()
         self.seconds.append(time.perf_counter() - begun)
-        self.status, self.headers = reply.status, {name.lower(): value for name, value in reply.getheaders()}
+        self.status, self.headers = (
+            reply.status,
+            {name.lower(): value for name, value in reply.getheaders()},
+        )
         if "set-cookie" in self.headers:
             self.cookie = self.headers["set-cookie"].partition(";")[0]
         if method == "GET" and reply.status == 200:
@@ -85,7 +100,9 @@ class Client:
 
     def rank(self, *ranks: int) -> "Client":
         """Answers the ranking on the page."""
-        answer = {f"rank-{at}": str(rank) for at, rank in enumerate(ranks)} | {f"likert-{at}": "4" for at in range(len(ranks))}
+        answer = {f"rank-{at}": str(rank) for at, rank in enumerate(ranks)} | {
+            f"likert-{at}": "4" for at in range(len(ranks))
+        }
         return self.post(**answer)
 
     def close(self) -> None:

@@ -9,7 +9,18 @@ from instruct_jax.feedback import agreement
 from instruct_jax.feedback.store import Answer
 
 
-def answer(task, labeler, ranks, *, held_out=False, flags=(), likert=(), known=None, submitted=0.0, skipped=None):
+def answer(
+    task,
+    labeler,
+    ranks,
+    *,
+    held_out=False,
+    flags=(),
+    likert=(),
+    known=None,
+    submitted=0.0,
+    skipped=None,
+):
     k = len(ranks or ())
     return Answer(
         task_id=task, kind="rank", labeler=labeler, held_out=held_out, prompt="p", completions=["x"] * k, models=[None] * k,
@@ -19,8 +30,14 @@ def answer(task, labeler, ranks, *, held_out=False, flags=(), likert=(), known=N
 
 
 def test_pairs_that_nobody_ties_are_counted():
-    """(1, 2, 3) and (1, 3, 2) agree on two of three pairs; a tie of either leaves the pair out; a skip is no answer."""
-    answers = [answer("a", "ann", [1, 2, 3]), answer("a", "bob", [1, 3, 2]), answer("a", "cid", None, skipped="unclear")]
+    """(1, 2, 3) and (1, 3, 2) agree on two of three pairs; a tie of either leaves the pair out; a
+    skip is no answer.
+    """
+    answers = [
+        answer("a", "ann", [1, 2, 3]),
+        answer("a", "bob", [1, 3, 2]),
+        answer("a", "cid", None, skipped="unclear"),
+    ]
     assert agreement.pairwise(answers)[::3] == (pytest.approx(2 / 3), 3)
     tied = [answer("b", "ann", [1, 1, 2]), answer("b", "bob", [1, 2, 3])]
     assert agreement.pairwise(tied)[::3] == (1.0, 2)
@@ -33,7 +50,9 @@ def test_other_tasks_and_the_same_person_are_not_compared():
 
 
 def test_the_interval_takes_tasks_as_its_sample():
-    """The plain interval of a mean where each task has one pair; no narrower where each pair is there 16 times."""
+    """The plain interval of a mean where each task has one pair; no narrower where each pair is
+    there 16 times.
+    """
     rng = np.random.default_rng(0)
     alike = rng.random(400) < 0.73
 
@@ -55,9 +74,9 @@ def test_groups():
     found = agreement.by_group(answers)
     assert [found[name].mean for name in ("training", "held-out", "between")] == [1.0, 1.0, 0.0]
     assert found["between"].pairs == 4
-    assert {who: share.mean for who, share in agreement.by_labeler(answers).items()} == pytest.approx(
-        dict.fromkeys(found_names(answers), 1 / 3)
-    )
+    assert {
+        who: share.mean for who, share in agreement.by_labeler(answers).items()
+    } == pytest.approx(dict.fromkeys(found_names(answers), 1 / 3))
 
 
 def found_names(answers):
@@ -77,8 +96,13 @@ def test_over_time():
 
 
 def test_screening():
-    """Against researchers: ranks by pairs, sensitive flags by yes and no; below 75 % in either is not passed."""
-    known = {"ranks": [1, 2, 3], "flags": [{"violent": True}, {"violent": False}, {"violent": False}]}
+    """Against researchers: ranks by pairs, sensitive flags by yes and no; below 75 % in either is
+    not passed.
+    """
+    known = {
+        "ranks": [1, 2, 3],
+        "flags": [{"violent": True}, {"violent": False}, {"violent": False}],
+    }
     right = [{"violent": True}, {"violent": False}, {}]
     answers = [
         answer("a", "good", [1, 2, 3], flags=right, known=known),
@@ -87,14 +111,34 @@ def test_screening():
         answer("b", "good", [2, 1]),
     ]
     found = agreement.screening(answers)
-    assert {who: one.passed for who, one in found.items()} == {"good": True, "other": False, "blind": False}
-    assert (found["blind"].ranks.mean, found["blind"].sensitive.mean, found["blind"].sensitive.pairs) == (1.0, pytest.approx(1 / 3), 3)
-    only_flags = agreement.screening([answer("a", "ann", [2, 1], flags=[{"sexual": True}, {}], known={"flags": [{"sexual": True}, {}]})])
+    assert {who: one.passed for who, one in found.items()} == {
+        "good": True,
+        "other": False,
+        "blind": False,
+    }
+    assert (
+        found["blind"].ranks.mean,
+        found["blind"].sensitive.mean,
+        found["blind"].sensitive.pairs,
+    ) == (1.0, pytest.approx(1 / 3), 3)
+    only_flags = agreement.screening(
+        [
+            answer(
+                "a",
+                "ann",
+                [2, 1],
+                flags=[{"sexual": True}, {}],
+                known={"flags": [{"sexual": True}, {}]},
+            )
+        ]
+    )
     assert only_flags["ann"].passed and only_flags["ann"].ranks.pairs == 0
 
 
 def test_flags_between_labelers():
-    two = [answer("a", "ann", [1, 2], flags=[{"opinion": True, "violent": False}, {"opinion": True}])]
+    two = [
+        answer("a", "ann", [1, 2], flags=[{"opinion": True, "violent": False}, {"opinion": True}])
+    ]
     two.append(answer("a", "bob", [1, 2], flags=[{"opinion": True}, {"opinion": False}]))
     found = agreement.flags(two)
     assert (found["opinion"].mean, found["violent"].mean) == (0.5, 1.0)
@@ -104,9 +148,20 @@ def test_alpha():
     """1 where all agree; about 0 for labelers who throw dice; nan where nothing was answered twice."""
     rng = np.random.default_rng(0)
     same = [
-        answer(str(i), who, ranks, likert=ranks) for i in range(20) for ranks in [rng.permutation(4).tolist()] for who in ("ann", "bob")
+        answer(str(i), who, ranks, likert=ranks)
+        for i in range(20)
+        for ranks in [rng.permutation(4).tolist()]
+        for who in ("ann", "bob")
     ]
-    dice = [answer(str(i), who, rng.permutation(4).tolist()) for i in range(200) for who in ("ann", "bob")]
-    assert agreement.alphas(same)["ranking"] == pytest.approx(1.0) and agreement.alphas(same)["likert"] == pytest.approx(1.0)
+    dice = [
+        answer(str(i), who, rng.permutation(4).tolist())
+        for i in range(200)
+        for who in ("ann", "bob")
+    ]
+    assert agreement.alphas(same)["ranking"] == pytest.approx(1.0) and agreement.alphas(same)[
+        "likert"
+    ] == pytest.approx(1.0)
     assert abs(agreement.alphas(dice)["ranking"]) < 0.1
-    assert math.isnan(agreement.alphas(dice[::2])["ranking"]) and math.isnan(agreement.alphas([])["likert"])
+    assert math.isnan(agreement.alphas(dice[::2])["ranking"]) and math.isnan(
+        agreement.alphas([])["likert"]
+    )

@@ -1,4 +1,6 @@
-"""The labeling page in a real browser: invitation, log-in, ranking by keyboard and by drag, ties, skips, demonstrations, export."""
+"""The labeling page in a real browser: invitation, log-in, ranking by keyboard and by drag, ties,
+skips, demonstrations, export.
+"""
 
 import json
 import os
@@ -14,21 +16,35 @@ from instruct_jax.data import readers
 from instruct_jax.feedback import accounts, store
 from instruct_jax.feedback.tasks import task
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is only for tests: pip install playwright")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is only for tests: pip install axe-playwright-python")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is only for tests: pip install playwright"
+)
+axe = pytest.importorskip(
+    "axe_playwright_python.sync_playwright",
+    reason="axe is only for tests: pip install axe-playwright-python",
+)
 from serving import PASSWORD, served, write  # noqa: E402
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROME = next(filter(None, map(shutil.which, NAMES)), None)
-PICTURES = Path(os.environ.get("INSTRUCT_JAX_PICTURES", tempfile.gettempdir()))  # docs/pictures, to make those of docs/labeling.md
-pytestmark = pytest.mark.skipif(CHROME is None, reason="no Chromium on this machine: install the package chromium")
+# docs/pictures, to make those of docs/labeling.md
+PICTURES = Path(os.environ.get("INSTRUCT_JAX_PICTURES", tempfile.gettempdir()))
+pytestmark = pytest.mark.skipif(
+    CHROME is None, reason="no Chromium on this machine: install the package chromium"
+)
 
-NASTY = "<script>document.title = 'broken'</script><img src=x onerror=alert(1)> \u202egnp.exe\u202c \x1b[31m"
+NASTY = (
+    "<script>document.title = 'broken'</script><img src=x onerror=alert(1)> \u202egnp.exe\u202c"
+    " \x1b[31m"
+)
 SAMPLES = [
     {
         "prompt": "Explain in two sentences why the sky is blue.",
         "completions": [
-            "Sunlight is scattered by the air. Blue light is scattered most, so we see it from all sides.",
+            (
+                "Sunlight is scattered by the air. Blue light is scattered most, so we see it from"
+                " all sides."
+            ),
             "The sky is blue because it reflects the sea.",
             "It is blue.",
             "Air scatters short waves more than long ones. Blue waves are short.",
@@ -41,7 +57,8 @@ SAMPLES = [
 ]
 
 PAIR = {"prompt": "Which is prime?", "completions": ["Seven.", "Eight."], "models": ["a", "b"]}
-JUDGED = [(7, False, 1), (2, True, 3), (4, False, 2), (7, False, 1)]  # quality, fails the task, rank of the outputs of the first sample
+# quality, fails the task, rank of the outputs of the first sample
+JUDGED = [(7, False, 1), (2, True, 3), (4, False, 2), (7, False, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +89,24 @@ def accessible(page) -> None:
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 800})
         found = axe.Axe().run(page).response["violations"]
-        assert not found, (page.url, scheme, width, [(each["id"], each["nodes"][0]["html"], each["nodes"][0]["any"]) for each in found])
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "wider than the screen"
+        assert not found, (
+            page.url,
+            scheme,
+            width,
+            [(each["id"], each["nodes"][0]["html"], each["nodes"][0]["any"]) for each in found],
+        )
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+            "wider than the screen"
+        )
     page.emulate_media(color_scheme="light")
     page.set_viewport_size({"width": 1200, "height": 900})
 
 
 def ranks(page) -> list[str]:
-    return page.evaluate("[...document.querySelectorAll('.card select')].sort((a, b) => a.name < b.name ? -1 : 1).map(s => s.value)")
+    return page.evaluate(
+        "[...document.querySelectorAll('.card select')].sort((a, b) => a.name < b.name ? -1 :"
+        " 1).map(s => s.value)"
+    )
 
 
 def joins(page, address: str, invitation: str) -> None:
@@ -111,7 +138,9 @@ def ranks_by_keyboard(page) -> None:
     for letter in "ABCD":
         shown = page.locator(".step:not([hidden]) .text").inner_text()
         quality, failed, rank = JUDGED[SAMPLES[0]["completions"].index(shown)]
-        page.get_by_role("group", name=f"Overall quality of output {letter}").get_by_label("1", exact=True).press("Space")
+        page.get_by_role("group", name=f"Overall quality of output {letter}").get_by_label(
+            "1", exact=True
+        ).press("Space")
         for _ in range(quality - 1):
             page.keyboard.press("ArrowRight")
         page.keyboard.press("Tab")
@@ -119,7 +148,9 @@ def ranks_by_keyboard(page) -> None:
             page.keyboard.press("Space")
         if letter == "A":
             page.screenshot(path=PICTURES / "labeling-rating.png")
-        page.get_by_role("button", name="Go on to the ranking" if letter == "D" else "Next output").press("Enter")
+        page.get_by_role(
+            "button", name="Go on to the ranking" if letter == "D" else "Next output"
+        ).press("Enter")
         assert page.evaluate("document.activeElement.tagName") == "H2"
         ranked.append(rank)
     for letter, rank in zip("ABCD", ranked, strict=True):
@@ -142,10 +173,18 @@ def ranks_by_drag(page) -> None:
     """The second by drag; what a model wrote is text."""
     page.get_by_text("What is in this file?").wait_for()
     shown = page.locator("main").text_content()
-    assert "<script>document.title" in shown and "\\u202egnp.exe\\u202c \\u001b[31m" in shown and page.title() == "Rate and rank 2 outputs"
+    assert (
+        "<script>document.title" in shown
+        and "\\u202egnp.exe\\u202c \\u001b[31m" in shown
+        and page.title() == "Rate and rank 2 outputs"
+    )
     for letter in "AB":
-        page.get_by_role("group", name=f"Overall quality of output {letter}").get_by_label("4").check()
-        page.get_by_role("button", name="Go on to the ranking" if letter == "B" else "Next output").click()
+        page.get_by_role("group", name=f"Overall quality of output {letter}").get_by_label(
+            "4"
+        ).check()
+        page.get_by_role(
+            "button", name="Go on to the ranking" if letter == "B" else "Next output"
+        ).click()
     for letter, rank in (("A", 2), ("B", 1)):
         start = page.get_by_role("heading", name=f"Output {letter}", level=4).bounding_box()
         end = page.locator(f".column[data-rank='{rank}']").bounding_box()
@@ -161,7 +200,9 @@ def ranks_by_drag(page) -> None:
 
 
 def loses_replies(page) -> None:
-    """A server that cannot be reached, then one whose reply is lost: the page says so, and the same form is one answer."""
+    """A server that cannot be reached, then one whose reply is lost: the page says so, and the same
+    form is one answer.
+    """
     page.route("**/task/*", lambda route: route.abort())
     page.get_by_role("button", name="Store this answer").click()
     page.get_by_text("Your answer is still here. Send it again.").wait_for()
@@ -178,7 +219,9 @@ def loses_replies(page) -> None:
 def demonstrates_skips_and_compares(page) -> None:
     page.get_by_text("about a frog").wait_for()
     accessible(page)
-    page.get_by_label("The reply that the assistant should give").fill("Green and round,\nit makes no sound.")
+    page.get_by_label("The reply that the assistant should give").fill(
+        "Green and round,\nit makes no sound."
+    )
     page.get_by_role("button", name="Store this answer").click()
     page.get_by_text("Asdf?").wait_for()
     page.get_by_text("Skip this task").click()
@@ -195,7 +238,9 @@ def demonstrates_skips_and_compares(page) -> None:
 
 def looks_back(page, address: str) -> None:
     page.go_back()  # the back button shows what is stored, and no form
-    assert "Your answer, as it is stored" in page.content() and not page.locator("form.task").count()
+    assert (
+        "Your answer, as it is stored" in page.content() and not page.locator("form.task").count()
+    )
     page.goto(f"{address}/")
     accessible(page)
     page.get_by_role("link", name="Explain in two").click()
@@ -205,15 +250,50 @@ def looks_back(page, address: str) -> None:
 
 
 def check_export(folder) -> None:
-    assert main(["label", "export", "--store", str(folder / "labels.db"), "--out", str(folder / "out")]) == 0
-    first, second = sorted(readers.read_rankings(folder / "out/rankings.jsonl"), key=lambda record: len(record["completions"]))[::-1]
-    assert list(zip(first["likert"], [flags["fails_task"] for flags in first["flags"]], first["ranks"], strict=True)) == JUDGED
-    assert first["models"] == ["a", "b", "b", "a"] and sum(sum(flags.values()) for flags in first["flags"]) == 1
-    assert sorted(second["ranks"]) == [1, 2] and second["completions"][0] == NASTY and first["labeler_id"] == "ann"
-    assert readers.read_demonstrations(folder / "out/demonstrations.jsonl")[0]["completion"] == "Green and round,\nit makes no sound."
+    assert (
+        main(
+            ["label", "export", "--store", str(folder / "labels.db"), "--out", str(folder / "out")]
+        )
+        == 0
+    )
+    first, second = sorted(
+        readers.read_rankings(folder / "out/rankings.jsonl"),
+        key=lambda record: len(record["completions"]),
+    )[::-1]
+    assert (
+        list(
+            zip(
+                first["likert"],
+                [flags["fails_task"] for flags in first["flags"]],
+                first["ranks"],
+                strict=True,
+            )
+        )
+        == JUDGED
+    )
+    assert (
+        first["models"] == ["a", "b", "b", "a"]
+        and sum(sum(flags.values()) for flags in first["flags"]) == 1
+    )
+    assert (
+        sorted(second["ranks"]) == [1, 2]
+        and second["completions"][0] == NASTY
+        and first["labeler_id"] == "ann"
+    )
+    assert (
+        readers.read_demonstrations(folder / "out/demonstrations.jsonl")[0]["completion"]
+        == "Green and round,\nit makes no sound."
+    )
     compared = json.loads((folder / "out/comparisons.jsonl").read_text())
-    assert compared["ranks"] == [1, 2] and compared["models"] == ["a", "b"] and compared["likert"] == [None, None]
-    assert json.loads((folder / "out/skipped.jsonl").read_text())["skipped"] == "The prompt is very unclear."
+    assert (
+        compared["ranks"] == [1, 2]
+        and compared["models"] == ["a", "b"]
+        and compared["likert"] == [None, None]
+    )
+    assert (
+        json.loads((folder / "out/skipped.jsonl").read_text())["skipped"]
+        == "The prompt is very unclear."
+    )
 
 
 def test_a_labelers_day(place, browser, monkeypatch):
@@ -224,7 +304,10 @@ def test_a_labelers_day(place, browser, monkeypatch):
     problems: list[str] = []
     page = context.new_page()
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: problems.append(message.text) if message.type == "error" else None,
+    )
 
     joins(page, address, invitation)
     ranks_by_keyboard(page)
@@ -234,18 +317,25 @@ def test_a_labelers_day(place, browser, monkeypatch):
     looks_back(page, address)
     assert all(url.startswith((address, "blob:", "data:")) for url in asked), asked
     unloaded = "Failed to load resource: "
-    assert problems == [f"{unloaded}the server responded with a status of 422 (Unprocessable Entity)", *[f"{unloaded}net::ERR_FAILED"] * 2]
+    assert problems == [
+        f"{unloaded}the server responded with a status of 422 (Unprocessable Entity)",
+        *[f"{unloaded}net::ERR_FAILED"] * 2,
+    ]
     context.close()
     check_export(folder)
 
 
 def test_an_admins_pages(place, browser):
-    """After a labeler's day: every page is accessible, an invitation made here works, and new instructions reach the labelers."""
+    """After a labeler's day: every page is accessible, an invitation made here works, and new
+    instructions reach the labelers.
+    """
     folder, address, _ = place
     context = browser.new_context()
     page = context.new_page()
     db = store.open_store(folder / "labels.db")
-    page.goto(f"{address}/join/{accounts.invite(db, 'boss', 'training', admin=True, now=time.time())}")
+    page.goto(
+        f"{address}/join/{accounts.invite(db, 'boss', 'training', admin=True, now=time.time())}"
+    )
     db.close()
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_label("The same again").fill(PASSWORD)
@@ -264,10 +354,14 @@ def test_an_admins_pages(place, browser):
     accessible(page)
     page.goto(f"{address}/admin/instructions")
     accessible(page)
-    page.get_by_label("Markdown").fill("Be **kind**. <script>document.title = 'broken'</script> [no](javascript:alert(1))")
+    page.get_by_label("Markdown").fill(
+        "Be **kind**. <script>document.title = 'broken'</script> [no](javascript:alert(1))"
+    )
     page.get_by_role("button", name="Store as version 2").click()
     page.wait_for_url(f"{address}/instructions")
     assert (
-        page.locator("strong").inner_text() == "kind" and page.title() == "Instructions" and not page.get_by_role("link", name="no").count()
+        page.locator("strong").inner_text() == "kind"
+        and page.title() == "Instructions"
+        and not page.get_by_role("link", name="no").count()
     )
     context.close()

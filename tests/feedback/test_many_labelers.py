@@ -1,4 +1,6 @@
-"""Nothing is lost and nothing comes twice: fifty labelers at once, and a server that is killed while it works."""
+"""Nothing is lost and nothing comes twice: fifty labelers at once, and a server that is killed
+while it works.
+"""
 
 import http.client
 import threading
@@ -12,13 +14,21 @@ from instruct_jax.feedback import store, tasks
 
 
 def filled(folder, labelers, each):
-    """A store with so many labelers and as many rankings as they can answer, nobody's password to compute; its secret."""
+    """A store with so many labelers and as many rankings as they can answer, nobody's password to
+    compute; its secret.
+    """
     db = store.create_store(folder / "labels.db")
-    records = [{"prompt": f"question {i}", "completions": ["yes " * 50, "no " * 50, f"{i}", "x"]} for i in range(labelers * each)]
+    records = [
+        {"prompt": f"question {i}", "completions": ["yes " * 50, "no " * 50, f"{i}", "x"]}
+        for i in range(labelers * each)
+    ]
     store.add_tasks(db, [tasks.task(record) for record in records])
     with store.writing(db):
         for i in range(labelers):
-            db.execute("INSERT INTO labelers VALUES (?, 'training', 0, 'x', NULL, NULL, 0)", (f"labeler {i}",))
+            db.execute(
+                "INSERT INTO labelers VALUES (?, 'training', 0, 'x', NULL, NULL, 0)",
+                (f"labeler {i}",),
+            )
     return db, store.setting(db, "secret")
 
 
@@ -58,22 +68,31 @@ def test_fifty_labelers_at_once(tmp_path):
 
     with served(tmp_path) as (address, _):
         everybody = clients(address, secret, 50)
-        for thread in together(work, zip(range(50), everybody, rng.uniform(0.2, 1.0, (50, each, 2)), strict=True)):
+        for thread in together(
+            work, zip(range(50), everybody, rng.uniform(0.2, 1.0, (50, each, 2)), strict=True)
+        ):
             thread.join()
         for client in everybody:
             client.close()
-    rounds = np.array([client.seconds for client in everybody]).reshape(50, each, 3)  # an answer is three requests
+    # an answer is three requests
+    rounds = np.array([client.seconds for client in everybody]).reshape(50, each, 3)
     slow = [float(np.quantile(rounds[:, i], 0.95)) for i in range(each)]
     print(
-        f"{rounds.size} requests, median {1e3 * np.median(rounds):.0f} ms, 95 % of each round within", [f"{1e3 * s:.0f} ms" for s in slow]
+        f"{rounds.size} requests, median {1e3 * np.median(rounds):.0f} ms, 95 % of each round"
+        " within",
+        [f"{1e3 * s:.0f} ms" for s in slow],
     )
     assert len(confirmed) == 50 * each and kept(db, confirmed)
-    assert np.median(slow) < 0.2, "a machine may be busy with other things for a moment, but not for most of the rounds"
+    assert np.median(slow) < 0.2, (
+        "a machine may be busy with other things for a moment, but not for most of the rounds"
+    )
     db.close()
 
 
 def test_a_server_that_is_killed(tmp_path):
-    """Three times while six labelers work without a pause; whoever got no reply sends the same form again."""
+    """Three times while six labelers work without a pause; whoever got no reply sends the same form
+    again.
+    """
     confirmed, again = [], []
     db, secret = filled(tmp_path, 6, 40)
 

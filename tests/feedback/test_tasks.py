@@ -1,24 +1,57 @@
-"""What labelers are asked and what comes back, as pure functions; and somebody's text made harmless."""
+"""What labelers are asked and what comes back, as pure functions; and somebody's text made
+harmless.
+"""
 
 import pytest
 
-from instruct_jax.data.errors import FieldError
-from instruct_jax.feedback.tasks import FLAGS, ReplyError, dense, reply, seconds_spent, shown_order, task
-from instruct_jax.feedback.text import rendered, visible
+from instruct_jax.errors import FieldError
+from instruct_jax.feedback.sanitize import rendered, visible
+from instruct_jax.feedback.tasks import (
+    FLAGS,
+    ReplyError,
+    dense,
+    reply,
+    seconds_spent,
+    shown_order,
+    task,
+)
 
-SAMPLE = {"prompt": "p", "completions": ["x", "y", "z"], "models": ["m", None, "n"], "use_case": "u", "id": 7}
+SAMPLE = {
+    "prompt": "p",
+    "completions": ["x", "y", "z"],
+    "models": ["m", None, "n"],
+    "use_case": "u",
+    "id": 7,
+}
 
 
 def test_the_kind_of_a_task():
-    assert task({"prompt": "p"}).kind == task({"prompt": "p", "completions": None}).kind == "demonstrate"
-    assert task(SAMPLE).kind == "rank" and task({"prompt": "p", "completions": ["x", ""]}, compare=True).kind == "compare"
-    assert task(SAMPLE).extra == {"use_case": "u", "id": 7} and task(SAMPLE).models == ["m", None, "n"]
+    assert (
+        task({"prompt": "p"}).kind
+        == task({"prompt": "p", "completions": None}).kind
+        == "demonstrate"
+    )
+    assert (
+        task(SAMPLE).kind == "rank"
+        and task({"prompt": "p", "completions": ["x", ""]}, compare=True).kind == "compare"
+    )
+    assert task(SAMPLE).extra == {"use_case": "u", "id": 7} and task(SAMPLE).models == [
+        "m",
+        None,
+        "n",
+    ]
 
 
 def test_an_id_is_of_the_content():
     assert task(SAMPLE).id == task({**SAMPLE, "use_case": "v", "id": 8, "ranks": [1, 1, 1]}).id
     others = [
-        SAMPLE | change for change in ({"prompt": "q"}, {"completions": ["y", "x", "z"]}, {"models": None}, {"known": {"ranks": [1, 2, 3]}})
+        SAMPLE | change
+        for change in (
+            {"prompt": "q"},
+            {"completions": ["y", "x", "z"]},
+            {"models": None},
+            {"known": {"ranks": [1, 2, 3]}},
+        )
     ]
     assert len({task(each).id for each in [SAMPLE, *others]}) == 5
 
@@ -31,7 +64,10 @@ BAD = {
     "models": ({"models": ["m"]}, "models=['m'] must hold the names of 3 models"),
     "known ranks": ({"known": {"ranks": [1, 2]}}, "has 2 ranks for 3 completions"),
     "known is a tie": ({"known": {"ranks": [1, 1, 1]}}, "is one tie"),
-    "known flag": ({"known": {"flags": [{"rude": True}, {}, {}]}}, "must hold true or false of ['denigrates'"),
+    "known flag": (
+        {"known": {"flags": [{"rude": True}, {}, {}]}},
+        "must hold true or false of ['denigrates'",
+    ),
     "known of nothing": ({"known": {}}, "must hold ranks, flags or both"),
 }
 
@@ -55,17 +91,33 @@ def test_the_order_is_a_labelers_own():
     assert orders == [shown_order(4, "t", f"labeler {i}", "secret") for i in range(400)]
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
     assert all(70 < sum(order[0] == i for order in orders) < 130 for i in range(4))
-    assert shown_order(9, "t", "a", "s") != shown_order(9, "t", "a", "other") and shown_order(9, "t", "a", "s") != shown_order(
-        9, "u", "a", "s"
-    )
+    assert shown_order(9, "t", "a", "s") != shown_order(9, "t", "a", "other") and shown_order(
+        9, "t", "a", "s"
+    ) != shown_order(9, "u", "a", "s")
 
 
 def test_what_was_shown_goes_back_to_its_place():
     """z, x, y are shown as A, B, C."""
-    form = {"rank-0": "3", "rank-1": "1", "rank-2": "3", "likert-0": "2", "likert-1": "7", "likert-2": "3", "flag-0-violent": "yes"}
+    form = {
+        "rank-0": "3",
+        "rank-1": "1",
+        "rank-2": "3",
+        "likert-0": "2",
+        "likert-1": "7",
+        "likert-2": "3",
+        "flag-0-violent": "yes",
+    }
     found = reply(task(SAMPLE), [2, 0, 1], form | {"note-1": "\r\n good\r\nvery\x00 "})
-    assert found.ranks == [1, 2, 2] and found.likert == [7, 3, 2] and found.notes == [" good\nvery", "", ""]
-    assert [[name for name in FLAGS if flags[name]] for flags in found.flags] == [[], [], ["violent"]]
+    assert (
+        found.ranks == [1, 2, 2]
+        and found.likert == [7, 3, 2]
+        and found.notes == [" good\nvery", "", ""]
+    )
+    assert [[name for name in FLAGS if flags[name]] for flags in found.flags] == [
+        [],
+        [],
+        ["violent"],
+    ]
 
 
 @pytest.mark.parametrize(("better", "ranks"), [("0", [2, 1]), ("1", [1, 2]), ("tie", [1, 1])])
@@ -98,7 +150,10 @@ def test_dense():
     assert dense([5, 2, 5, 9]) == [2, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("measured", "seconds"), [("12.5", 12.5), ("", 60.0), ("nan", 60.0), ("-1", 60.0), ("1e9", 60.0), ("x", 60.0)])
+@pytest.mark.parametrize(
+    ("measured", "seconds"),
+    [("12.5", 12.5), ("", 60.0), ("nan", 60.0), ("-1", 60.0), ("1e9", 60.0), ("x", 60.0)],
+)
 def test_seconds(measured, seconds):
     assert seconds_spent(measured, 60.0) == seconds
 
@@ -114,4 +169,9 @@ def test_text_stays_text():
 
 def test_markdown_holds_no_markup():
     html = rendered("# a\n<script>x</script>\n\n[x](javascript:alert(1)) [y](https://example.org)")
-    assert "<h1>a</h1>" in html and "<script" not in html and 'href="javascript' not in html and 'href="https://example.org"' in html
+    assert (
+        "<h1>a</h1>" in html
+        and "<script" not in html
+        and 'href="javascript' not in html
+        and 'href="https://example.org"' in html
+    )

@@ -1,4 +1,6 @@
-"""The kernels of attention give what `attend` gives: fused ones where their platform is, splash also by its interpreter."""
+"""The kernels of attention give what `attend` gives: fused ones where their platform is, splash
+also by its interpreter.
+"""
 
 import functools
 
@@ -19,9 +21,13 @@ B, L, H, G, C = 2, 256, 4, 2, 64
 def inputs(dtype=np.float32):
     """Rows of two documents with padding on both sides."""
     rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=shape).astype(dtype) for shape in ((B, L, H, C), (B, G, L, C), (B, G, L, C)))
+    q, k, v = (
+        rng.normal(size=shape).astype(dtype) for shape in ((B, L, H, C), (B, G, L, C), (B, G, L, C))
+    )
     at = np.arange(L)
-    segments = np.stack([np.where(at < 100, 1, np.where(at < 200, 2, 0)), np.where(at < 30, 0, 1)]).astype(np.int32)
+    segments = np.stack(
+        [np.where(at < 100, 1, np.where(at < 200, 2, 0)), np.where(at < 30, 0, 1)]
+    ).astype(np.int32)
     return q, k, v, segments
 
 
@@ -47,14 +53,18 @@ def by(kind, local=False, **facts):
     return lambda q, k, v, segments: kernel(q, k, v, kernel.prepare(segments), local)
 
 
-def same(kind: str, dtype=np.float32, rtol: float = 1e-4, atol: float = 1e-4, twin=by_attend, **facts) -> None:
+def same(
+    kind: str, dtype=np.float32, rtol: float = 1e-4, atol: float = 1e-4, twin=by_attend, **facts
+) -> None:
     ours, theirs = (outputs_and_gradients(read, dtype) for read in (by(kind, **facts), twin))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 def test_splash_by_its_interpreter(monkeypatch):
-    monkeypatch.setattr(splash, "make_splash_mqa", functools.partial(splash.make_splash_mqa, interpret=True))
+    monkeypatch.setattr(
+        splash, "make_splash_mqa", functools.partial(splash.make_splash_mqa, interpret=True)
+    )
     same("splash")
 
 
@@ -69,8 +79,12 @@ def by_hand(local):
         near = (np.arange(L)[:, None] - np.arange(L)[None, :] < FACTS["window"])[None, None]
         seen = seen & near if local else seen
         k, v = (jnp.repeat(x, H // G, axis=1).swapaxes(1, 2) for x in (k, v))
-        logits = FACTS["cap"] * jnp.tanh(FACTS["scale"] * jnp.einsum("blhc,bshc->bhls", q, k) / FACTS["cap"])
-        return jnp.einsum("bhls,bshc->blhc", jax.nn.softmax(jnp.where(seen, logits, -1e9), axis=-1), v)
+        logits = FACTS["cap"] * jnp.tanh(
+            FACTS["scale"] * jnp.einsum("blhc,bshc->bhls", q, k) / FACTS["cap"]
+        )
+        return jnp.einsum(
+            "bhls,bshc->blhc", jax.nn.softmax(jnp.where(seen, logits, -1e9), axis=-1), v
+        )
 
     return read
 
@@ -78,7 +92,9 @@ def by_hand(local):
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("kind", ["xla", "splash"])
 def test_windows_caps_and_scales(kind, local, monkeypatch):
-    monkeypatch.setattr(splash, "make_splash_mqa", functools.partial(splash.make_splash_mqa, interpret=True))
+    monkeypatch.setattr(
+        splash, "make_splash_mqa", functools.partial(splash.make_splash_mqa, interpret=True)
+    )
     same(kind, twin=by_hand(local), local=local, **FACTS)
 
 

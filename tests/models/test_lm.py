@@ -16,14 +16,18 @@ FAMILIES = pytest.mark.parametrize("config", tiny.CONFIGS.values(), ids=tiny.CON
 
 
 def slow_logits(config, params, tokens):
-    """One unpadded sequence [L] through the decoder, head by head, position by position, in float64."""
+    """One unpadded sequence [L] through the decoder, head by head, position by position, in
+    float64.
+    """
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
     def norm(x, w):
         if config.norm == "rmsnorm":
             return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * w["scale"]
         x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * w["scale"] + w["bias"]
+        return (
+            x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * w["scale"] + w["bias"]
+        )
 
     def dense(x, w):
         flat = w["kernel"].reshape(x.shape[-1], -1)
@@ -32,7 +36,12 @@ def slow_logits(config, params, tokens):
     def rotate(x, t):
         half = len(x) // 2
         angle = t * config.rotary_base ** (-np.arange(half) / half)
-        return np.concatenate([x[:half] * np.cos(angle) - x[half:] * np.sin(angle), x[half:] * np.cos(angle) + x[:half] * np.sin(angle)])
+        return np.concatenate(
+            [
+                x[:half] * np.cos(angle) - x[half:] * np.sin(angle),
+                x[half:] * np.cos(angle) + x[:half] * np.sin(angle),
+            ]
+        )
 
     def gelu(x):
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
@@ -54,8 +63,14 @@ def slow_logits(config, params, tokens):
         for h in range(config.heads):
             g = h // (config.heads // config.groups)
             for t in range(len(tokens)):
-                turn = (lambda z, s: rotate(z, s)) if config.positions == "rotary" else (lambda z, s: z)
-                a = np.array([turn(q[t, h], t) @ turn(k[s, g], s) for s in range(t + 1)]) / np.sqrt(config.head_size)
+                turn = (
+                    (lambda z, s: rotate(z, s))
+                    if config.positions == "rotary"
+                    else (lambda z, s: z)
+                )
+                a = np.array([turn(q[t, h], t) @ turn(k[s, g], s) for s in range(t + 1)]) / np.sqrt(
+                    config.head_size
+                )
                 a = np.exp(a - a.max())
                 out[t, h] = (a / a.sum()) @ v[: t + 1, g]
         o = w["out"]["kernel"].reshape(-1, config.width)
@@ -95,12 +110,16 @@ def test_padding_and_packing_change_nothing(config):
 
 @FAMILIES
 def test_no_token_sees_the_future(config):
-    """The gradient of position t with respect to the embedding of a later token is exactly 0; to an earlier one it is not."""
+    """The gradient of position t with respect to the embedding of a later token is exactly 0; to an
+    earlier one it is not.
+    """
     params, tokens = tiny.params(config), np.arange(3, 11, dtype=np.int32)[None]
     lm = LanguageModel(config)
 
     def output(embedding):
-        return lm.hidden({**params, "embedding": embedding}, tokens, np.ones_like(tokens))[0, 4].sum()
+        return lm.hidden({**params, "embedding": embedding}, tokens, np.ones_like(tokens))[
+            0, 4
+        ].sum()
 
     moved = np.abs(jax.jit(jax.grad(output))(params["embedding"])).sum(-1)
     assert (moved[tokens[0, :5]] > 0).all() and (moved[tokens[0, 5:]] == 0).all()
@@ -115,7 +134,9 @@ def test_prefill_and_decode_equal_the_full_forward(config):
     segments = np.concatenate([prompts.mask, np.ones((4, 5), bool)], axis=1).astype(np.int32)
     full = jax.jit(lm.hidden)(params, tokens, segments)
     prefill, decode = jax.jit(lm.prefill, static_argnums=2), jax.jit(lm.decode)
-    hidden, cache = prefill(params, PromptBatch(jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask)), 11)
+    hidden, cache = prefill(
+        params, PromptBatch(jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask)), 11
+    )
     np.testing.assert_allclose(hidden, full[:, 5], atol=1e-5)
     for t in range(5):
         hidden, cache = decode(params, cache, response[:, t])
@@ -130,7 +151,10 @@ def test_remat_changes_no_gradient(remat):
         return jnp.square(LanguageModel(config).hidden(params, batch.tokens, batch.segments)).mean()
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
-    plain, again = gradient(params, tiny.GPT), gradient(params, dataclasses.replace(tiny.GPT, remat=remat))
+    plain, again = (
+        gradient(params, tiny.GPT),
+        gradient(params, dataclasses.replace(tiny.GPT, remat=remat)),
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, again)
 
 
@@ -173,8 +197,14 @@ def test_rows_that_only_make_the_vocabulary_rounder_change_nothing():
     tokens, segments = tiny.tokens((2, 6)), np.ones((2, 6), np.int32)
     hidden = plain.hidden(params, tokens, segments)
     np.testing.assert_array_equal(rounder.hidden(padded, tokens, segments), hidden)
-    for a, b in zip(rounder.logprobs(padded, hidden, tokens), plain.logprobs(params, hidden, tokens), strict=True):
+    for a, b in zip(
+        rounder.logprobs(padded, hidden, tokens),
+        plain.logprobs(params, hidden, tokens),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5)
-    np.testing.assert_allclose(rounder.logits(padded, hidden[:, 0]), plain.logits(params, hidden[:, 0]), rtol=1e-5)
+    np.testing.assert_allclose(
+        rounder.logits(padded, hidden[:, 0]), plain.logits(params, hidden[:, 0]), rtol=1e-5
+    )
     gradient = jax.grad(lambda p: rounder.logprobs(p, hidden, tokens)[0].sum())(padded)["embedding"]
     assert not gradient[32:].any() and gradient[:32].any()

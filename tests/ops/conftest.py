@@ -9,14 +9,20 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def strict_dtypes():
-    """No accidental upcast, no float64.  Not for the whole suite: strict promotion breaks optax's adamw."""
+    """No accidental upcast, no float64.
+
+    Not for the whole suite: strict promotion breaks optax's adamw.
+    """
     with jax.numpy_dtype_promotion("strict"):
         yield
 
 
 @pytest.fixture(scope="session")
 def rlax():
-    """An independent implementation to compare with.  It imports tensorflow_probability, which uses names that newer JAX drops."""
+    """An independent implementation to compare with.
+
+    It imports tensorflow_probability, which uses names that newer JAX drops.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -22,11 +22,19 @@ def test_by_hand(kl, expected):
     """Target 6 nats, horizon 10k episodes, 512 per iteration, as in Ziegler et al. 2019."""
     result = adaptive_kl(0.15, kl, 512, target=6.0, horizon=10_000.0)
     np.testing.assert_allclose(result, expected, rtol=1e-6)
-    chex.assert_type([result, adaptive_kl(jnp.float32(0.15), jnp.float32(kl), 512, target=6.0, horizon=10_000.0)], jnp.float32)
+    chex.assert_type(
+        [
+            result,
+            adaptive_kl(jnp.float32(0.15), jnp.float32(kl), 512, target=6.0, horizon=10_000.0),
+        ],
+        jnp.float32,
+    )
 
 
 def test_wider_clip_moves_further():
-    assert adaptive_kl(0.1, 60.0, 100, target=6.0, horizon=1000.0, clip=0.5) > adaptive_kl(0.1, 60.0, 100, target=6.0, horizon=1000.0)
+    assert adaptive_kl(0.1, 60.0, 100, target=6.0, horizon=1000.0, clip=0.5) > adaptive_kl(
+        0.1, 60.0, 100, target=6.0, horizon=1000.0
+    )
 
 
 def test_settles_where_the_policy_strays_by_the_target():

@@ -14,9 +14,19 @@ VOCAB, WIDTH = 13, 6
 
 def plain(hidden, unembed, targets, temperature=1.0):
     """The formula, with every logit kept."""
-    logits = jnp.einsum("...d,vd->...v", hidden, unembed.astype(hidden.dtype), preferred_element_type=jnp.float32) / temperature
+    logits = (
+        jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            unembed.astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        / temperature
+    )
     logp = jax.nn.log_softmax(logits)
-    return jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0], -(jnp.exp(logp) * logp).sum(-1)
+    return jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0], -(
+        jnp.exp(logp) * logp
+    ).sum(-1)
 
 
 def inputs(shape, dtype=jnp.float32, vocab=VOCAB, width=WIDTH):
@@ -67,20 +77,29 @@ def test_values_and_gradients_against_the_plain_formula(shape, chunk, temperatur
 
 def test_bf16_hidden_gives_f32_results_and_gradients_in_the_types_of_the_inputs():
     hidden, unembed, targets = inputs((3, 7), jnp.bfloat16)
-    gradient = lambda op: jax.jit(jax.grad(lambda h, u: op(h, u).sum(), argnums=(0, 1)))(hidden, unembed)  # noqa: E731
-    result, expected = token_logprobs(hidden, unembed, targets, chunk=4), plain(hidden, unembed, targets)
+    gradient = lambda op: jax.jit(jax.grad(lambda h, u: op(h, u).sum(), argnums=(0, 1)))(
+        hidden, unembed
+    )  # noqa: E731
+    result, expected = (
+        token_logprobs(hidden, unembed, targets, chunk=4),
+        plain(hidden, unembed, targets),
+    )
     chex.assert_type(result, jnp.float32)
     chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-5)
     grads = gradient(lambda h, u: token_logprobs(h, u, targets, chunk=4)[0])
     chex.assert_type(grads, [jnp.bfloat16, jnp.float32])
-    chex.assert_trees_all_close(grads, gradient(lambda h, u: plain(h, u, targets)[0]), rtol=0.02, atol=0.03)
+    chex.assert_trees_all_close(
+        grads, gradient(lambda h, u: plain(h, u, targets)[0]), rtol=0.02, atol=0.03
+    )
 
 
 def test_gradients_of_unembed_are_summed_in_its_own_type():
     """512 chunks, each adding nearly the same 1: summed in bf16 the sum would stop at 256."""
     hidden, targets = jnp.ones((512, 1), jnp.bfloat16), jnp.zeros(512, jnp.int32)
     unembed = jnp.array([[-20.0], [0.0]])  # p(target) is nearly 0
-    grad = jax.jit(jax.grad(lambda u: token_logprobs(hidden, u, targets, chunk=1)[0].sum()))(unembed)
+    grad = jax.jit(jax.grad(lambda u: token_logprobs(hidden, u, targets, chunk=1)[0].sum()))(
+        unembed
+    )
     np.testing.assert_allclose(grad, [[512], [-512]], rtol=1e-3)
 
 
@@ -93,18 +112,29 @@ def test_logits_are_float32_though_hidden_is_bf16():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 def test_rows_beyond_the_vocabulary_have_no_probability(temperature):
-    """Their target, PAD, has a finite one all the same: its weight is 0, and 0 times infinity is not."""
+    """Their target, PAD, has a finite one all the same: its weight is 0, and 0 times infinity is
+    not.
+    """
     hidden, unembed, targets = inputs((3, 7))
     more = jnp.concatenate([unembed, unembed[:2]])
-    read = lambda u, t, **options: token_logprobs(hidden, u, t, temperature=temperature, chunk=4, **options)  # noqa: E731
-    chex.assert_trees_all_close(read(more, targets, vocab=len(unembed)), read(unembed, targets), rtol=1e-5, atol=1e-5)
+    read = lambda u, t, **options: token_logprobs(
+        hidden, u, t, temperature=temperature, chunk=4, **options
+    )  # noqa: E731
+    chex.assert_trees_all_close(
+        read(more, targets, vocab=len(unembed)), read(unembed, targets), rtol=1e-5, atol=1e-5
+    )
     logp, entropy = read(more, jnp.full_like(targets, len(unembed)), vocab=len(unembed))
     assert np.isfinite(logp).all() and np.isfinite(entropy).all() and (logp < -1e30).all()
 
 
 def test_no_big_array_is_kept():
-    """Of 4096 positions and 4096 tokens, one [B, T, V] array in f32 is 64 MiB.  The plain gradient needs it, this one far less."""
-    hidden, unembed, targets = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs((8, 512), vocab=4096, width=8))
+    """Of 4096 positions and 4096 tokens, one [B, T, V] array in f32 is 64 MiB.
+
+    The plain gradient needs it, this one far less.
+    """
+    hidden, unembed, targets = (
+        jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs((8, 512), vocab=4096, width=8)
+    )
     whole = 4 * targets.size * 4096
     weight = jnp.ones(targets.shape)
 
@@ -113,20 +143,33 @@ def test_no_big_array_is_kept():
             logp, entropy = op(hidden, unembed, targets, **settings)
             return (weight * (logp + entropy)).sum()
 
-        return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, unembed, targets).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(jax.grad(loss, argnums=(0, 1)))
+            .lower(hidden, unembed, targets)
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
 
     assert temporary_bytes(plain) >= whole
     assert temporary_bytes(token_logprobs, chunk=256) < whole / 4
 
 
 def test_each_device_reads_its_own_rows():
-    """Rows sharded over 8 devices: no collective moves hidden states or logits, only the gradient of unembed is summed."""
+    """Rows sharded over 8 devices: no collective moves hidden states or logits, only the gradient
+    of unembed is summed.
+    """
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    rows, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    rows, everywhere = (
+        NamedSharding(mesh, PartitionSpec("data")),
+        NamedSharding(mesh, PartitionSpec()),
+    )
     hidden, unembed, targets = inputs((8, 16))
     loss = lambda h, u, t: token_logprobs(h, u, t, chunk=32)[0].sum()  # noqa: E731
     run = jax.jit(
-        jax.value_and_grad(loss, argnums=(0, 1)), in_shardings=(rows, everywhere, rows), out_shardings=(everywhere, (rows, everywhere))
+        jax.value_and_grad(loss, argnums=(0, 1)),
+        in_shardings=(rows, everywhere, rows),
+        out_shardings=(everywhere, (rows, everywhere)),
     )
     program = run.lower(hidden, unembed, targets).compile().as_text()
     assert "all-reduce" in program

@@ -17,13 +17,18 @@ def tables(seed=0):
     """Three [B, T] tables, the first two near each other."""
     rng = np.random.default_rng(seed)
     a = rng.normal(-2, 1, MASK.shape)
-    return tuple(jnp.asarray(x, jnp.float32) for x in (a + rng.normal(0, 0.4, MASK.shape), a, rng.normal(0, 1, MASK.shape)))
+    return tuple(
+        jnp.asarray(x, jnp.float32)
+        for x in (a + rng.normal(0, 0.4, MASK.shape), a, rng.normal(0, 1, MASK.shape))
+    )
 
 
 def one_token(new, old, advantage, clip=0.2):
     """Gradient of the policy loss by the log-prob of a single token."""
     one = lambda x: jnp.full((1, 1), x)  # noqa: E731
-    return jax.grad(lambda x: policy_loss(x, one(old), one(advantage), one(1.0), clip=clip)[0])(one(new))[0, 0]
+    return jax.grad(lambda x: policy_loss(x, one(old), one(advantage), one(1.0), clip=clip)[0])(
+        one(new)
+    )[0, 0]
 
 
 def test_policy_loss_against_loops():
@@ -60,7 +65,14 @@ def test_policy_loss_against_rlax(rlax):
 
 @pytest.mark.parametrize(
     "log_ratio, advantage, moves",
-    [(0.0, 1.0, True), (0.0, -1.0, True), (0.5, 1.0, False), (0.5, -1.0, True), (-0.5, 1.0, True), (-0.5, -1.0, False)],
+    [
+        (0.0, 1.0, True),
+        (0.0, -1.0, True),
+        (0.5, 1.0, False),
+        (0.5, -1.0, True),
+        (-0.5, 1.0, True),
+        (-0.5, -1.0, False),
+    ],
 )
 def test_the_gradient_is_zero_where_the_clip_binds_and_whole_elsewhere(log_ratio, advantage, moves):
     expected = -advantage * np.exp(log_ratio) if moves else 0.0
@@ -69,7 +81,9 @@ def test_the_gradient_is_zero_where_the_clip_binds_and_whole_elsewhere(log_ratio
 
 def test_an_untouched_policy_has_ratio_one_and_the_plain_policy_gradient():
     logp, _, advantage = tables()
-    (_, metrics), grad = jax.value_and_grad(lambda x: policy_loss(x, logp, advantage, WEIGHT, clip=0.2), has_aux=True)(logp)
+    (_, metrics), grad = jax.value_and_grad(
+        lambda x: policy_loss(x, logp, advantage, WEIGHT, clip=0.2), has_aux=True
+    )(logp)
     np.testing.assert_allclose(metrics["policy/ratio"], 1, rtol=1e-6)
     assert metrics["policy/clip_fraction"] == 0 and metrics["policy/approx_kl"] == 0
     np.testing.assert_allclose(grad, -advantage * WEIGHT, rtol=1e-6)
@@ -114,14 +128,23 @@ def test_value_loss_against_loops(clip):
 )
 def test_the_value_gradient_vanishes_only_where_the_clip_binds(value, target, slope):
     one = lambda x: jnp.full((1, 1), x)  # noqa: E731
-    grad = jax.grad(lambda v: value_loss(v, one(1.0), one(target), one(1.0), clip=0.2)[0])(one(value))
+    grad = jax.grad(lambda v: value_loss(v, one(1.0), one(target), one(1.0), clip=0.2)[0])(
+        one(value)
+    )
     np.testing.assert_allclose(grad, [[slope]], rtol=1e-6)
 
 
 def test_a_critic_inside_the_range_clips_nothing():
     """Whatever the rounding of old + (value - old)."""
-    value, old, target = (jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).normal(size=(3, 1, 1000)))
-    assert value_loss(value, old, target, jnp.full((1, 1000), 1e-3), clip=10.0)[1]["value/clip_fraction"] == 0
+    value, old, target = (
+        jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).normal(size=(3, 1, 1000))
+    )
+    assert (
+        value_loss(value, old, target, jnp.full((1, 1000), 1e-3), clip=10.0)[1][
+            "value/clip_fraction"
+        ]
+        == 0
+    )
 
 
 @pytest.mark.parametrize("op", [policy_loss, value_loss])
@@ -137,7 +160,9 @@ def test_what_has_no_weight_changes_neither_loss_nor_gradient(op, garbage):
 @pytest.mark.parametrize("op", [policy_loss, value_loss])
 def test_parts_of_a_batch_add_up(op):
     whole = op(*tables(), WEIGHT, clip=0.2)
-    parts = [op(*(x[rows] for x in (*tables(), WEIGHT)), clip=0.2) for rows in (slice(0, 1), slice(1, 4))]
+    parts = [
+        op(*(x[rows] for x in (*tables(), WEIGHT)), clip=0.2) for rows in (slice(0, 1), slice(1, 4))
+    ]
     chex.assert_trees_all_close(jax.tree.map(jnp.add, *parts), whole, rtol=1e-5)
 
 
@@ -148,7 +173,8 @@ def test_bf16_inputs_give_float32(op):
 
 
 def test_dpo_loss_by_hand():
-    pair = [jnp.array([x]) for x in (-10.0, -12.0, -11.0, -11.5)]  # policy: w +1, l -0.5 against the reference
+    # policy: w +1, l -0.5 against the reference
+    pair = [jnp.array([x]) for x in (-10.0, -12.0, -11.0, -11.5)]
     loss, margin = dpo_loss(*pair, beta=0.1)
     np.testing.assert_allclose(margin, [0.15], rtol=1e-5)
     np.testing.assert_allclose(loss, [np.log1p(np.exp(-0.15))], rtol=1e-5)

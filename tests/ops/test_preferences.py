@@ -56,7 +56,9 @@ def test_by_hand():
 
 
 def test_a_pair_is_a_batch_of_one_pair():
-    """K = 2 is the Bradley-Terry loss, the one that DPO has with beta = 1 and scores for log-ratios."""
+    """K = 2 is the Bradley-Terry loss, the one that DPO has with beta = 1 and scores for
+    log-ratios.
+    """
     scores = jnp.array([0.3, -1.1])
     expected = dpo_loss(scores[:1], scores[1:], jnp.zeros(1), jnp.zeros(1), beta=1.0)[0][0]
     np.testing.assert_allclose(ranking_loss(scores, jnp.array([1, 2]))[0], expected, rtol=1e-6)
@@ -64,8 +66,12 @@ def test_a_pair_is_a_batch_of_one_pair():
 
 @pytest.mark.parametrize("k", [2, 4, 9])
 def test_a_prompt_weighs_the_same_whatever_its_k(k):
-    """Equal scores: the loss is log 2 and the best completion is pulled with (K - 1) / pairs / 2 = 1 / K."""
-    value, grad = jax.value_and_grad(lambda s: ranking_loss(s, jnp.arange(1, k + 1))[0])(jnp.zeros(k))
+    """Equal scores: the loss is log 2 and the best completion is pulled with (K - 1) / pairs / 2 =
+    1 / K.
+    """
+    value, grad = jax.value_and_grad(lambda s: ranking_loss(s, jnp.arange(1, k + 1))[0])(
+        jnp.zeros(k)
+    )
     np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
     np.testing.assert_allclose(grad[0], -1 / k, rtol=1e-5)
     np.testing.assert_allclose(grad.sum(), 0, atol=1e-6)
@@ -77,7 +83,9 @@ def test_equal_scores_are_not_right():
 
 def test_only_differences_of_scores_matter():
     scores, ranks = jnp.array([0.5, -1.0, 2.0]), jnp.array([3, 1, 2])
-    chex.assert_trees_all_close(ranking_loss(scores, ranks), ranking_loss(scores + 8, ranks), rtol=1e-5)
+    chex.assert_trees_all_close(
+        ranking_loss(scores, ranks), ranking_loss(scores + 8, ranks), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("garbage", [1e9, np.nan, -np.inf])
@@ -85,13 +93,17 @@ def test_absent_completions_change_neither_loss_nor_gradient(garbage):
     scores, ranks = jnp.array([0.5, -1.0, 2.0]), jnp.array([3, 1, 2])
     run = jax.value_and_grad(lambda s, r: ranking_loss(s, r)[0])
     value, grad = run(scores, ranks)
-    wide_value, wide_grad = run(jnp.append(scores, jnp.full(2, garbage)), jnp.append(ranks, jnp.zeros(2, jnp.int32)))
+    wide_value, wide_grad = run(
+        jnp.append(scores, jnp.full(2, garbage)), jnp.append(ranks, jnp.zeros(2, jnp.int32))
+    )
     np.testing.assert_allclose(wide_value, value, rtol=1e-6)
     np.testing.assert_allclose(wide_grad, [*grad, 0, 0], rtol=1e-6)
 
 
 def test_far_apart_scores_stay_finite():
-    loss, grad = jax.value_and_grad(lambda s: ranking_loss(s, jnp.array([1, 2]))[0])(jnp.array([-1e6, 1e6]))
+    loss, grad = jax.value_and_grad(lambda s: ranking_loss(s, jnp.array([1, 2]))[0])(
+        jnp.array([-1e6, 1e6])
+    )
     np.testing.assert_allclose(loss, 2e6)
     np.testing.assert_allclose(grad, [-1, 1])
 
@@ -100,6 +112,10 @@ def test_batches_by_vmap_and_bf16_scores():
     ranks = jnp.array([[1, 2, 3], [1, 1, 2], [0, 0, 0]])
     scores = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)), jnp.bfloat16)
     result = jax.vmap(ranking_loss)(scores, ranks)
-    np.testing.assert_allclose(np.stack(result, axis=1), [slow(np.float32(s), r) for s, r in zip(scores, ranks, strict=True)], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.stack(result, axis=1),
+        [slow(np.float32(s), r) for s, r in zip(scores, ranks, strict=True)],
+        rtol=1e-5,
+    )
     np.testing.assert_array_equal(result[2], [3, 2, 0])
     chex.assert_type(result[0], jnp.float32)

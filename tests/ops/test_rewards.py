@@ -30,7 +30,9 @@ def test_against_loops_over_unpadded_responses():
     for row, length in enumerate(LENGTHS):
         for t in range(length):
             expected_kl[row, t] = float(logp[row, t]) - float(ref[row, t])
-            expected[row, t] = -0.3 * expected_kl[row, t] + (float(SCORE[row]) if t == length - 1 else 0)
+            expected[row, t] = -0.3 * expected_kl[row, t] + (
+                float(SCORE[row]) if t == length - 1 else 0
+            )
     np.testing.assert_allclose(reward, expected, atol=1e-6)
     np.testing.assert_allclose(kl, expected_kl, atol=1e-6)
 

@@ -33,25 +33,39 @@ def slow_filter(logits, temperature, top_k, top_p):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 2.0])
-@pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (1, 1.0), (5, 1.0), (40, 1.0), (0, 0.9), (0, 0.4), (0, 1e-6), (7, 0.6)])
+@pytest.mark.parametrize(
+    "top_k, top_p",
+    [(0, 1.0), (1, 1.0), (5, 1.0), (40, 1.0), (0, 0.9), (0, 0.4), (0, 1e-6), (7, 0.6)],
+)
 def test_filter_against_a_slow_twin(temperature, top_k, top_p):
     logits = np.random.default_rng(0).normal(0, 2, (6, 17)).astype(np.float32)
     logp = filter_logits(jnp.asarray(logits), temperature=temperature, top_k=top_k, top_p=top_p)
     chex.assert_type(logp, jnp.float32)
-    np.testing.assert_allclose(np.exp(logp), slow_filter(logits, temperature, top_k, top_p), atol=1e-6)
+    np.testing.assert_allclose(
+        np.exp(logp), slow_filter(logits, temperature, top_k, top_p), atol=1e-6
+    )
 
 
 def test_top_p_by_hand():
     """0.5 + 0.3 reaches 0.7 and 0.79, but not 0.81."""
     logits = jnp.log(jnp.array([[0.3, 0.5, 0.2]]))
-    for top_p, expected in [(0.49, [0, 1, 0]), (0.7, [0.375, 0.625, 0]), (0.79, [0.375, 0.625, 0]), (0.81, [0.3, 0.5, 0.2])]:
-        np.testing.assert_allclose(np.exp(filter_logits(logits, temperature=1.0, top_p=top_p)), [expected], atol=1e-6)
+    for top_p, expected in [
+        (0.49, [0, 1, 0]),
+        (0.7, [0.375, 0.625, 0]),
+        (0.79, [0.375, 0.625, 0]),
+        (0.81, [0.3, 0.5, 0.2]),
+    ]:
+        np.testing.assert_allclose(
+            np.exp(filter_logits(logits, temperature=1.0, top_p=top_p)), [expected], atol=1e-6
+        )
 
 
 def test_equals_stay_together():
     logits = jnp.array([[1.0, 0.0, 1.0, 0.0]])
     for cut in ({"top_k": 1}, {"top_p": 0.1}):
-        np.testing.assert_allclose(np.exp(filter_logits(logits, temperature=1.0, **cut)), [[0.5, 0, 0.5, 0]], atol=1e-6)
+        np.testing.assert_allclose(
+            np.exp(filter_logits(logits, temperature=1.0, **cut)), [[0.5, 0, 0.5, 0]], atol=1e-6
+        )
 
 
 def test_greedy_puts_all_mass_on_the_first_of_the_likeliest():
@@ -68,7 +82,10 @@ def test_filter_of_bf16_logits_is_float32():
 
 
 def test_draws_follow_the_distribution():
-    """Chi-square over 40,000 draws: 15 degrees of freedom, 99.9 % quantile 37.7.  Also as a p-value can be too good: above 2.5 (0.01 %)."""
+    """Chi-square over 40,000 draws: 15 degrees of freedom, 99.9 % quantile 37.7.
+
+    Also as a p-value can be too good: above 2.5 (0.01 %).
+    """
     p = np.random.default_rng(0).dirichlet(np.ones(16)).astype(np.float32)
     tokens = draw(jax.random.key(0), jnp.broadcast_to(jnp.log(p), (40_000, 16)))
     chex.assert_type(tokens, jnp.int32)
@@ -77,8 +94,12 @@ def test_draws_follow_the_distribution():
 
 
 def test_rows_are_drawn_independently():
-    """Pairs of two fair coins: each of the four outcomes about a quarter of the time (standard deviation 0.0043)."""
-    tokens = np.asarray(draw(jax.random.key(1), jnp.full((20_000, 2), jnp.log(0.5)))).reshape(10_000, 2)
+    """Pairs of two fair coins: each of the four outcomes about a quarter of the time (standard
+    deviation 0.0043).
+    """
+    tokens = np.asarray(draw(jax.random.key(1), jnp.full((20_000, 2), jnp.log(0.5)))).reshape(
+        10_000, 2
+    )
     shares = np.bincount(tokens[:, 0] * 2 + tokens[:, 1], minlength=4) / 10_000
     np.testing.assert_allclose(shares, 0.25, atol=0.02)
 
@@ -89,7 +110,9 @@ def test_impossible_tokens_are_never_drawn(vocab):
     possible = np.random.default_rng(0).random((2000, vocab)) < 0.5
     possible[:, [0, -1]] = False
     possible[:, 1] |= ~possible.any(axis=1)
-    logits = np.where(possible, np.random.default_rng(1).normal(0, 3, possible.shape), -np.inf).astype(np.float32)
+    logits = np.where(
+        possible, np.random.default_rng(1).normal(0, 3, possible.shape), -np.inf
+    ).astype(np.float32)
     tokens = np.asarray(draw(jax.random.key(2), jax.nn.log_softmax(logits)))
     assert np.take_along_axis(possible, tokens[:, None], axis=1).all()
 
@@ -103,7 +126,9 @@ def test_the_ends_of_the_unit_interval_fall_on_possible_tokens(monkeypatch, u):
 
 
 def test_a_rounded_sum_that_rises_at_an_impossible_token_does_not_draw_it(monkeypatch):
-    """As the parallel sum on a CPU does at V = 512, in a few rows of a thousand; sums may even fall."""
+    """As the parallel sum on a CPU does at V = 512, in a few rows of a thousand; sums may even
+    fall.
+    """
     p = jnp.array([[0.5, 0.0, 0.0, 0.5]])
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, 0.5))
     cumsum = jnp.cumsum
@@ -112,7 +137,9 @@ def test_a_rounded_sum_that_rises_at_an_impossible_token_does_not_draw_it(monkey
 
 
 def test_draws_are_those_of_one_running_sum(monkeypatch):
-    """Three blocks of the vocabulary, the last one not full; a slow twin in float64, where u does not fall on an edge."""
+    """Three blocks of the vocabulary, the last one not full; a slow twin in float64, where u does
+    not fall on an edge.
+    """
     rng = np.random.default_rng(5)
     p = rng.dirichlet(np.full(150, 0.1), 3000) * (rng.random((3000, 150)) < 0.7)
     p /= p.sum(axis=1, keepdims=True)
@@ -127,7 +154,9 @@ def test_draws_are_those_of_one_running_sum(monkeypatch):
 
 def test_draws_only_depend_on_the_distribution_not_on_its_total(monkeypatch):
     """Log-probs that do not sum to 1, as after rounding: scaling them all changes no draw."""
-    logp = jax.nn.log_softmax(jnp.asarray(np.random.default_rng(3).normal(size=(500, 20)), jnp.float32))
+    logp = jax.nn.log_softmax(
+        jnp.asarray(np.random.default_rng(3).normal(size=(500, 20)), jnp.float32)
+    )
     key = jax.random.key(4)
     first = draw(jax.random.clone(key), logp)
     np.testing.assert_array_equal(first, draw(key, logp - jnp.log(8.0)))

@@ -10,7 +10,9 @@ GOOD = make_evaluation()
 
 
 def said(evaluation, summary=None) -> str:
-    return "\n".join(remarks(make_summary(GOOD) if summary is None else summary, evaluation)).replace("\u00a0", " ")
+    return "\n".join(
+        remarks(make_summary(GOOD) if summary is None else summary, evaluation)
+    ).replace("\u00a0", " ")
 
 
 def test_a_good_run_shows_every_shape():
@@ -32,32 +34,64 @@ FLIPS = [
         "prompted base model is above the base model",
         "prompted base model is not above the base model: 0.10 against 0.14",
     ),
-    (wins("base_prompted", win(0.16)), "above the base model: 0.24", "though the intervals overlap"),
+    (
+        wins("base_prompted", win(0.16)),
+        "above the base model: 0.24",
+        "though the intervals overlap",
+    ),
     (
         wins("base_prompted", win(0.55)),
         "SFT is preferred to the strongest untuned",
         "SFT is not clearly preferred to the strongest untuned model: the prompted",
     ),
-    (wins("ppo", win(0.51)), "PPO is preferred to SFT", "PPO is not clearly above SFT: it wins 0.51, 95 % interval 0.48 to 0.54"),
+    (
+        wins("ppo", win(0.51)),
+        "PPO is preferred to SFT",
+        "PPO is not clearly above SFT: it wins 0.51, 95 % interval 0.48 to 0.54",
+    ),
     (wins("ppo", win(0.41)), "PPO is preferred to SFT", "PPO is not above SFT but below it"),
     (wins("ppo_ptx", win(0.8)), "about equally often", "PPO-ptx is ahead"),
-    (wins("best_of_n", win(0.49)), "Best-of-n is preferred to SFT", "Best-of-n is not clearly above SFT"),
+    (
+        wins("best_of_n", win(0.49)),
+        "Best-of-n is preferred to SFT",
+        "Best-of-n is not clearly above SFT",
+    ),
     (wins("sft_control", win(0.58)), "The control holds", "The control fails"),
-    (wins("ppo", win(0.5), "0.0"), "At temperature 0.0 the gain over SFT holds", "At temperature 0.0 the gain over SFT is not clear"),
+    (
+        wins("ppo", win(0.5), "0.0"),
+        "At temperature 0.0 the gain over SFT holds",
+        "At temperature 0.0 the gain over SFT is not clear",
+    ),
     (
         lambda e: e["by_use_case"]["chat"]["ppo"].update(mean=0.2),
         "PPO fell by more than 0.05 in none",
         "PPO fell by more than 0.05 in 1 of 9 use cases: chat from",
     ),
-    (lambda e: e["pretrain_nll"].update(ppo=1.3), "PPO pays the alignment tax", "PPO shows no alignment tax"),
-    (lambda e: e["pretrain_nll"].update(ppo_ptx=1.5), "PPO-ptx lowers the tax", "PPO-ptx does not lower the tax: 1.500 against 1.420"),
+    (
+        lambda e: e["pretrain_nll"].update(ppo=1.3),
+        "PPO pays the alignment tax",
+        "PPO shows no alignment tax",
+    ),
+    (
+        lambda e: e["pretrain_nll"].update(ppo_ptx=1.5),
+        "PPO-ptx lowers the tax",
+        "PPO-ptx does not lower the tax: 1.500 against 1.420",
+    ),
     (
         scores("accuracy_heldout_prompts", 0.6),
         "about as often as they do with each other",
         "less often than they do with each other: 60.0 %",
     ),
-    (scores("accuracy_heldout_labelers", 0.6), "carries over to labelers", "does not carry over to labelers"),
-    (scores("calibration", [{"predicted": 0.9, "observed": 0.6, "n": 10}]), "well calibrated", "badly calibrated: off by 0.300"),
+    (
+        scores("accuracy_heldout_labelers", 0.6),
+        "carries over to labelers",
+        "does not carry over to labelers",
+    ),
+    (
+        scores("calibration", [{"predicted": 0.9, "observed": 0.6, "n": 10}]),
+        "well calibrated",
+        "badly calibrated: off by 0.300",
+    ),
     (
         lambda e: e["best_of_n"][-1].update(gold=0.5),
         "Best-of-n keeps its gain",
@@ -68,7 +102,11 @@ FLIPS = [
         "PPO is rude less often",
         "PPO is rude no less often than SFT: replies with a rude word go from 14.0 % to 30.0 %",
     ),
-    (lambda e: e["best_of_n"][-1].update(gold=0.715, se=0.1), "Best-of-n keeps its gain", "Best-of-n gains nothing clear"),
+    (
+        lambda e: e["best_of_n"][-1].update(gold=0.715, se=0.1),
+        "Best-of-n keeps its gain",
+        "Best-of-n gains nothing clear",
+    ),
 ]
 
 
@@ -97,5 +135,14 @@ def test_warnings_come_only_when_there_is_reason():
 def test_nothing_is_said_about_what_was_not_measured():
     assert remarks({}, {}) == []
     summary = make_summary(GOOD)
-    assert any("PPO is preferred" in text for text in remarks({"win_rate_vs_sft": summary["win_rate_vs_sft"]}, {}))
-    assert remarks({"reward_model": {"accuracy_heldout_prompts": None, "labeler_agreement": None}}, {"style": {}, "best_of_n": []}) == []
+    assert any(
+        "PPO is preferred" in text
+        for text in remarks({"win_rate_vs_sft": summary["win_rate_vs_sft"]}, {})
+    )
+    assert (
+        remarks(
+            {"reward_model": {"accuracy_heldout_prompts": None, "labeler_agreement": None}},
+            {"style": {}, "best_of_n": []},
+        )
+        == []
+    )

@@ -17,11 +17,21 @@ class Made:
 
 
 def row(step, kl, reward, gold):
-    return {"step": step, "kl": kl, "reward": reward, "gold": gold, "reward_se": 0.1, "gold_se": 0.2}
+    return {
+        "step": step,
+        "kl": kl,
+        "reward": reward,
+        "gold": gold,
+        "reward_se": 0.1,
+        "gold_se": 0.2,
+    }
 
 
 def test_means_over_seeds_by_hand():
-    paths = [[row(0, 0, 0, 0.5), row(10, 1, 1, 0.6), row(20, 2, 2, 0.7)], [row(0, 0, 0, 0.5), row(10, 3, 2, 0.8)]]
+    paths = [
+        [row(0, 0, 0, 0.5), row(10, 1, 1, 0.6), row(20, 2, 2, 0.7)],
+        [row(0, 0, 0, 0.5), row(10, 3, 2, 0.8)],
+    ]
     first, second = mean_path(paths)  # step 20 is in one of them only
     assert first == {"step": 0, "kl": 0, "reward": 0, "reward_se": 0, "gold": 0.5, "gold_se": 0}
     assert second["kl"] == 2 and second["reward"] == 1.5 and second["gold"] == pytest.approx(0.7)
@@ -30,7 +40,11 @@ def test_means_over_seeds_by_hand():
 
 
 def test_a_page_of_arms_over_seeds(tmp_path):
-    made = [Made(arm, seed, synthetic.make_run(tmp_path / arm / f"seed_{seed}")) for seed in (0, 1) for arm in ("kl_0", "kl_0.3")]
+    made = [
+        Made(arm, seed, synthetic.make_run(tmp_path / arm / f"seed_{seed}"))
+        for seed in (0, 1)
+        for arm in ("kl_0", "kl_0.3")
+    ]
     unfinished = Made("kl_1", 0, tmp_path / "kl_1" / "seed_0")
     unfinished.folder.mkdir(parents=True)
     page = build_study(tmp_path, [*made, unfinished]).read_text()

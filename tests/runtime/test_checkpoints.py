@@ -11,10 +11,16 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from runtime import toy
 
-from instruct_jax.runtime.checkpoints import CheckpointError, Checkpoints, restore_params, saved_fingerprints
+from instruct_jax.runtime.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    restore_params,
+    saved_fingerprints,
+)
 from instruct_jax.runtime.digests import digests
 
-# where a save or a restore fails, orbax leaves futures behind that complain when they are collected, in whatever test runs then
+# where a save or a restore fails, orbax leaves futures behind that complain when they are
+# collected, in whatever test runs then
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -36,7 +42,9 @@ def test_fingerprints_can_be_read_without_a_device(tmp_path):
 
 
 def abstract(state):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
 
 
 def opened(folder, **options):
@@ -69,12 +77,17 @@ def test_sharded_states_come_back_sharded_and_donation_does_not_reach_a_save(tmp
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
     layout = NamedSharding(mesh, PartitionSpec("data"))
     state = jax.device_put(toy.create(), NamedSharding(mesh, PartitionSpec()))
-    state = state.replace(params={"w": jax.device_put(jnp.zeros((devices * 4096,)), layout)}, opt_state=(), ema=None)
-    grow = jax.jit(lambda s: s.replace(step=s.step + 1, params={"w": s.params["w"] + 1}), donate_argnums=0)
+    state = state.replace(
+        params={"w": jax.device_put(jnp.zeros((devices * 4096,)), layout)}, opt_state=(), ema=None
+    )
+    grow = jax.jit(
+        lambda s: s.replace(step=s.step + 1, params={"w": s.params["w"] + 1}), donate_argnums=0
+    )
     with opened(tmp_path, keep=9) as checkpoints:
         for _ in range(4):
             state = grow(state)
-            checkpoints.save(state)  # the next grow reuses the memory while this is still being written
+            # the next grow reuses the memory while this is still being written
+            checkpoints.save(state)
         checkpoints.wait()
         for step in range(1, 5):
             found = checkpoints.restore(abstract(state), step)
@@ -83,7 +96,9 @@ def test_sharded_states_come_back_sharded_and_donation_does_not_reach_a_save(tmp
 
 
 def test_epochs_survive_the_saves_between_them(tmp_path):
-    """A checkpoint of every epoch stays, whatever else was saved in between by the clock or a signal."""
+    """A checkpoint of every epoch stays, whatever else was saved in between by the clock or a
+    signal.
+    """
     with opened(tmp_path, keep=1, keep_every=10) as checkpoints:
         for step in (10, 13, 17, 20, 25):
             checkpoints.save(at(step))
@@ -95,32 +110,49 @@ def test_params_alone(saved):
     params = restore_params(saved, abstract(toy.create().params))
     assert params.keys() == {"w", "b"}
     np.testing.assert_array_equal(params["w"], 2.0)
-    np.testing.assert_array_equal(restore_params(saved, abstract(toy.create().params["w"]), part="ema/w"), 2.0)
+    np.testing.assert_array_equal(
+        restore_params(saved, abstract(toy.create().params["w"]), part="ema/w"), 2.0
+    )
 
 
 def test_another_shape_is_refused_by_name(saved):
     message = r"3: .*ema\.w is float32\[4\] in the checkpoint but float32\[5\] here.*new run folder"
     with opened(saved) as checkpoints, pytest.raises(CheckpointError, match=message):
         checkpoints.restore(abstract(at(0, width=5)))
-    with pytest.raises(CheckpointError, match=r"params\.w is float32\[4\] in the checkpoint but float32\[5\] here"):
+    with pytest.raises(
+        CheckpointError, match=r"params\.w is float32\[4\] in the checkpoint but float32\[5\] here"
+    ):
         restore_params(saved, abstract(toy.create(width=5).params))
 
 
 def test_missing_and_left_over_leaves_are_refused(saved):
     state = toy.create()
     with opened(saved) as checkpoints:
-        with pytest.raises(CheckpointError, match=r"ema\.b is float32\[\] in the checkpoint but nothing here"):
+        with pytest.raises(
+            CheckpointError, match=r"ema\.b is float32\[\] in the checkpoint but nothing here"
+        ):
             checkpoints.restore(abstract(state.replace(ema=None)))
-        with pytest.raises(CheckpointError, match=r"params\.new is nothing in the checkpoint but float32\[2\] here"):
-            checkpoints.restore(abstract(state.replace(params=state.params | {"new": jnp.zeros(2)})))
-        with pytest.raises(CheckpointError, match=r"kl_coef is float32\[\] in the checkpoint but bfloat16\[\] here"):
+        with pytest.raises(
+            CheckpointError, match=r"params\.new is nothing in the checkpoint but float32\[2\] here"
+        ):
+            checkpoints.restore(
+                abstract(state.replace(params=state.params | {"new": jnp.zeros(2)}))
+            )
+        with pytest.raises(
+            CheckpointError, match=r"kl_coef is float32\[\] in the checkpoint but bfloat16\[\] here"
+        ):
             checkpoints.restore(abstract(state.replace(kl_coef=jnp.zeros((), jnp.bfloat16))))
 
 
 def test_another_tokenizer_is_refused(saved):
     other = {"model": "toy", "tokenizer": "t2"}
-    message = "another tokenizer: t1 there, t2 now.  Use the same tokenizer, or start a new run folder"
-    with opened(saved, fingerprints=other) as checkpoints, pytest.raises(CheckpointError, match=message):
+    message = (
+        "another tokenizer: t1 there, t2 now.  Use the same tokenizer, or start a new run folder"
+    )
+    with (
+        opened(saved, fingerprints=other) as checkpoints,
+        pytest.raises(CheckpointError, match=message),
+    ):
         checkpoints.restore(abstract(toy.create()))
     with pytest.raises(CheckpointError, match=message):
         restore_params(saved, abstract(toy.create().params), fingerprints=other)
@@ -134,7 +166,10 @@ def test_absent_and_damaged_checkpoints_say_so(saved):
     for file in (saved / "3" / "state").rglob("*"):
         if file.is_file() and file.parent.name == "d":
             file.write_bytes(b"")
-    with opened(saved) as checkpoints, pytest.raises(CheckpointError, match="the checkpoint .*3 is damaged"):
+    with (
+        opened(saved) as checkpoints,
+        pytest.raises(CheckpointError, match="the checkpoint .*3 is damaged"),
+    ):
         checkpoints.restore(abstract(toy.create()))
 
 
@@ -147,7 +182,12 @@ def flip(file, at=0.5):
 
 def damage(checkpoint):
     """Flips a bit in the largest file, which holds the arrays."""
-    flip(max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size))
+    flip(
+        max(
+            (path for path in checkpoint.rglob("*") if path.is_file()),
+            key=lambda path: path.stat().st_size,
+        )
+    )
 
 
 def large(step):
@@ -169,7 +209,9 @@ def test_no_flipped_bit_is_read_as_a_number(tmp_path):
         except CheckpointError as error:
             said.append(str(error))
         else:
-            jax.tree.map(np.testing.assert_array_equal, found.replace(key=None), state.replace(key=None))
+            jax.tree.map(
+                np.testing.assert_array_equal, found.replace(key=None), state.replace(key=None)
+            )
         file.write_bytes(whole)
     assert any("ema.w is not what was saved" in message for message in said), said
     assert len(said) >= 4 and all(f"{tmp_path}/3" in message for message in said)
@@ -180,9 +222,15 @@ def test_a_damaged_result_of_a_stage_stops_with_the_repair(tmp_path):
         checkpoints.save(large(3))
     damage(tmp_path / "sft")
     with pytest.raises(
-        CheckpointError, match=r"checkpoints/3 is damaged: ema.w is not.*\nBring it back.*or remove .*/sft to run that stage"
+        CheckpointError,
+        match=(
+            r"checkpoints/3 is damaged: ema.w is not.*\nBring it back.*or remove .*/sft to run that"
+            r" stage"
+        ),
     ):
-        restore_params(tmp_path / "sft" / "checkpoints", {"w": abstract(large(3).ema["w"])}, part="ema")
+        restore_params(
+            tmp_path / "sft" / "checkpoints", {"w": abstract(large(3).ema["w"])}, part="ema"
+        )
 
 
 def test_the_last_whole_one_is_used_and_the_damaged_ones_are_out_of_the_way(tmp_path):
@@ -195,15 +243,27 @@ def test_the_last_whole_one_is_used_and_the_damaged_ones_are_out_of_the_way(tmp_
     notes.write_bytes(notes.read_bytes().replace(b"init_timestamp", b"inIt_timestamp"))
     with opened(folder, keep=3) as checkpoints:
         state, said = checkpoints.restore_good(abstract(large(0)))
-        jax.tree.map(np.testing.assert_array_equal, state.replace(key=None), large(1).replace(key=None))
-        assert ["damaged_checkpoint_3" in said[0], "damaged_checkpoint_2" in said[1], len(said)] == [True, True, 2]
+        jax.tree.map(
+            np.testing.assert_array_equal, state.replace(key=None), large(1).replace(key=None)
+        )
+        assert [
+            "damaged_checkpoint_3" in said[0],
+            "damaged_checkpoint_2" in said[1],
+            len(said),
+        ] == [True, True, 2]
         checkpoints.save(large(2))
     assert sorted(entry.name for entry in folder.iterdir()) == ["1", "2"]
     damage(folder / "1")
     damage(folder / "2")
-    with opened(folder) as checkpoints, pytest.raises(CheckpointError, match=r"(?s)no checkpoint .* is whole:.*/2 is.*/1 is.*Nothing was"):
+    with (
+        opened(folder) as checkpoints,
+        pytest.raises(
+            CheckpointError, match=r"(?s)no checkpoint .* is whole:.*/2 is.*/1 is.*Nothing was"
+        ),
+    ):
         checkpoints.restore_good(abstract(large(0)))
-    assert sorted(entry.name for entry in folder.iterdir()) == ["1", "2"]  # a second start does not begin afresh either
+    # a second start does not begin afresh either
+    assert sorted(entry.name for entry in folder.iterdir()) == ["1", "2"]
 
 
 def test_a_stage_goes_on_from_the_last_whole_checkpoint(tmp_path, capfd):
@@ -213,9 +273,14 @@ def test_a_stage_goes_on_from_the_last_whole_checkpoint(tmp_path, capfd):
         file.write_bytes(file.read_bytes()[:-9])  # cut short
     found = toy.run(folder)
     jax.tree.map(np.testing.assert_array_equal, found.replace(key=None), expected.replace(key=None))
-    assert (folder / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    assert (folder / "metrics.jsonl").read_text() == (
+        tmp_path / "whole" / "metrics.jsonl"
+    ).read_text()
     said = capfd.readouterr().out
-    assert "checkpoints/9 is damaged: " in said and "/damaged_checkpoint_9; going on from step 6" in said
+    assert (
+        "checkpoints/9 is damaged: " in said
+        and "/damaged_checkpoint_9; going on from step 6" in said
+    )
 
 
 def test_a_stage_never_begins_afresh_beside_checkpoints_that_cannot_be_read(tmp_path):
@@ -224,7 +289,10 @@ def test_a_stage_never_begins_afresh_beside_checkpoints_that_cannot_be_read(tmp_
         file.unlink()
     before = (tmp_path / "metrics.jsonl").read_text()
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="(?s)no checkpoint of .* is whole:.*remove .* to begin this stage again"):
+        with pytest.raises(
+            CheckpointError,
+            match="(?s)no checkpoint of .* is whole:.*remove .* to begin this stage again",
+        ):
             toy.run(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
@@ -233,7 +301,10 @@ def test_a_checkpoint_without_digests_is_not_trusted(tmp_path, monkeypatch):
     monkeypatch.setattr("instruct_jax.runtime.checkpoints.digests", lambda state: {})
     with opened(tmp_path) as checkpoints:
         checkpoints.save(at(3))
-    with opened(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="has no digests of its arrays"):
+    with (
+        opened(tmp_path) as checkpoints,
+        pytest.raises(CheckpointError, match="has no digests of its arrays"),
+    ):
         checkpoints.restore(abstract(at(0)))
 
 
@@ -244,7 +315,13 @@ def test_a_digest_sees_each_element_and_its_place_but_not_the_layout(dtype):
     assert list(found) == ["x"]
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     assert digests({"x": jax.device_put(x, NamedSharding(mesh, PartitionSpec("a", "b")))}) == found
-    others = [x.at[7, 5].set(~x[7, 5] if dtype == "bool" else x[7, 5] + 1), x[::-1], x.T, x.reshape(6, 8), jnp.zeros_like(x)]
+    others = [
+        x.at[7, 5].set(~x[7, 5] if dtype == "bool" else x[7, 5] + 1),
+        x[::-1],
+        x.T,
+        x.reshape(6, 8),
+        jnp.zeros_like(x),
+    ]
     assert all(digests({"x": other}) != found for other in others[:3] + others[4:])
     assert digests({"x": others[3]}) == found  # a place is a number: the shape is checked before
 
@@ -254,7 +331,9 @@ def test_full_disk_leaves_the_last_good_checkpoint(saved):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-        with pytest.raises(CheckpointError, match="(?s)cannot save.*last good checkpoint is step 3.*Make room"):
+        with pytest.raises(
+            CheckpointError, match="(?s)cannot save.*last good checkpoint is step 3.*Make room"
+        ):
             with opened(saved) as checkpoints:
                 checkpoints.save(at(5).replace(ema={"w": jnp.asarray(big)}))
     finally:

@@ -1,4 +1,6 @@
-"""A CPU that plays several devices has more threads than devices: with as many, all can wait in different collectives for ever."""
+"""A CPU that plays several devices has more threads than devices: with as many, all can wait in
+different collectives for ever.
+"""
 
 import os
 

@@ -1,4 +1,6 @@
-"""A stage that is stopped anywhere and started again is, bit for bit, the stage that was never stopped."""
+"""A stage that is stopped anywhere and started again is, bit for bit, the stage that was never
+stopped.
+"""
 
 import json
 import os
@@ -47,12 +49,21 @@ def rows(folder: Path):
 
 
 def program(folder: Path, *arguments: str) -> int:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run([sys.executable, toy.__file__, str(folder), *arguments], env=environment, capture_output=True).returncode
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    return subprocess.run(
+        [sys.executable, toy.__file__, str(folder), *arguments],
+        env=environment,
+        capture_output=True,
+    ).returncode
 
 
 def test_whole_run_has_one_row_a_step(whole):
-    assert [json.loads(line)["step"] for line in whole[1].splitlines()] == list(range(1, toy.STEPS + 1))
+    assert [json.loads(line)["step"] for line in whole[1].splitlines()] == list(
+        range(1, toy.STEPS + 1)
+    )
 
 
 def test_same_after_an_error_at_any_step(tmp_path, whole):
@@ -72,17 +83,22 @@ def test_same_after_an_error_at_any_step(tmp_path, whole):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_same_after_a_kind_stop(tmp_path, whole, number, code, step, capfd):
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match=f"after step {step + 1} of {toy.STEPS}.*Run the same command again") as stopped:
+    with pytest.raises(
+        Interrupted, match=f"after step {step + 1} of {toy.STEPS}.*Run the same command again"
+    ) as stopped:
         toy.run(tmp_path, batches=toy.signal_at(step, number))
     assert stopped.value.exit_code == code
     assert signal.getsignal(number) is before
     assert "saving a checkpoint" in capfd.readouterr().err
-    assert [row["step"] for row in rows(tmp_path)] == list(range(1, step + 2))  # the step is finished and saved
+    # the step is finished and saved
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, step + 2))
     assert_same(tmp_path, toy.run(tmp_path), whole)
 
 
 def test_the_preemption_notice_of_several_processes(tmp_path, whole, monkeypatch):
-    """jax says after which call of all processes to stop; calls are counted through all stages, as that one may lie in the next stage."""
+    """jax says after which call of all processes to stop; calls are counted through all stages, as
+    that one may lie in the next stage.
+    """
     calls = []
 
     def reached(number):
@@ -92,7 +108,9 @@ def test_the_preemption_notice_of_several_processes(tmp_path, whole, monkeypatch
     monkeypatch.setattr(signals, "several", lambda: True)
     monkeypatch.setattr(signals.multihost_utils, "reached_preemption_sync_point", reached)
     assert_same(tmp_path / "one", toy.run(tmp_path / "one"), whole)
-    with pytest.raises(Interrupted, match="two was stopped by SIGTERM after step 4 of 12; all of it is saved") as stopped:
+    with pytest.raises(
+        Interrupted, match="two was stopped by SIGTERM after step 4 of 12; all of it is saved"
+    ) as stopped:
         toy.run(tmp_path / "two")
     assert stopped.value.exit_code == 0
     assert calls == list(range(calls[0], calls[0] + 16))
@@ -156,24 +174,39 @@ def poisoned(at):
     return {"x": batch["x"] * np.float32("nan")} if at == 4 else batch
 
 
-@pytest.mark.parametrize("options", [{"save_every": None}, {"save_every": 1}, {"stop_when": lambda row: None}], ids=lambda o: next(iter(o)))
+@pytest.mark.parametrize(
+    "options",
+    [{"save_every": None}, {"save_every": 1}, {"stop_when": lambda row: None}],
+    ids=lambda o: next(iter(o)),
+)
 def test_a_step_that_is_not_finite_is_not_applied(tmp_path, options):
     """Also where the step after it is on its way already."""
-    message = r"step 5: toy/loss is nan.  The step was not applied.*instruct-jax replay .*nonfinite_step_5` runs it again"
+    message = (
+        r"step 5: toy/loss is nan.  The step was not applied.*instruct-jax replay"
+        r" .*nonfinite_step_5` runs it again"
+    )
     with pytest.raises(FloatingPointError, match=message):
         toy.run(tmp_path, batches=poisoned, **options)
     place = tmp_path / "nonfinite_step_5"
     assert np.isnan(np.load(place / "batch.npz")["x"]).all()
     with Checkpoints(place / "state", fingerprints=toy.FINGERPRINTS) as checkpoints:
-        assert_equal(leaves(checkpoints.restore(freed(toy.create()))), leaves(toy.run(tmp_path / "good", total_steps=4)))
+        assert_equal(
+            leaves(checkpoints.restore(freed(toy.create()))),
+            leaves(toy.run(tmp_path / "good", total_steps=4)),
+        )
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
-    saved = [int(entry.name) for entry in (tmp_path / "checkpoints").iterdir() if entry.name.isdigit()]
+    saved = [
+        int(entry.name) for entry in (tmp_path / "checkpoints").iterdir() if entry.name.isdigit()
+    ]
     assert max(saved, default=None) == {None: None, 1: 4, 3: 3}[options.get("save_every", 3)]
     assert "FloatingPointError" in json.loads((tmp_path / "sessions.jsonl").read_text())["ended"]
 
 
 def test_a_step_without_the_guard_is_found_out(tmp_path):
-    with pytest.raises(RuntimeError, match="step 5 is not finite and was applied; make step_fn with sharding.compile_step"):
+    with pytest.raises(
+        RuntimeError,
+        match="step 5 is not finite and was applied; make step_fn with sharding.compile_step",
+    ):
         toy.run(tmp_path, batches=poisoned, step_fn=toy.update)
 
 
@@ -197,8 +230,18 @@ def test_evaluation_joins_the_row_and_the_best_is_kept(tmp_path):
     def evaluate(state):
         return {"eval/score": scores[int(state.step)]}
 
-    toy.run(tmp_path, evaluate=evaluate, evaluate_every=2, save_every=None, total_steps=9, best="eval/score", keep=2)
-    assert {row["step"]: row["eval/score"] for row in rows(tmp_path) if "eval/score" in row} == scores
+    toy.run(
+        tmp_path,
+        evaluate=evaluate,
+        evaluate_every=2,
+        save_every=None,
+        total_steps=9,
+        best="eval/score",
+        keep=2,
+    )
+    assert {
+        row["step"]: row["eval/score"] for row in rows(tmp_path) if "eval/score" in row
+    } == scores
     assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["4", "8", "9"]
 
 
@@ -211,7 +254,12 @@ def test_session_tells_speed_and_recompiles(tmp_path):
     def ragged(at):
         return {"x": toy.batch_at(at)["x"][: 8 if at < 3 else 7]}
 
-    toy.run(tmp_path, batches=ragged, total_steps=5, step_fn=jax.jit(toy.update.__wrapped__, donate_argnums=0))
+    toy.run(
+        tmp_path,
+        batches=ragged,
+        total_steps=5,
+        step_fn=jax.jit(toy.update.__wrapped__, donate_argnums=0),
+    )
     session = json.loads((tmp_path / "sessions.jsonl").read_text())
     assert (session["from_step"], session["to_step"], session["ended"]) == (0, 5, "complete")
     assert session["recompiles_after_warmup"] == 1

@@ -22,7 +22,11 @@ def test_rows_after_the_step_and_a_torn_row_are_forgotten(tmp_path):
     with MetricsFile(path, 2) as file:
         assert file.last == {"step": 2, "a/x": 2 / 3}
         file.write(3, {"a/x": 7.0})
-    assert [json.loads(line)["a/x"] for line in path.read_text().splitlines()] == [1 / 3, 2 / 3, 7.0]
+    assert [json.loads(line)["a/x"] for line in path.read_text().splitlines()] == [
+        1 / 3,
+        2 / 3,
+        7.0,
+    ]
 
 
 def test_a_torn_session_is_no_part_of_the_next_one(tmp_path):
@@ -30,7 +34,10 @@ def test_a_torn_session_is_no_part_of_the_next_one(tmp_path):
     path.write_text('{"ended": "complete"}\n{"ended"')
     assert cut_after(path, math.inf) == [{"ended": "complete"}]
     append_row(path, {"ended": "again"})
-    assert [json.loads(line)["ended"] for line in path.read_text().splitlines()] == ["complete", "again"]
+    assert [json.loads(line)["ended"] for line in path.read_text().splitlines()] == [
+        "complete",
+        "again",
+    ]
 
 
 def write_metrics(path):

@@ -1,4 +1,5 @@
-"""A toy stage that uses all of a TrainState: Adam, EMA, noise from the key, an adaptive coefficient and the order of the data.
+"""A toy stage that uses all of a TrainState: Adam, EMA, noise from the key, an adaptive coefficient
+and the order of the data.
 
 Also a program, so that tests can kill it: python toy.py FOLDER STEP SIGNAL...
 """
@@ -44,12 +45,16 @@ def loss_fn(params: Any, batch: Any, key: jax.Array) -> jax.Array:
 
 @jax.jit
 def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-    loss, grads = jax.value_and_grad(loss_fn)(state.params, batch, jax.random.fold_in(state.key, state.step))
+    loss, grads = jax.value_and_grad(loss_fn)(
+        state.params, batch, jax.random.fold_in(state.key, state.step)
+    )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, state.ema, params)
     kl_coef = state.kl_coef * jnp.where(loss > 1, 1.1, 0.9)
-    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema, kl_coef=kl_coef)
+    state = state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state, ema=ema, kl_coef=kl_coef
+    )
     return state, {"toy/loss": loss, "toy/kl_coef": kl_coef}
 
 
@@ -72,12 +77,26 @@ def signal_at(step: int, *numbers: int) -> Callable[[int], dict[str, np.ndarray]
     return batch
 
 
-def run(folder: Path, *, batches: Callable[[int], Any] = batch_at, total_steps: int = STEPS, **options: Any) -> TrainState:
+def run(
+    folder: Path,
+    *,
+    batches: Callable[[int], Any] = batch_at,
+    total_steps: int = STEPS,
+    **options: Any,
+) -> TrainState:
     best = {k: options.pop(k) for k in ("best", "best_mode", "keep") if k in options}
     with Checkpoints(folder / "checkpoints", fingerprints=FINGERPRINTS, **best) as checkpoints:
         options = {"save_every": 3} | options
         step = options.pop("step_fn", step_fn)
-        return train(step, create(), batches, total_steps=total_steps, folder=folder, checkpoints=checkpoints, **options)
+        return train(
+            step,
+            create(),
+            batches,
+            total_steps=total_steps,
+            folder=folder,
+            checkpoints=checkpoints,
+            **options,
+        )
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ import tiny
 from test_mesh import MODEL, PPO, RATE, models
 
 from instruct_jax import optim, sharding
+from instruct_jax.plan.collectives import Collective, collectives
 from instruct_jax.records import Experience, Rollout
-from instruct_jax.runtime.programs import Collective, collectives
 from instruct_jax.stages import ppo, pretrain
 from instruct_jax.stages.gradient import make_step
 
 ROWS, LENGTH, N = 16, 12, MODEL.layers
-SMALL = 1024  # bytes: metrics, norms of gradients, the maximum and the sum of a softmax over a split vocabulary
+# bytes: metrics, norms of gradients, the maximum and the sum of a softmax over a split vocabulary
+SMALL = 1024
 STATES = ROWS * LENGTH * MODEL.width * 4  # bytes of hidden states [B, L, D]
 TABLES = (MODEL.vocab_size * MODEL.width * 4, MODEL.context * MODEL.width * 4)
 
@@ -25,7 +26,13 @@ def size(tree) -> int:
 def compiled_sft(shape):
     layout, lm, _, _ = models(shape)
     key, tx = jax.random.key(0), optim.make_optimizer(RATE, 10)
-    state = sharding.create_state(layout, jax.eval_shape(lm.init, key), sharding.create_sharded(lm.init, layout, key), tx.init, key)
+    state = sharding.create_state(
+        layout,
+        jax.eval_shape(lm.init, key),
+        sharding.create_sharded(lm.init, layout, key),
+        tx.init,
+        key,
+    )
     step = sharding.compile_step(make_step(pretrain.make_loss(lm, "sft"), tx), layout, state)
     return state, step.lower(state, tiny.token_batch(ROWS, LENGTH)).compile()
 
@@ -34,16 +41,32 @@ def compiled_update(shape):
     """PPO-ptx."""
     layout, lm, _, scalar = models(shape)
     key, tx = jax.random.key(0), optim.make_optimizer(RATE, 10)
-    params = {"policy": sharding.create_sharded(lm.init, layout, key), "value": sharding.create_sharded(scalar.init, layout, key)}
+    params = {
+        "policy": sharding.create_sharded(lm.init, layout, key),
+        "value": sharding.create_sharded(scalar.init, layout, key),
+    }
     state = sharding.create_state(
         layout, {"policy": jax.eval_shape(lm.init, key), "value": jax.eval_shape(scalar.init, key)}, params,
         lambda p: {name: tx.init(p[name]) for name in p}, key, averaged=lambda p: p["policy"],
     )  # fmt: skip
     rows = lambda *shape, dtype=np.float32: np.zeros((ROWS, *shape), dtype)  # noqa: E731
-    rollout = Rollout(rows(6, dtype=np.int32), rows(6, dtype=bool), rows(6, dtype=np.int32), rows(6, dtype=bool), rows(6), rows(dtype=bool))
-    ptx = jax.tree.map(lambda *x: np.stack(x), *[tiny.token_batch(rows=8, seed=i) for i in range(PPO.updates)])
+    rollout = Rollout(
+        rows(6, dtype=np.int32),
+        rows(6, dtype=bool),
+        rows(6, dtype=np.int32),
+        rows(6, dtype=bool),
+        rows(6),
+        rows(dtype=bool),
+    )
+    ptx = jax.tree.map(
+        lambda *x: np.stack(x), *[tiny.token_batch(rows=8, seed=i) for i in range(PPO.updates)]
+    )
     update = sharding.compile_step(
-        ppo.make_update(lm, scalar, PPO, tx, tx), layout, state, layout.sharding("batch"), layout.sharding(None, "batch")
+        ppo.make_update(lm, scalar, PPO, tx, tx),
+        layout,
+        state,
+        layout.sharding("batch"),
+        layout.sharding(None, "batch"),
     )
     return state, update.lower(state, Experience(rollout, rows(6), rows(6), rows(6)), ptx).compile()
 
@@ -57,7 +80,9 @@ def total(found: list[Collective]) -> int:
 
 
 def gathered(found: list[Collective], layers) -> tuple[int, int]:
-    """Bytes of layers and number of tables that all-gathers make whole; every one must be a weight of one layer, or a table."""
+    """Bytes of layers and number of tables that all-gathers make whole; every one must be a weight
+    of one layer, or a table.
+    """
     of_layers = [c for c in large(found, "all-gather") if "/layers/" in c.source]
     of_tables = [c for c in large(found, "all-gather") if "/layers/" not in c.source]
     assert {c.bytes for c in of_layers} <= {x.nbytes // N for x in jax.tree.leaves(layers)}
@@ -69,7 +94,8 @@ def test_data_parallel_sft_sums_the_gradients_and_sends_nothing_else():
     state, step = compiled_sft((8, 1, 1, 1))
     found = collectives(step.as_text())
     assert {c.kind for c in found} == {"all-reduce"}
-    expected = size(state.params) + TABLES[0]  # the embedding is read at both ends, and each end sums its own gradient
+    # the embedding is read at both ends, and each end sums its own gradient
+    expected = size(state.params) + TABLES[0]
     assert expected <= total(found) < expected + SMALL
 
 
@@ -79,31 +105,40 @@ def test_data_parallel_ppo_sums_the_gradients_and_sends_nothing_else():
     assert {c.kind for c in found} == {"all-reduce"}
     policy = size(state.params["policy"]) + TABLES[0]
     expected = PPO.updates * (2 * policy + size(state.params["value"]))  # PPO and ptx
-    shuffled = ROWS * (3 * 6 * 4 + 2 * 6 * 4)  # rows of the rollout go to other devices' minibatches
+    # rows of the rollout go to other devices' minibatches
+    shuffled = ROWS * (3 * 6 * 4 + 2 * 6 * 4)
     assert expected <= total(found) < expected + shuffled + SMALL
 
 
-@pytest.mark.parametrize("compiled, passes", [(compiled_sft, 1), (compiled_update, 3 * PPO.updates)], ids=["sft", "ppo"])
+@pytest.mark.parametrize(
+    "compiled, passes", [(compiled_sft, 1), (compiled_update, 3 * PPO.updates)], ids=["sft", "ppo"]
+)
 def test_fsdp_gathers_weights_sums_gradients_and_splits_the_optimizer(compiled, passes):
-    """passes: how often a model of this size is read and its gradient taken; PPO-ptx: policy twice, value once, in each update."""
+    """passes: how often a model of this size is read and its gradient taken; PPO-ptx: policy twice,
+    value once, in each update.
+    """
     state, step = compiled((1, 8, 1, 1))
     found = collectives(step.as_text())
     policy = state.params["policy"] if "policy" in state.params else state.params
     matrices = size([x for x in jax.tree.leaves(policy["layers"]) if x.nbytes // N > SMALL])
     of_layers, tables = gathered(found, policy["layers"])
-    assert matrices * passes <= of_layers <= 2 * matrices * passes  # forward, and once more backward
+    # forward, and once more backward
+    assert matrices * passes <= of_layers <= 2 * matrices * passes
     assert tables <= passes * 3  # embedding and positions, and the head
     gradients = total(large(found, "all-reduce", "reduce-scatter"))
     assert gradients < 1.05 * passes * size(policy) + 2 * size(tiny.prompt_batch(ROWS))
     assert not large(found, "all-to-all", "collective-permute")
-    whole, own = size([x for x in jax.tree.leaves(state) if x.dtype != state.key.dtype]), step.memory_analysis().argument_size_in_bytes
+    whole, own = (
+        size([x for x in jax.tree.leaves(state) if x.dtype != state.key.dtype]),
+        step.memory_analysis().argument_size_in_bytes,
+    )
     assert own < 1.25 * whole / 8  # norms and biases are not split
 
 
 @pytest.mark.parametrize("compiled", [compiled_sft], ids=["sft"])
 def test_tensor_parallel_sums_hidden_states_and_moves_no_weight(compiled):
-    """Forward: the embedding, and two sums a layer (attention out, MLP down).  Backward: MLP up, and q, k and v, whose sums are not merged;
-    and the head."""
+    """Forward: the embedding, and two sums a layer (attention out, MLP down).  Backward: MLP up,
+    and q, k and v, whose sums are not merged; and the head."""
     _, step = compiled((1, 1, 8, 1))
     found = collectives(step.as_text())
     assert {c.kind for c in large(found, *{c.kind for c in found})} == {"all-reduce"}

@@ -15,7 +15,11 @@ LM = LanguageModel(tiny.GPT)
 compiled = jax.jit(accumulate, static_argnums=(0, 4))  # one program; op by op, each op is one
 LOSSES = {
     "language model": (pretrain.make_loss(LM, "sft"), tiny.params, tiny.token_batch),
-    "reward model": (reward_model.make_loss(ScalarModel(LM)), tiny.scalar_params, tiny.ranking_batch),
+    "reward model": (
+        reward_model.make_loss(ScalarModel(LM)),
+        tiny.scalar_params,
+        tiny.ranking_batch,
+    ),
 }
 
 
@@ -36,7 +40,12 @@ def test_loss_is_the_mean_over_counted_tokens():
     loss, metrics = LOSSES["language model"][0](params, batch, jax.random.key(0))
     logits = LM.hidden(params, batch.tokens, batch.segments) @ LM.unembedding(params).T
     logp = np.asarray(jax.nn.log_softmax(logits))
-    counted = [-logp[b, t - 1, batch.tokens[b, t]] for b in range(8) for t in range(1, 12) if batch.segments[b, t]]
+    counted = [
+        -logp[b, t - 1, batch.tokens[b, t]]
+        for b in range(8)
+        for t in range(1, 12)
+        if batch.segments[b, t]
+    ]
     np.testing.assert_allclose(loss, np.mean(counted), rtol=1e-5)
     assert set(metrics) == {"sft/nll", "sft/entropy"}
 
@@ -45,20 +54,30 @@ def test_packed_rows_give_the_gradients_of_unpacked_ones():
     rows = tiny.tokens((4, 6))
     weight = np.tile((np.arange(6) > 0) / 20, (4, 1)).astype(np.float32)
     unpacked = tiny.TokenBatch(rows, np.ones_like(rows), weight)
-    packed = tiny.TokenBatch(rows.reshape(2, 12), np.tile(np.repeat([1, 2], 6), (2, 1)), weight.reshape(2, 12))
+    packed = tiny.TokenBatch(
+        rows.reshape(2, 12), np.tile(np.repeat([1, 2], 6), (2, 1)), weight.reshape(2, 12)
+    )
     loss_fn = LOSSES["language model"][0]
-    a, b = (compiled(loss_fn, tiny.params(), batch, jax.random.key(0), 1) for batch in (unpacked, packed))
+    a, b = (
+        compiled(loss_fn, tiny.params(), batch, jax.random.key(0), 1)
+        for batch in (unpacked, packed)
+    )
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
 def test_a_ranking_is_all_its_pairs():
-    """One K-wise batch element has the loss and the gradient of its pairs as elements of their own, each weighing 1 / pairs."""
+    """One K-wise batch element has the loss and the gradient of its pairs as elements of their own,
+    each weighing 1 / pairs.
+    """
     loss_fn, params = LOSSES["reward model"][0], tiny.scalar_params()
     whole = tiny.ranking_batch(rows=1, k=4)
     better = [(i, j) for i in range(4) for j in range(4) if whole.ranks[0, i] < whole.ranks[0, j]]
     pick = np.array(better)
     pairs = tiny.RankingBatch(
-        whole.tokens[0][pick], whole.mask[0][pick], np.tile([1, 2], (len(pick), 1)).astype(np.int32), np.full(len(pick), 1 / 6, np.float32)
+        whole.tokens[0][pick],
+        whole.mask[0][pick],
+        np.tile([1, 2], (len(pick), 1)).astype(np.int32),
+        np.full(len(pick), 1 / 6, np.float32),
     )
     a, b = (compiled(loss_fn, params, batch, jax.random.key(0), 1) for batch in (whole, pairs))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)

@@ -39,16 +39,31 @@ def rollout():
 
 def experience_of(rollout, policy=None, **change):
     config = dataclasses.replace(CONFIG.experience, **change)
-    run = jax.jit(make_experience(LM, SCALAR, SCALAR, config, temperature=CONFIG.sampler.temperature))
+    run = jax.jit(
+        make_experience(LM, SCALAR, SCALAR, config, temperature=CONFIG.sampler.temperature)
+    )
     params = {"policy": tiny.params() if policy is None else policy, "value": FROZEN["reward"]}
     return run(params, FROZEN, rollout, jnp.asarray(CONFIG.kl_coef))
 
 
 def start(config):
-    optimizers = optax.adam(config.optimizer.learning_rate, eps=1e-5), optax.adam(config.value_optimizer.learning_rate, eps=1e-5)
+    optimizers = (
+        optax.adam(config.optimizer.learning_rate, eps=1e-5),
+        optax.adam(config.value_optimizer.learning_rate, eps=1e-5),
+    )
     params = {"policy": tiny.params(), "value": FROZEN["reward"]}
-    opt_state = {"policy": optimizers[0].init(params["policy"]), "value": optimizers[1].init(params["value"])}
-    state = TrainState(jnp.zeros((), jnp.int32), params, opt_state, params["policy"], jax.random.key(0), jnp.asarray(config.kl_coef))
+    opt_state = {
+        "policy": optimizers[0].init(params["policy"]),
+        "value": optimizers[1].init(params["value"]),
+    }
+    state = TrainState(
+        jnp.zeros((), jnp.int32),
+        params,
+        opt_state,
+        params["policy"],
+        jax.random.key(0),
+        jnp.asarray(config.kl_coef),
+    )
     return state, jax.jit(ppo.make_update(LM, SCALAR, config, *optimizers))
 
 
@@ -76,7 +91,9 @@ def test_score_lands_on_the_last_token_and_value_stands_before_each(rollout):
         ones = np.ones_like(ids)
 
         def logp(params, ids=ids, ones=ones, first=prompt.size):
-            logits = (hidden(params, ids, ones) @ LM.unembedding(params).T)[0] / CONFIG.sampler.temperature
+            logits = (hidden(params, ids, ones) @ LM.unembedding(params).T)[
+                0
+            ] / CONFIG.sampler.temperature
             table = np.asarray(jax.nn.log_softmax(logits))
             return np.array([table[t - 1, ids[0, t]] for t in range(first, ids.shape[1])])
 
@@ -91,8 +108,12 @@ def test_score_lands_on_the_last_token_and_value_stands_before_each(rollout):
             carry = reward[t] + following - before[t] + 0.9 * carry
             advantage[t] = carry
         np.testing.assert_allclose(np.asarray(made.value[row])[:length], before, atol=1e-5)
-        np.testing.assert_allclose(np.asarray(made.target[row])[:length], advantage + before, atol=1e-4)
-        assert (np.asarray(made.value[row])[length:] == 0).all() and (np.asarray(made.target[row])[length:] == 0).all()
+        np.testing.assert_allclose(
+            np.asarray(made.target[row])[:length], advantage + before, atol=1e-4
+        )
+        assert (np.asarray(made.value[row])[length:] == 0).all() and (
+            np.asarray(made.target[row])[length:] == 0
+        ).all()
         rewards.append(reward.sum())
         advantages.append(advantage)
         weights.append(score)
@@ -104,29 +125,50 @@ def test_score_lands_on_the_last_token_and_value_stands_before_each(rollout):
 
 
 def test_experience_in_parts_is_the_same(rollout):
-    run = jax.jit(make_experience(LM, SCALAR, SCALAR, CONFIG.experience, temperature=CONFIG.sampler.temperature, parts=4))
-    found = run({"policy": tiny.params(seed=7), "value": FROZEN["reward"]}, FROZEN, rollout, jnp.asarray(CONFIG.kl_coef))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, experience_of(rollout, policy=tiny.params(seed=7)))
+    run = jax.jit(
+        make_experience(
+            LM, SCALAR, SCALAR, CONFIG.experience, temperature=CONFIG.sampler.temperature, parts=4
+        )
+    )
+    found = run(
+        {"policy": tiny.params(seed=7), "value": FROZEN["reward"]},
+        FROZEN,
+        rollout,
+        jnp.asarray(CONFIG.kl_coef),
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        found,
+        experience_of(rollout, policy=tiny.params(seed=7)),
+    )
 
 
 def test_nothing_beyond_eos_changes_any_loss(rollout):
     made, _ = experience_of(rollout)
     garbage = jnp.where(rollout.mask, made.rollout.tokens, 17)
     spoiled = made.replace(
-        rollout=made.rollout.replace(tokens=garbage, logp=jnp.where(rollout.mask, made.rollout.logp, 99.0)),
+        rollout=made.rollout.replace(
+            tokens=garbage, logp=jnp.where(rollout.mask, made.rollout.logp, 99.0)
+        ),
         value=jnp.where(rollout.mask, made.value, 99.0),
         advantage=jnp.where(rollout.mask, made.advantage, 99.0),
         target=jnp.where(rollout.mask, made.target, 99.0),
     )
     weight = rollout.mask / rollout.mask.sum()
-    for loss_fn, params in zip(ppo.make_losses(LM, SCALAR, CONFIG), (tiny.params(), FROZEN["reward"]), strict=True):
-        a, b = (compiled(loss_fn, params, (x, weight), jax.random.key(0), 1) for x in (made, spoiled))
+    for loss_fn, params in zip(
+        ppo.make_losses(LM, SCALAR, CONFIG), (tiny.params(), FROZEN["reward"]), strict=True
+    ):
+        a, b = (
+            compiled(loss_fn, params, (x, weight), jax.random.key(0), 1) for x in (made, spoiled)
+        )
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
 
 
 def test_first_pass_has_ratio_one_and_later_passes_clip(rollout):
     made, _ = experience_of(rollout)
-    still = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(RATE, learning_rate=0.0), epochs=1)
+    still = dataclasses.replace(
+        CONFIG, optimizer=dataclasses.replace(RATE, learning_rate=0.0), epochs=1
+    )
     state, update = start(still)
     _, metrics = update(state, made, None)
     np.testing.assert_allclose(metrics["policy/ratio"], 1.0, atol=1e-6)
@@ -145,8 +187,16 @@ def test_micro_batches_equal_one_batch(rollout):
         state, update = start(dataclasses.replace(config, micro_batches=parts))
         results.append(update(state, made, ptx_rows(config)))
     for other in results[1:]:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), results[0][0].params, other[0].params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), results[0][1], other[1])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+            results[0][0].params,
+            other[0].params,
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4),
+            results[0][1],
+            other[1],
+        )
 
 
 def test_ptx_adds_its_gradient_to_the_same_step(rollout):
@@ -156,25 +206,42 @@ def test_ptx_adds_its_gradient_to_the_same_step(rollout):
     sgd = optax.sgd(1.0)
     params = {"policy": tiny.params(), "value": FROZEN["reward"]}
     opt_state = {"policy": sgd.init(params["policy"]), "value": sgd.init(params["value"])}
-    state = TrainState(jnp.zeros((), jnp.int32), params, opt_state, params["policy"], jax.random.key(0), jnp.asarray(0.1))
-    after, metrics = jax.jit(ppo.make_update(LM, SCALAR, config, sgd, sgd))(state, made, ptx_rows(config))
+    state = TrainState(
+        jnp.zeros((), jnp.int32),
+        params,
+        opt_state,
+        params["policy"],
+        jax.random.key(0),
+        jnp.asarray(0.1),
+    )
+    after, metrics = jax.jit(ppo.make_update(LM, SCALAR, config, sgd, sgd))(
+        state, made, ptx_rows(config)
+    )
     weight = rollout.mask / rollout.mask.sum()
-    rl, _ = compiled(ppo.make_losses(LM, SCALAR, config)[0], tiny.params(), (made, weight), jax.random.key(0), 1)
+    rl, _ = compiled(
+        ppo.make_losses(LM, SCALAR, config)[0], tiny.params(), (made, weight), jax.random.key(0), 1
+    )
     rows = jax.tree.map(lambda x: x[0], ptx_rows(config))
     ptx, ptx_metrics = compiled(make_loss(LM, "ptx"), tiny.params(), rows, jax.random.key(0), 1)
     expected = jax.tree.map(lambda p, a, b: p - (a + 0.5 * b), tiny.params(), rl, ptx)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.params["policy"], expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.params["policy"], expected
+    )
     np.testing.assert_allclose(metrics["policy/grad_norm"], optax.tree.norm(rl), rtol=1e-4)
     np.testing.assert_allclose(metrics["ptx/grad_norm"], 0.5 * optax.tree.norm(ptx), rtol=1e-4)
     np.testing.assert_allclose(metrics["ptx/nll"], ptx_metrics["ptx/nll"], rtol=1e-4)
 
 
 def test_with_rate_zero_kl_gap_and_parameters_stay_flat_for_a_whole_run():
-    state, update = start(dataclasses.replace(CONFIG, optimizer=dataclasses.replace(RATE, learning_rate=0.0)))
+    state, update = start(
+        dataclasses.replace(CONFIG, optimizer=dataclasses.replace(RATE, learning_rate=0.0))
+    )
     sample = jax.jit(make_rollout(LM, CONFIG.sampler, eos=tiny.EOS, pad=tiny.PAD))
     seen = set()
     for _ in range(CONFIG.iterations):
-        drawn = sample(state.params["policy"], tiny.prompt_batch(), ppo.iteration_keys(state)["rollout"])
+        drawn = sample(
+            state.params["policy"], tiny.prompt_batch(), ppo.iteration_keys(state)["rollout"]
+        )
         seen.add(np.asarray(drawn.tokens).tobytes())
         made, metrics = experience_of(drawn, policy=state.params["policy"])
         assert metrics["ppo/kl"] == 0.0 and metrics["rollout/logp_gap"] < 1e-6
@@ -188,7 +255,9 @@ def test_ema_and_step_and_critic_warmup(rollout):
     state, update = start(dataclasses.replace(CONFIG, critic_warmup=1, ema_decay=0.9))
     first, _ = update(state, made, None)
     jax.tree.map(np.testing.assert_array_equal, first.params["policy"], state.params["policy"])
-    assert (first.params["value"]["head"]["kernel"] != state.params["value"]["head"]["kernel"]).any()
+    assert (
+        first.params["value"]["head"]["kernel"] != state.params["value"]["head"]["kernel"]
+    ).any()
     second, _ = update(first, made, None)
     assert second.step == 2
     expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, first.ema, second.params["policy"])
@@ -199,10 +268,14 @@ def test_ema_and_step_and_critic_warmup(rollout):
 def test_each_minibatch_row_is_used_once_per_epoch(rollout):
     """With rate 0 the metrics of one epoch are means over all rows, whatever the order."""
     made, _ = experience_of(rollout, policy=tiny.params(seed=7))
-    still = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(RATE, learning_rate=0.0), epochs=1, minibatch=8)
+    still = dataclasses.replace(
+        CONFIG, optimizer=dataclasses.replace(RATE, learning_rate=0.0), epochs=1, minibatch=8
+    )
     state, update = start(still)
     weight = rollout.mask / rollout.mask.sum()
-    loss, _ = ppo.make_losses(LM, SCALAR, still)[0](tiny.params(), (made, weight), jax.random.key(0))
+    loss, _ = ppo.make_losses(LM, SCALAR, still)[0](
+        tiny.params(), (made, weight), jax.random.key(0)
+    )
     _, metrics = update(state, made, None)
     np.testing.assert_allclose(metrics["policy/loss"], loss, rtol=1e-4, atol=1e-6)
 
@@ -214,7 +287,9 @@ def test_missing_eos_score_replaces_the_score_of_unfinished_rows(rollout):
     _, fined = experience_of(rollout, missing_eos_score=-50.0)
     tokens, segments = join(rollout)
     score = np.asarray(SCALAR.score(FROZEN["reward"], tokens, segments > 0))
-    np.testing.assert_allclose(fined["ppo/reward"] - plain["ppo/reward"], ((-50 - score) * ~ended).mean(), rtol=1e-4)
+    np.testing.assert_allclose(
+        fined["ppo/reward"] - plain["ppo/reward"], ((-50 - score) * ~ended).mean(), rtol=1e-4
+    )
 
 
 def test_adaptive_kl_moves_towards_the_target():

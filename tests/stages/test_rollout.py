@@ -35,7 +35,9 @@ def test_shapes_and_stops(drawn):
         length = stops[0] + 1 if len(stops) else 10
         assert mask[row].sum() == length and mask[row, :length].all()
         assert bool(drawn.ended[row]) == bool(len(stops))
-        assert (tokens[row, length:] == tiny.PAD).all() and (np.asarray(drawn.logp)[row, length:] == 0).all()
+        assert (tokens[row, length:] == tiny.PAD).all() and (
+            np.asarray(drawn.logp)[row, length:] == 0
+        ).all()
 
 
 def test_logp_is_the_learners_at_the_same_temperature(drawn):
@@ -66,14 +68,20 @@ def test_greedy_takes_the_most_likely_token():
         ids = list(prompts.tokens[row][prompts.mask[row]])
         for t in range(int(out.mask[row].sum())):
             tokens = jnp.asarray([ids])
-            best = int((hidden(params, tokens, jnp.ones_like(tokens))[0, -1] @ LM.unembedding(params).T).argmax())
+            best = int(
+                (
+                    hidden(params, tokens, jnp.ones_like(tokens))[0, -1] @ LM.unembedding(params).T
+                ).argmax()
+            )
             assert out.tokens[row, t] == best
             ids.append(best)
 
 
 def test_padding_of_the_prompts_changes_nothing():
     params, prompts = tiny.params(tiny.LLAMA), tiny.prompt_batch()
-    wider = PromptBatch(np.pad(prompts.tokens, ((0, 0), (4, 0))), np.pad(prompts.mask, ((0, 0), (4, 0))))
+    wider = PromptBatch(
+        np.pad(prompts.tokens, ((0, 0), (4, 0))), np.pad(prompts.mask, ((0, 0), (4, 0)))
+    )
     run = sampler()
     a, b = (run(params, p, jax.random.key(5)) for p in (prompts, wider))
     np.testing.assert_array_equal(a.tokens, b.tokens)
@@ -91,7 +99,9 @@ def test_early_exit_leaves_the_rest_blank():
     np.testing.assert_allclose(uniform.logp[uniform.mask], -np.log(32), atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_tokens": 0}])
+@pytest.mark.parametrize(
+    "change", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_tokens": 0}]
+)
 def test_bad_settings_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(CONFIG, **change)

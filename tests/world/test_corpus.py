@@ -6,7 +6,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from instruct_jax.world.corpus import MAX_DOCUMENT_TOKENS, documents
-from instruct_jax.world.demonstrations import CARELESS, FLAWS, MAX_WORDS, demonstrations, few_shot_prefix
+from instruct_jax.world.demonstrations import (
+    CARELESS,
+    FLAWS,
+    MAX_WORDS,
+    demonstrations,
+    few_shot_prefix,
+)
 from instruct_jax.world.instructions import SPLITS, prompts, split_of
 from instruct_jax.world.probes import KINDS, copy_probes
 from instruct_jax.world.tokenizer import save_tokenizer
@@ -29,9 +35,14 @@ def test_documents_fill_the_wanted_tokens():
 
 
 def test_threads_in_the_corpus_keep_out_of_the_other_splits():
-    texts = [text for text in documents(0, 200_000) if text.startswith("task :") and text.count("task :") == 1]
+    texts = [
+        text
+        for text in documents(0, 200_000)
+        if text.startswith("task :") and text.count("task :") == 1
+    ]
     asked = {text.split(" reply :")[0] + " reply :" for text in texts}
-    untouched = [prompt for prompt in asked if not set(prompt.split()) & set(RUDE)]  # a rude word is put in afterwards
+    # a rude word is put in afterwards
+    untouched = [prompt for prompt in asked if not set(prompt.split()) & set(RUDE)]
     assert len(untouched) > 100 and {split_of(prompt) for prompt in untouched} == {"corpus"}
 
 
@@ -53,12 +64,22 @@ def test_few_shot_prefix_shows_different_use_cases():
 def test_probe_answers_stand_in_the_context():
     probes = copy_probes(0, 90)
     assert collections.Counter(probe["kind"] for probe in probes) == dict.fromkeys(KINDS, 30)
-    assert all(word in probe["prompt"].split() for probe in probes for word in probe["answer"].split() if word not in ",.")
+    assert all(
+        word in probe["prompt"].split()
+        for probe in probes
+        for word in probe["answer"].split()
+        if word not in ",."
+    )
     assert probes == copy_probes(0, 90) != copy_probes(1, 90)
 
 
 def test_tokenizer_has_four_distinct_special_tokens_in_front(tokenizer):
-    ids = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    ids = (
+        tokenizer.pad_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.unk_token_id,
+    )
     assert ids == (0, 1, 2, 3)
     assert tuple(tokenizer.convert_ids_to_tokens(list(ids))) == ("<pad>", "<bos>", "<eos>", "<unk>")
     assert 120 < len(tokenizer) < 180
@@ -77,7 +98,10 @@ def test_tokenizer_round_trip_of_all_world_text(tokenizer):
 
 def test_special_tokens_in_text_are_read_as_themselves(tokenizer):
     assert tokenizer.encode("<bos> the fox <eos> zebra")[::2] == [1, tokenizer.encode("fox")[0], 3]
-    assert tokenizer.decode(tokenizer.encode("<bos> the fox <eos>"), skip_special_tokens=True) == "the fox"
+    assert (
+        tokenizer.decode(tokenizer.encode("<bos> the fox <eos>"), skip_special_tokens=True)
+        == "the fox"
+    )
 
 
 def test_tokenizer_is_a_function_of_the_seed(tokenizer, tmp_path):

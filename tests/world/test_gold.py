@@ -13,7 +13,12 @@ STORY = {"use_case": "generation", "name": "ann", "thing": "hat", "sentences": 1
 FACT = {"use_case": "open_qa", "answer": "the fox is red .", "subject": "fox", "relation": 0}
 NOBODY_KNOWS = {"use_case": "open_qa", "answer": "i do not know .", "subject": "ann", "relation": 0}
 READ = {"use_case": "closed_qa", "answer": "bob has the cup ."}
-LIST = {"use_case": "brainstorming", "items": ["dog", "cow", "hen", "goat"], "count": 3, "first": "cow"}
+LIST = {
+    "use_case": "brainstorming",
+    "items": ["dog", "cow", "hen", "goat"],
+    "count": 3,
+    "first": "cow",
+}
 PAST = {"use_case": "rewrite", "answer": "ann found the old hat in the park ."}
 LABEL = {"use_case": "classification", "answer": "it is good ."}
 NAMES = {"use_case": "extract", "names": ["ann", "bob", "kim"]}
@@ -23,9 +28,24 @@ TABLE = [  # task, reply, ended, gold
     (STORY, "ann found the hat in the park .", True, 1.0),
     (STORY, "ann found the hat in the park . ann was happy .", True, 0.9),  # one of two constraints
     (STORY, "ann found the hat . ann was happy .", True, 0.8),  # both constraints
-    (STORY | {"keyword": None}, "ann found the hat . ann was happy .", True, 0.8),  # the only constraint
-    (STORY | {"keyword": None, "sentences": None}, "ann found the hat . the fox is red .", True, 0.85),  # rambles
-    (STORY, "bob found the hat in the park .", True, 0.1 + 0.15 + 0.55 * 0.55 + 0.2 * 0.5),  # about someone else
+    (
+        STORY | {"keyword": None},
+        "ann found the hat . ann was happy .",
+        True,
+        0.8,
+    ),  # the only constraint
+    (
+        STORY | {"keyword": None, "sentences": None},
+        "ann found the hat . the fox is red .",
+        True,
+        0.85,
+    ),  # rambles
+    (
+        STORY,
+        "bob found the hat in the park .",
+        True,
+        0.1 + 0.15 + 0.55 * 0.55 + 0.2 * 0.5,
+    ),  # about someone else
     (STORY, "bob saw the cup .", True, 0.305),
     (STORY, "the fox is red .", True, 0.1),
     (FACT, "the fox is red .", True, 1.0),
@@ -72,7 +92,9 @@ def test_good_answers_score_one_on_3000_prompts():
     dice = Dice(0, "answers")
     for split in ("demonstrations", "ppo", "report"):
         for record in prompts(0, 1000, split):
-            assert gold_score(record["task"], good_answer(record["task"], dice), True) > 0.99, record
+            assert gold_score(record["task"], good_answer(record["task"], dice), True) > 0.99, (
+                record
+            )
 
 
 def test_scores_stay_in_bounds_and_flaws_lower_them():
@@ -86,8 +108,13 @@ def test_scores_stay_in_bounds_and_flaws_lower_them():
 
 def test_off_task_text_scores_about_a_tenth():
     dice = Dice(0, "answers")
-    answers = [(record["task"], *imperfect_answer(record["task"], dice, careless=1.0, lazy=0.0)) for record in prompts(0, 1000)]
-    scores = [gold_score(task, answer, True) for task, kind, answer in answers if kind == "off_task"]
+    answers = [
+        (record["task"], *imperfect_answer(record["task"], dice, careless=1.0, lazy=0.0))
+        for record in prompts(0, 1000)
+    ]
+    scores = [
+        gold_score(task, answer, True) for task, kind, answer in answers if kind == "off_task"
+    ]
     assert len(scores) > 200 and sum(scores) / len(scores) == pytest.approx(0.1, abs=0.02)
 
 

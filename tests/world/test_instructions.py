@@ -8,14 +8,28 @@ import pytest
 from instruct_jax.world import vocabulary as v
 from instruct_jax.world.demonstrations import good_answer
 from instruct_jax.world.dice import Dice
-from instruct_jax.world.instructions import MAX_ANSWER_TOKENS, MAX_PROMPT_TOKENS, SHARES, SPLITS, prompts, split_of
+from instruct_jax.world.instructions import (
+    MAX_ANSWER_TOKENS,
+    MAX_PROMPT_TOKENS,
+    SHARES,
+    SPLITS,
+    prompts,
+    split_of,
+)
 
 NAME, PAST, THING, PLACE, FEELING, ADJECTIVE = (
-    "(?:" + "|".join(words) + ")" for words in (v.NAMES, v.PAST.values(), v.THINGS, v.PLACES, v.FEELINGS, v.ADJECTIVES)
+    "(?:" + "|".join(words) + ")"
+    for words in (v.NAMES, v.PAST.values(), v.THINGS, v.PLACES, v.FEELINGS, v.ADJECTIVES)
 )
-FACT = f"the (?:{'|'.join(v.ANIMALS)}) (?:is|eats|lives in the) (?:{'|'.join((*v.COLORS, *v.FOODS, *v.HOMES))}) \\."
+FACT = (
+    f"the (?:{'|'.join(v.ANIMALS)}) (?:is|eats|lives in the)"
+    f" (?:{'|'.join((*v.COLORS, *v.FOODS, *v.HOMES))}) \\."
+)
 GRAMMAR = {  # what a good answer looks like, written without the code under test
-    "generation": f"{NAME} {PAST} the (?:{ADJECTIVE} )?{THING}(?: in the {PLACE})? \\.(?: {NAME} was {FEELING} \\.)?",
+    "generation": (
+        f"{NAME} {PAST} the (?:{ADJECTIVE} )?{THING}(?: in the {PLACE})? \\.(?: {NAME} was"
+        f" {FEELING} \\.)?"
+    ),
     "open_qa": f"{FACT}|i do not know \\.",
     "closed_qa": f"{NAME} has the {THING} \\.",
     "brainstorming": r"\w+(?: , \w+){1,3} \.",
@@ -44,7 +58,10 @@ def test_prompts_keep_format_and_limits(split):
 
 
 def test_splits_are_disjoint_for_all_seeds():
-    texts = {split: {record["prompt"] for seed in (0, 1) for record in prompts(seed, 300, split)} for split in SPLITS}
+    texts = {
+        split: {record["prompt"] for seed in (0, 1) for record in prompts(seed, 300, split)}
+        for split in SPLITS
+    }
     assert sum(len(group) for group in texts.values()) == len(set().union(*texts.values()))
     assert sum(SPLITS.values()) == pytest.approx(1)
 

@@ -1,0 +1,3 @@
+"""The wiring of the chain: settings, tasks, a workspace of compiled functions, and one runner per
+stage.
+"""

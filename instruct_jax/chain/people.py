@@ -1,0 +1,142 @@
+"""Rankings by people: samples go to the store of the labeling page, and the run waits until enough
+answers are in.
+"""
+
+import contextlib
+import math
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from instruct_jax.chain.settings import PeopleConfig
+from instruct_jax.chain.task import Rankings
+from instruct_jax.data.schemas import Record
+from instruct_jax.errors import ConfigError, RunError
+from instruct_jax.feedback import agreement, store
+from instruct_jax.feedback.tasks import Task, task
+from instruct_jax.runtime.hosts import is_multihost
+from instruct_jax.runtime.progress import StageProgress
+
+POLL = 2.0  # seconds between two looks at the store
+
+
+def by_people(cfg: PeopleConfig, samples: list[Record], held_out: list[Record]) -> Rankings:
+    """The answers to these samples, once enough are in.  Screened labelers make the training data,
+    and are measured on held-out prompts beside those labelers that are held out.  Stopped while it
+    waits, the same command waits on: answers are in the store.
+    """
+    if is_multihost():
+        raise ConfigError(
+            "compare.people waits for people, which many hosts should not do: run the stages up to"
+            " compare on one host"
+        )
+    asked = {"train": _tasks(samples), "held out": _tasks(held_out)}
+    rows = {of.id: (group, row) for group, part in asked.items() for of, row in part}
+    if not asked["train"]:
+        raise RunError(
+            f"of {len(samples)} samples none has two replies that differ, so there is nothing to"
+            " rank; train the policy further"
+        )
+    with contextlib.closing(store.create_store(cfg.store)) as connection:
+        store.add_tasks(connection, [of for part in asked.values() for of, _ in part])
+        with _page(cfg) as page:
+            _wait(
+                connection,
+                {group: {of.id for of, _ in part} for group, part in asked.items()},
+                cfg.enough,
+                page,
+            )
+        found = [a for a in store.answers(connection) if a.task_id in rows and a.ranks is not None]
+    labels = [(rows[a.task_id], a) for a in found]
+    return Rankings(
+        train=[
+            _labeled(row, a) for (group, row), a in labels if group == "train" and not a.held_out
+        ],
+        held_out_prompts=[
+            _labeled(row, a) for (group, row), a in labels if group == "held out" and not a.held_out
+        ],
+        held_out_labelers=[
+            _labeled(row, a) for (group, row), a in labels if group == "held out" and a.held_out
+        ],
+        agreement=share.mean if (share := agreement.by_group(found)["training"]).pairs else None,
+    )
+
+
+def _tasks(samples: list[Record]) -> list[tuple[Task, Record]]:
+    """The task of each sample with at least two replies that differ; people are not shown empty
+    ones, nor the same one twice.
+    """
+    found = []
+    for sample in samples:
+        texts = sample["completions"]
+        kept = [i for i, text in enumerate(texts) if text.strip() and texts.index(text) == i]
+        if len(kept) > 1:
+            parts = {
+                key: [sample[key][i] for i in kept] for key in ("completions", "ended", "models")
+            }
+            row = {key: value for key, value in sample.items() if key != "task"} | parts
+            found.append((task(row), row))
+    return found
+
+
+def _labeled(row: Record, answer: store.Answer) -> Record:
+    return {
+        **row,
+        "ranks": answer.ranks,
+        "likert": answer.likert,
+        "flags": answer.flags,
+        "labeler_id": answer.labeler,
+    }
+
+
+def _wait(
+    db: sqlite3.Connection, asked: dict[str, set[str]], enough: float, page: subprocess.Popen | None
+) -> None:
+    """Until training labelers have ranked `enough` of the tasks of each group."""
+    wanted = {group: math.ceil(enough * len(tasks)) for group, tasks in asked.items()}
+    with StageProgress("waiting for people", step=0, total=sum(wanted.values())) as progress:
+        while True:
+            ranked = {
+                a.task_id for a in store.answers(db) if a.ranks is not None and not a.held_out
+            }
+            done = sum(min(len(ranked & asked[group]), wanted[group]) for group in asked)
+            progress.update(done, {})
+            if done == sum(wanted.values()):
+                return
+            if page and page.poll():
+                raise RunError(
+                    f"the labeling page has ended with exit code {page.returncode}, see above; mend"
+                    " it and run again"
+                )
+            time.sleep(POLL)
+
+
+@contextlib.contextmanager
+def _page(cfg: PeopleConfig) -> Iterator[subprocess.Popen | None]:
+    """The labeling page, served by a process of its own for as long as the run waits."""
+    if not cfg.serve:
+        print(
+            f"waiting for rankings in {cfg.store}: serve it with instruct-jax label --store"
+            f" {cfg.store}",
+            flush=True,
+        )
+        yield None
+        return
+    command = [
+        sys.executable,
+        "-m",
+        "instruct_jax",
+        "label",
+        "--store",
+        cfg.store,
+        "--port",
+        str(cfg.port),
+    ]
+    with subprocess.Popen(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}) as page:
+        try:
+            yield page
+        finally:
+            page.terminate()

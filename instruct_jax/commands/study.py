@@ -1,0 +1,158 @@
+"""A study: matched runs (arms) that share a base config and differ in what each one names, over the
+same seeds.
+
+Every arm is an ordinary run folder, OUT/ARM/seed_N, made by an ordinary `instruct-jax run` in a
+process of its own.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from instruct_jax.chain.base_model import load_run
+from instruct_jax.chain.load import load_config
+from instruct_jax.chain.preflight import check_config
+from instruct_jax.chain.rounds import rounds_of
+from instruct_jax.errors import ConfigError, RunError, require
+from instruct_jax.runtime.signals import Interrupted
+
+Arm = dict[str, Any]
+PROGRAM = [sys.executable, "-m", "instruct_jax"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    out: str  # the folder of all its runs
+    base: str  # the config that every arm begins with; looked for beside the study's own file
+    arms: dict[
+        str, Arm
+        # NAME: {dotted key of the run's config: value}, in the order in which they run; `stages:
+        # [a,
+        # b]` runs only these
+    ]
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self):
+        require(
+            len(self.arms) >= 1 and len(self.seeds) >= 1,
+            "arms and seeds must each name at least one",
+        )
+        require(
+            len(set(self.seeds)) == len(self.seeds), f"seeds={list(self.seeds)} names one twice"
+        )
+        for name in self.arms:
+            require(name == Path(name).name, f"arms.{name} names a folder, so it may hold no /")
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmRun:
+    arm: str
+    seed: int
+    command: list[str]  # what stands behind `instruct-jax`
+    stages: tuple[str, ...]
+    folder: Path  # of its last round
+
+    @property
+    def done(self) -> bool:
+        last = [stage for stage in self.stages if stage != "report"][-1]
+        return (self.folder / last / "done.json").exists() and (
+            "report" not in self.stages or (self.folder / "summary.json").exists()
+        )
+
+
+def load_study(path: Path, overrides: list[str]) -> tuple[StudyConfig, list[ArmRun]]:
+    """The study and its runs, seed after seed; ConfigError names the arm whose config cannot be
+    built.
+    """
+    study = load_config(StudyConfig, path, overrides)
+    return study, [run for seed in study.seeds for run in _runs(study, path, seed)]
+
+
+def _runs(study: StudyConfig, path: Path, seed: int) -> Iterator[ArmRun]:
+    base = path.parent / study.base
+    for name, arm in study.arms.items():
+        folder = Path(study.out) / name / f"seed_{seed}"
+        values = {
+            key: _filled(value, study.out, seed) for key, value in arm.items() if key != "stages"
+        }
+        values |= {"out": str(folder), "seed": seed}
+        overrides = [
+            text
+            for key, value in values.items()
+            for text in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
+        ]
+        try:
+            config = load_run(base, overrides)
+            stages = tuple(arm.get("stages", config.stages))
+            require(
+                bool(set(stages) - {"report"}),
+                f"stages={list(stages)} must name one besides report",
+            )
+            check_config(config, stages)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{path}: arms.{name}: {str(error).removeprefix('command line: ')}"
+            ) from error
+        if "stages" in arm:
+            overrides = ["--stages", ",".join(stages), *overrides]
+        last = Path(rounds_of(config)[-1].out)
+        yield ArmRun(name, seed, ["run", "--config", str(base), *overrides], stages, last)
+
+
+def _filled(value: Any, out: str, seed: int) -> Any:
+    """`{out}` and `{seed}` in any text of a value stand for the study's folder and the seed of the
+    run.
+    """
+    if isinstance(value, dict):
+        return {key: _filled(part, out, seed) for key, part in value.items()}
+    return (
+        value.replace("{out}", out).replace("{seed}", str(seed))
+        if isinstance(value, str)
+        else value
+    )
+
+
+def run_study(study: StudyConfig, runs: list[ArmRun]) -> None:
+    """Runs what is not done.
+
+    The first run that fails ends the study; the same command goes on from there.
+    """
+    for number, run in enumerate(runs):
+        if run.done:
+            continue
+        print(f"[{number + 1}/{len(runs)}] instruct-jax {shlex.join(run.command)}", flush=True)
+        code = _wait(run.command, Path(study.out) / "compiled")
+        if code == 130 or (code == 0 and not run.done):
+            raise Interrupted("the study was stopped; the same command goes on with it", code)
+        if code:
+            raise RunError(
+                f"arms.{run.arm}, seed {run.seed}: exit code {code}, see above; mend it and run the"
+                " same command again"
+            )
+
+
+def _wait(command: list[str], compiled: Path) -> int:
+    """Exit code of the command.
+
+    Signals are the child's to answer: it saves and leaves (0 after SIGTERM), then so does the
+    study.
+    """
+    # most arms run the same programs
+    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled.absolute())}
+    with subprocess.Popen([*PROGRAM, *command], env=env) as child:
+        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        try:
+            while True:
+                try:
+                    return child.wait()
+                except KeyboardInterrupt:  # Ctrl-C reached the child as well
+                    continue
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,332 @@
+"""Public data sets, as published, to normal records.  They lie side by side in one folder ("root")
+of the user's choice:
+
+oasst_en100/en_100_tree.jsonl.gz                            Open Assistant trees: demonstrations,
+K-way rankings, prompts hh_rlhf_harmless_test/test.jsonl.gz                         Anthropic's
+helpful and harmless pairs: rankings, demonstrations, prompts self_instruct_seed/seed_tasks.jsonl.gz
+demonstrations self_instruct_seed/user_oriented_instructions.jsonl.gz      prompts, by user
+gutenberg/*.txt.gz, wikitext2/*.txt.gz                      texts
+
+A path of a config names an adapter by a prefix: "oasst:../data" is what ADAPTERS["oasst"] makes of
+the folder ../data.  The pairs may also be those of the hub: "hh:hub:Anthropic/hh-rlhf:train".
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from instruct_jax.data import schemas
+from instruct_jax.data.readers import HUB, OnBad, Records, check_id, read, read_texts
+from instruct_jax.data.schemas import Record
+from instruct_jax.errors import DataError, FieldError
+
+SCHEMAS = {
+    "texts": schemas.text,
+    "demonstrations": schemas.demonstration,
+    "rankings": schemas.ranking,
+    "prompts": schemas.prompt,
+}
+ROLES = {"prompter": "user", "assistant": "assistant"}
+TREES = "use the files named *_tree*.jsonl of Open Assistant"
+TURN = re.compile(r"\n\n(Human|Assistant):")  # begins a turn of an HH transcript
+TITLE = re.compile(r"^(?= = [^=\n]+ = $)", re.MULTILINE)  # of a wikitext article
+
+
+def oasst_demonstrations(root: str | Path) -> Records:
+    """The best reply to every prompter message that has one: rank 0, or the only reply."""
+    found = []
+    for node, prompt in _oasst(root):
+        replies = _ranked(node) or (node["replies"] if len(node["replies"]) == 1 else [])
+        if replies:
+            best = min(replies, key=lambda reply: reply.get("rank") or 0)
+            found.append(
+                {
+                    "prompt": prompt,
+                    "completion": best["text"],
+                    "id": best["message_id"],
+                    "source": "oasst",
+                }
+            )
+    return _records(schemas.demonstration, found, root)
+
+
+def oasst_rankings(root: str | Path) -> Records:
+    """Every prompter message with two or more ranked replies; ranks from 1."""
+    found = []
+    for node, prompt in _oasst(root):
+        replies = _ranked(node)
+        if len(replies) > 1:
+            texts, ranks = (
+                [reply["text"] for reply in replies],
+                [reply["rank"] + 1 for reply in replies],
+            )
+            found.append(
+                {
+                    "prompt": prompt,
+                    "completions": texts,
+                    "ranks": ranks,
+                    "id": node["message_id"],
+                    "source": "oasst",
+                }
+            )
+    return _records(schemas.ranking, found, root)
+
+
+def oasst_prompts(root: str | Path) -> Records:
+    """Every prompter message, with the conversation before it."""
+    found = [
+        {"prompt": prompt, "id": node["message_id"], "source": "oasst"}
+        for node, prompt in _oasst(root)
+    ]
+    return _records(schemas.prompt, found, root)
+
+
+def hh_rankings(root: str | Path) -> Records:
+    """Pairs, K = 2; the transcript before them as messages.
+
+    The few with an empty reply are dropped, see `dropped`.
+    """
+
+    def schema(raw: Record) -> Record:
+        pair = schemas.ranking({key: raw.get(key) for key in ("chosen", "rejected")})
+        return schemas.ranking({**pair, "prompt": _turns(pair["prompt"]), "source": "hh"})
+
+    return _hh(root, schema)
+
+
+def hh_demonstrations(root: str | Path) -> Records:
+    """The chosen transcripts, each with its last reply as the completion."""
+    return _hh(
+        root,
+        lambda raw: schemas.demonstration({"messages": _turns(raw.get("chosen")), "source": "hh"}),
+    )
+
+
+def hh_prompts(root: str | Path) -> Records:
+    """The chosen transcripts up to their last reply."""
+    return _hh(
+        root, lambda raw: schemas.prompt({"messages": _turns(raw.get("chosen")), "source": "hh"})
+    )
+
+
+def _hh(root: str | Path, schema: schemas.Schema) -> Records:
+    place = (
+        root if str(root).startswith(HUB) else _file(root, "hh_rlhf_harmless_test", "test.jsonl*")
+    )
+    return read(schema, place, on_bad_record="skip")
+
+
+def seed_demonstrations(root: str | Path) -> Records:
+    """The seed tasks of self-instruct."""
+
+    def schema(raw: Record) -> Record:
+        instance = _instance(raw)
+        fields = {
+            "instruction": raw.get("instruction"),
+            "input": instance.get("input"),
+            "output": instance.get("output"),
+        }
+        return schemas.demonstration({**fields, "id": raw.get("id"), "source": "self_instruct"})
+
+    return read(schema, _file(root, "self_instruct_seed", "seed_tasks.jsonl*"))
+
+
+def user_prompts(root: str | Path) -> Records:
+    """The user-oriented instructions of self-instruct; user_id is the application that they were
+    written for.
+    """
+
+    def schema(raw: Record) -> Record:
+        prompt = schemas.instruction(
+            {"instruction": raw.get("instruction"), "input": _instance(raw).get("input")}
+        )
+        return {
+            "prompt": prompt,
+            "id": raw.get("id"),
+            "user_id": raw.get("motivation_app"),
+            "source": "self_instruct_user",
+        }
+
+    return read(schema, _file(root, "self_instruct_seed", "user_oriented_instructions.jsonl*"))
+
+
+def novels(root: str | Path) -> Records:
+    """One document a novel."""
+    files = sorted(_folder(root, "gutenberg").glob("*.txt*"))
+    files = [path for path in files if not path.name.startswith("SOURCE")]
+    if not files:
+        raise DataError(
+            f"{Path(root) / 'gutenberg'}: no *.txt or *.txt.gz in it; download the data set there"
+        )
+    found = Records(
+        [
+            {**record, "id": path.name.split(".")[0], "source": "gutenberg"}
+            for path in files
+            for record in read_texts(path)
+        ]
+    )
+    found.places = [str(path) for path in files]
+    return found
+
+
+def wikitext(root: str | Path, part: str = "valid") -> Records:
+    """One document an article; `part` is valid or test."""
+    path = _file(root, "wikitext2", f"{part}.txt*")
+    [whole] = read_texts(path)
+    articles = [article.strip() for article in TITLE.split(whole["text"]) if article.strip()]
+    found = Records([{"text": article, "source": f"wikitext2/{part}"} for article in articles])
+    found.places = [f"{path}: article {i}" for i in range(1, len(articles) + 1)]
+    return found
+
+
+ADAPTERS: dict[
+    str, dict[str, Callable[[str], Records]]
+] = {  # prefix -> kind of records -> function of the folder
+    "oasst": {
+        "demonstrations": oasst_demonstrations,
+        "rankings": oasst_rankings,
+        "prompts": oasst_prompts,
+    },
+    "hh": {"demonstrations": hh_demonstrations, "rankings": hh_rankings, "prompts": hh_prompts},
+    "self_instruct": {"demonstrations": seed_demonstrations, "prompts": user_prompts},
+    "novels": {"texts": novels},
+    "wikitext": {"texts": wikitext},
+}
+
+
+def load(kind: str, path: str, on_bad_record: OnBad = "error") -> Records:
+    """The records of one path of a config; `kind` is a key of SCHEMAS.
+
+    An adapter knows which records of its data set are bad.
+    """
+    name, folder = split_path(path)
+    if name is None:
+        return read(SCHEMAS[kind], path, on_bad_record=on_bad_record)
+    if kind not in ADAPTERS[name]:
+        raise DataError(
+            f"{path}: {name} has no {kind}, only {', '.join(ADAPTERS[name])}; name it there, or"
+            " another data set here"
+        )
+    return ADAPTERS[name][kind](folder)
+
+
+def split_path(path: str) -> tuple[str | None, str]:
+    """(adapter, folder) of "adapter:folder"; (None, path) of any other path."""
+    name, colon, folder = path.partition(":")
+    if not colon or name == "hub" or Path(path).exists():
+        return None, path
+    if name not in ADAPTERS:
+        near = difflib.get_close_matches(name, ADAPTERS, n=1)
+        repair = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"use one of {', '.join(ADAPTERS)}, hub, or the path of a file"
+        )
+        raise DataError(f"{path}: {name} is no known data set; {repair}")
+    return name, folder
+
+
+def _records(schema: schemas.Schema, found: list[Record], root: str | Path) -> Records:
+    """Messages of trees in the schema's normal form."""
+    records, seen = Records(), {}
+    records.places = [f"{_folder(root, 'oasst_en100')}: message {record['id']}" for record in found]
+    for place, record in zip(records.places, found, strict=True):
+        try:
+            check_id(record, place, seen)
+            records.append(schema(record))
+        except FieldError as error:
+            raise DataError(f"{place}: {error}") from error
+    return records
+
+
+def _turns(transcript: Any) -> list[dict[str, str]]:
+    """Messages of "\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nAssistant:"; turns without text, as
+    the last one, are none.
+    """
+    if not isinstance(transcript, str):
+        raise FieldError(
+            "chosen", transcript, "is no transcript", "use the files of hh-rlhf as published"
+        )
+    speakers = {"Human": "user", "Assistant": "assistant"}
+    _, *parts = TURN.split(transcript)
+    return [
+        {"role": speakers[who], "content": said.strip()}
+        for who, said in zip(parts[::2], parts[1::2], strict=True)
+        if said.strip()
+    ]
+
+
+def _oasst(root: str | Path) -> Iterator[tuple[Record, list[dict[str, str]]]]:
+    """(prompter message, conversation up to and with it) of every tree."""
+
+    def walk(
+        node: Record, before: list[dict[str, str]]
+    ) -> Iterator[tuple[Record, list[dict[str, str]]]]:
+        conversation = [*before, {"role": ROLES[node["role"]], "content": node["text"]}]
+        if node["role"] == "prompter":
+            yield node, conversation
+        for reply in node["replies"]:
+            yield from walk(reply, conversation)
+
+    for tree in read(_tree, _file(root, "oasst_en100", "*tree*.jsonl*")):
+        yield from walk(tree["prompt"], [])
+
+
+def _tree(raw: Record) -> Record:
+    """A conversation tree; every node is checked."""
+    nodes = [raw.get("prompt")]
+    while nodes:
+        match nodes.pop():
+            case {
+                "role": "prompter" | "assistant",
+                "text": str(),
+                "replies": list(replies),
+                "message_id": str(),
+                **rest,
+            }:
+                if not isinstance(rest.get("rank"), int | None) or isinstance(
+                    rest.get("rank"), bool
+                ):
+                    raise FieldError("rank", rest["rank"], "is no rank", TREES)
+                nodes += replies
+            case node:
+                raise FieldError("prompt", node, "is no message of a conversation tree", TREES)
+    return raw
+
+
+def _ranked(node: Record) -> list[Record]:
+    return [reply for reply in node["replies"] if reply.get("rank") is not None]
+
+
+def _instance(raw: Record) -> Record:
+    match raw.get("instances"):
+        case [dict() as instance, *_]:
+            return instance
+        case value:
+            raise FieldError(
+                "instances",
+                value,
+                "holds no instance",
+                "use the files of self-instruct as published",
+            )
+
+
+def _folder(root: str | Path, name: str) -> Path:
+    folder = Path(root) / name
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder; download the data set there, or correct the root folder"
+            f" {str(root)!r}"
+        )
+    return folder
+
+
+def _file(root: str | Path, name: str, pattern: str) -> Path:
+    files = sorted(_folder(root, name).glob(pattern))
+    if not files:
+        raise DataError(
+            f"{Path(root) / name}: no file {pattern} in it; download the data set there"
+        )
+    return files[0]

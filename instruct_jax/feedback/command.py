@@ -1,0 +1,315 @@
+"""The verb `label`: serves the labeling page, and all that is done to its store from the command
+line.
+"""
+
+import argparse
+import importlib.util
+import ipaddress
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from instruct_jax.data import readers, schemas
+from instruct_jax.errors import ConfigError, require
+from instruct_jax.feedback import accounts, store, tasks
+from instruct_jax.feedback import progress as tally
+
+EXTRA = ("itsdangerous", "krippendorff", "markdown_it", "starlette", "uvicorn")
+# seconds; longer than a proxy keeps its idle connections, so that none is closed under a request
+KEEP_ALIVE = 75
+ACTIONS = ("serve", "invite", "close", "add", "export", "import", "agreement", "status")
+FORMS = ("records", "datasets", "label-studio", "argilla")
+
+
+def label(argv: Sequence[str]) -> None:
+    """Runs one action of the verb; without a name it is `serve`."""
+    named = bool(argv) and (argv[0] in (*ACTIONS, "-h", "--help") or not argv[0].startswith("-"))
+    args = _parser().parse_args(argv if named else ["serve", *argv])
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    require(
+        not missing,
+        f"the labeling page needs {', '.join(missing)}; pip install 'instruct-jax[label]'",
+    )
+    args.work(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="instruct-jax label",
+        description="The labeling page (docs/labeling.md).",
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(
+        required=True,
+        metavar="ACTION",
+        title="actions (each has its own --help; without one it is serve)",
+    )
+    texts = {
+        "serve": (_serve, "serves the page; --samples are added to the store first"),
+        "invite": (
+            _invite,
+            (
+                "makes an account, and prints the link with which its owner begins; again for one"
+                " who forgot the password"
+            ),
+        ),
+        "close": (_close, "ends an account; its answers stay"),
+        "add": (_add, "adds samples to a store; those that it has already are left as they are"),
+        "export": (
+            _export,
+            (
+                "writes rankings.jsonl, demonstrations.jsonl, comparisons.jsonl and what was"
+                " skipped, or another form"
+            ),
+        ),
+        "import": (
+            _import,
+            (
+                "writes what people said in Label Studio or Argilla as rankings.jsonl and"
+                " demonstrations.jsonl"
+            ),
+        ),
+        "agreement": (
+            _agreement,
+            (
+                "says how far labelers agree: with each other, with held-out labelers, with"
+                " researchers"
+            ),
+        ),
+        "status": (_status, "says how far the tasks and the labelers are"),
+    }
+    found = {}
+    for name, (work, text) in texts.items():
+        action = found[name] = actions.add_parser(
+            name, help=text, description=text, allow_abbrev=False
+        )
+        if name != "import":
+            action.add_argument(
+                "--store",
+                required=True,
+                type=Path,
+                metavar="FILE",
+                help="such as labels.db, one SQLite file",
+            )
+        action.set_defaults(work=work)
+    for name in ("serve", "add"):
+        action = found[name]
+        action.add_argument(
+            "--samples",
+            action="append",
+            metavar="FILE",
+            required=name == "add",
+            help="prompts, with completions or without",
+        )
+        action.add_argument(
+            "--task",
+            choices=("rank", "compare"),
+            default="rank",
+            help="what is done with completions (default rank)",
+        )
+        action.add_argument(
+            "--overlap",
+            type=float,
+            default=0.0,
+            metavar="SHARE",
+            help="of the new tasks, for several labelers (default 0)",
+        )
+        action.add_argument(
+            "--labelers", type=int, default=3, metavar="N", help="who get each of these (default 3)"
+        )
+        action.add_argument(
+            "--on_bad_record",
+            choices=("error", "skip"),
+            default="error",
+            help="skip: leave bad samples out, and list them",
+        )
+    serve = found["serve"]
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on (default 127.0.0.1, this machine only)",
+    )
+    serve.add_argument("--port", type=int, default=8000, help="(default 8000; 0 takes a free one)")
+    serve.add_argument(
+        "--url",
+        help=(
+            "where labelers find the page, such as https://label.example.org; invitations begin"
+            " with it"
+        ),
+    )
+    serve.add_argument(
+        "--lease",
+        type=float,
+        default=60.0,
+        metavar="MINUTES",
+        help="a task that is not answered goes to others (default 60)",
+    )
+    invite = found["invite"]
+    invite.add_argument(
+        "--group",
+        choices=("training", "held-out"),
+        default="training",
+        help="held-out labelers make no training data",
+    )
+    invite.add_argument(
+        "--admin", action="store_true", help="may see and do all that the admin's pages show"
+    )
+    for name in ("invite", "close"):
+        found[name].add_argument("name", metavar="NAME", help="with which the labeler logs in")
+    for name in ("export", "import"):
+        found[name].add_argument(
+            "--out", required=True, type=Path, metavar="FOLDER", help="a new folder"
+        )
+    forms = (
+        "records that the stages read (default), folders of Hugging Face datasets, or what Label"
+        " Studio or Argilla takes in"
+    )
+    found["export"].add_argument("--format", choices=FORMS, default="records", help=forms)
+    found["import"].add_argument(
+        "file", type=Path, metavar="FILE", help="the JSON that the other tool exports"
+    )
+    found["import"].add_argument("--format", choices=FORMS[2:], required=True, help="which tool")
+    return parser
+
+
+def _serve(args: argparse.Namespace) -> None:
+    require(args.lease > 0, f"--lease {args.lease} must be positive: minutes")
+    require(
+        args.url is None or args.url.startswith(("http://", "https://")),
+        f"--url {args.url} must begin with https:// or http://",
+    )
+    if args.samples:
+        _add(args)
+    import uvicorn
+
+    from instruct_jax.feedback.app import create_app
+
+    with closing(store.open_store(args.store)) as db, _listen(args.host, args.port) as listening:
+        host, port = listening.getsockname()[:2]
+        url = (args.url or f"http://{f'[{host}]' if ':' in host else host}:{port}").rstrip("/")
+        app = create_app(args.store, lease=60 * args.lease, https=url.startswith("https://"))
+        quiet = {
+            "log_level": "warning",
+            "access_log": False,
+            "server_header": False,
+            "lifespan": "off",
+        }
+        server = uvicorn.Server(uvicorn.Config(app, timeout_keep_alive=KEEP_ALIVE, **quiet))
+        store.set_setting(db, "url", url)
+        print(f"{url}  ({reach(host)})")
+        if not db.execute("SELECT 1 FROM labelers WHERE admin").fetchone():
+            print(f"no admin yet: instruct-jax label invite NAME --admin --store {args.store}")
+        print("Ctrl-C stops it; answers that were stored stay stored", flush=True)
+        server.run([listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    require(0 <= port < 65536, f"--port {port} must lie in [0, 65535]")
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another"
+        ) from error
+
+
+def reach(host: str) -> str:
+    """Who can reach a page that listens there."""
+    if ipaddress.ip_address(host).is_loopback:
+        return (
+            "this machine only; labelers elsewhere come by a reverse proxy with TLS, see"
+            " docs/labeling.md"
+        )
+    return (
+        f"listens on {host}: other machines reach it, and passwords travel unencrypted unless a"
+        " reverse proxy with TLS stands before it"
+    )
+
+
+def _add(args: argparse.Namespace) -> None:
+    require(
+        0 <= args.overlap <= 1, f"--overlap {args.overlap} must lie in [0, 1]: a share of the tasks"
+    )
+    require(
+        args.labelers >= 2,
+        f"--labelers {args.labelers} must be at least 2: those who get the same task",
+    )
+
+    def checked(raw: schemas.Record) -> schemas.Record:
+        tasks.task(raw, compare=args.task == "compare")
+        return raw
+
+    found = [
+        tasks.task(raw, compare=args.task == "compare")
+        for path in args.samples
+        for raw in readers.read(checked, path, on_bad_record=args.on_bad_record)
+    ]
+    with closing(store.create_store(args.store)) as db:
+        new = store.add_tasks(db, found, labelers=args.labelers, overlap=args.overlap)
+    print(
+        f"{args.store}: {new} new tasks of {len(found)} samples"
+        + ("; the others were there" if new < len(found) else "")
+    )
+
+
+def _invite(args: argparse.Namespace) -> None:
+    with closing(store.open_store(args.store)) as db:
+        token = accounts.invite(db, args.name, args.group, admin=args.admin, now=time.time())
+        print(f"{store.setting(db, 'url') or 'http://127.0.0.1:8000'}/join/{token}")
+    print(
+        f"for {args.name}: works once, within 14 days; send it by a way that only {args.name}"
+        " reads",
+        file=sys.stderr,
+    )
+
+
+def _close(args: argparse.Namespace) -> None:
+    with closing(store.open_store(args.store)) as db:
+        require(
+            accounts.exists(db, args.name),
+            f"NAME={args.name!r} has no account in {args.store}; `label status` lists them",
+        )
+        accounts.close(db, args.name)
+    print(f"{args.name} cannot log in any more")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from instruct_jax.feedback import files as exchange
+
+    with closing(store.open_store(args.store)) as db:
+        written = exchange.write(args.format, store.answers(db), store.tasks(db), args.out)
+    _print(args.out, written)
+
+
+def _import(args: argparse.Namespace) -> None:
+    from instruct_jax.feedback import files as exchange
+
+    _print(args.out, exchange.read(args.format, args.file, args.out))
+
+
+def _print(out: Path, written: dict[str, int]) -> None:
+    for name, count in written.items():
+        print(f"{out / name}: {count} records")
+
+
+def _agreement(args: argparse.Namespace) -> None:
+    from instruct_jax.feedback.files import agreement_text
+
+    with closing(store.open_store(args.store)) as db:
+        print(agreement_text(store.answers(db)))
+
+
+def _status(args: argparse.Namespace) -> None:
+    with closing(store.open_store(args.store)) as db:
+        for line in tally.progress(db):
+            print(
+                f"{line.kind}: {line.tasks} tasks, {line.finished} finished, {line.answers}"
+                f" answers, {line.skipped} skipped"
+            )
+        for row in tally.accounts(db):
+            print(f"{row.name}: {row.team}, {row.answers} answers, {row.skipped} skipped")

@@ -1,0 +1,1 @@
+"""Models of Hugging Face: families as data, weights, adapters of peft."""

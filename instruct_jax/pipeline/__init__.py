@@ -1,1 +1,0 @@
-"""The wiring of the chain: settings, tasks, a workspace of compiled functions, and one runner per stage."""

@@ -1,0 +1,161 @@
+"""How pictures look: one palette, thin lines, no background; drawn without pyplot, so nothing
+global is left behind.
+
+In SVG every stroke of INK becomes currentColor, so the page's text colour, light or dark, is the
+picture's.
+"""
+
+import dataclasses
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from instruct_jax.report.text import escape, plain
+
+INK = "#1c2128"
+# nats, of axes that show KL by its square root
+TICKS = (0, 0.2, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
+WIDTH, HEIGHT = 4.7, 3.1  # inches; fits a phone without shrinking the text much
+BLUE, ORANGE, GREEN, PURPLE = "#3f86e0", "#e5772e", "#21a179", "#a069d6"
+COLOURS = {
+    "base": "#8a94a3",
+    "base_prompted": "#b98a3e",
+    "sft": BLUE,
+    "sft_control": BLUE,
+    "best_of_n": PURPLE,
+    "ppo": ORANGE,
+    "ppo_ptx": GREEN,
+    "pretrain": "#8a94a3",
+    "reward": PURPLE,
+}
+MARKERS = {
+    "base": "v",
+    "base_prompted": "^",
+    "sft": "s",
+    "sft_control": "s",
+    "best_of_n": "P",
+    "ppo": "o",
+    "ppo_ptx": "D",
+}
+STYLE: dict[Any, Any] = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.unicode_minus": True,
+    "grid.color": INK,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.6,
+    "text.color": INK,
+    "text.parse_math": False,  # a "$" in somebody's text is a dollar
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.handlelength": 1.4,
+    "legend.columnspacing": 1.2,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "instruct_jax",  # the same numbers make the same file
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    name: str  # of its file
+    title: str
+    alt: str  # what it shows, in words and numbers
+    figure: Figure
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Inside, pictures are drawn and written in the project's style, whatever the user's
+    matplotlibrc says.
+    """
+    with warnings.catch_warnings(), mpl.rc_context():
+        # SVG leaves the choice of the font to the browser
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def new(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04)  # type: ignore[union-attr, call-arg]
+    return figure, figure.add_subplot()
+
+
+def fixed() -> tuple[Figure, Axes]:
+    """A small panel with margins that suit any metric: four times as fast as a layout that measures
+    its labels.
+    """
+    figure = Figure(figsize=(WIDTH, 2.5))
+    return figure, figure.add_axes((0.15, 0.19, 0.82, 0.7))
+
+
+def colour(model: str) -> str:
+    return COLOURS.get(model, "#c2568f")
+
+
+def marker(model: str) -> str:
+    return MARKERS.get(model, "X")
+
+
+def label(text: object, most: int = 28) -> str:
+    """Somebody's text as a label: one short line."""
+    line = " ".join(plain(text).split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def legend_above(figure: Figure, axes: Axes, columns: int = 4) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.2)
+
+
+def svg(picture: Picture) -> str:
+    """An <svg> element to stand in a page: no header, its own ids, the alt text as its name."""
+    with io.StringIO() as out:
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        FigureCanvasSVG(picture.figure).print_svg(out, metadata=nothing)  # type: ignore[arg-type]
+        text = out.getvalue()
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.S)
+    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{picture.name}-", body)
+    body = body.replace(INK, "currentColor")
+    width, height = (round(72 * inches, 2) for inches in picture.figure.get_size_inches())
+    named = f'role="img" aria-label="{escape(picture.alt)}"'
+    return f'<svg viewBox="0 0 {width:g} {height:g}" {named}>{body.strip()}'
+
+
+def write_png(picture: Picture, path: Path, *, dpi: int = 160) -> None:
+    """On white: a README shows it on a page of any colour."""
+    FigureCanvasAgg(picture.figure)
+    picture.figure.savefig(
+        path,
+        dpi=dpi,
+        facecolor="white",
+        metadata={"Software": None, "Description": plain(picture.alt)},
+    )

@@ -1,0 +1,119 @@
+"""The chain killed with SIGKILL in every stage, and started again with the same command, ends
+bitwise where it would have without.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+DRIVER = Path(__file__).with_name("driver.py")
+MOMENTS = ("pretrain:6", "sft:3", "reward:3", "ppo:3")  # between two saves each
+TRAINED = ("pretrain", "sft", "reward", "ppo")
+
+
+def start(out: Path, moment: str = "") -> int:
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        "XLA_FLAGS": "",
+    }
+    done = subprocess.run(
+        [sys.executable, DRIVER, out, moment],
+        env=os.environ | cache,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    return done.returncode
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    whole, killed = (
+        tmp_path_factory.mktemp("whole") / "run",
+        tmp_path_factory.mktemp("killed") / "run",
+    )
+    assert start(whole) == 0
+    for moment in MOMENTS:
+        assert start(killed, moment) == -signal.SIGKILL, moment
+    assert start(killed) == 0
+    return whole, killed
+
+
+def last_state(folder: Path):
+    with ocp.CheckpointManager(
+        folder.absolute() / "checkpoints", item_handlers={"state": ocp.PyTreeCheckpointHandler()}
+    ) as manager:
+        return manager.restore(
+            manager.latest_step(), args=ocp.args.Composite(state=ocp.args.PyTreeRestore())
+        )["state"]
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+@pytest.mark.parametrize("stage", TRAINED)
+def test_state_is_bitwise_the_same(runs, stage):
+    whole, killed = (jax.tree.leaves(last_state(run / stage)) for run in runs)
+    assert len(whole) == len(killed) > 10
+    for a, b in zip(whole, killed, strict=True):
+        a, b = (
+            jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+            for x in (a, b)
+        )
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_metrics_lose_and_repeat_nothing(runs, stage):
+    whole, killed = ((run / stage / "metrics.jsonl").read_bytes() for run in runs)
+    assert whole == killed
+    steps = [json.loads(line)["step"] for line in whole.splitlines()]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 4
+
+
+def test_phases_of_a_killed_session_are_not_counted_twice(runs):
+    for run in runs:
+        rows = [
+            json.loads(line) for line in (run / "ppo" / "phases.jsonl").read_text().splitlines()
+        ]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        assert all(0 < row["tokens"] <= 32 * 20 for row in rows)
+        for row in rows:
+            seconds = sum(row[phase] for phase in ("reshard", "rollout", "experience", "update"))
+            assert row["tokens_per_second"] == pytest.approx(row["tokens"] / seconds, rel=1e-2)
+
+
+def test_samples_and_evaluation_are_the_same(runs):
+    for name in (
+        "compare/samples.jsonl",
+        "compare/train.jsonl",
+        "evaluate/completions.jsonl",
+        "evaluate/evaluation.json",
+    ):
+        whole, killed = ((run / name).read_bytes() for run in runs)
+        assert whole == killed and whole, name
+
+
+def test_a_finished_run_is_left_alone(runs):
+    whole, _ = runs
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    assert start(whole) == 0
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_nothing_recompiled(runs):
+    for stage in TRAINED:
+        sessions = [
+            json.loads(line)
+            for line in (runs[0] / stage / "sessions.jsonl").read_text().splitlines()
+        ]
+        assert [s["recompiles_after_warmup"] for s in sessions] == [0], stage

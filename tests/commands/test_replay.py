@@ -1,0 +1,119 @@
+"""A step that is not finite ends the run, is not applied, and comes out the same again from what
+the run kept of it.
+"""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from userfiles import OVERRIDES
+
+from instruct_jax.chain.load import load_config
+from instruct_jax.chain.settings import RunConfig
+from instruct_jax.chain.task import open_task
+from instruct_jax.chain.train import training_of
+from instruct_jax.chain.workspace import Workspace
+from instruct_jax.cli import main
+from instruct_jax.commands.replay import find, replay
+from instruct_jax.data import batches
+from instruct_jax.runtime.checkpoints import Checkpoints
+from instruct_jax.runtime.loop import freed
+
+BEFORE = {
+    "sft": ["pretrain"],
+    "ppo": ["pretrain", "ppo_start", "sft", "compare", "reward", "select"],
+}
+
+
+@pytest.fixture
+def stopped(request, finished, place, tmp_path, monkeypatch, capfd):
+    """(run folder, stage, what was said) of a run whose third batch of text rows weighs NaN."""
+    stage, good = request.param, batches.token_batches
+
+    def token_batches(*args, **options):
+        source = good(*args, **options)
+
+        def batch_at(step, rows=None):
+            batch = source.batch_at(step, rows)
+            return (
+                dataclasses.replace(batch, weight=batch.weight * np.float32("nan"))
+                if step == 2
+                else batch
+            )
+
+        return dataclasses.replace(source, batch_at=batch_at)
+
+    monkeypatch.chdir(place)
+    start = json.dumps({"folder": str(finished), "stages": BEFORE[stage]})
+    command = [
+        "run",
+        "--config",
+        "run.yaml",
+        *OVERRIDES,
+        "--out",
+        str(tmp_path / "run"),
+        "--start",
+        start,
+        "--ppo.save_every",
+        "1",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "token_batches", token_batches)
+        code = main([*command, "--ppo.iterations", "3", "--stages", stage])
+    assert code == 1
+    return tmp_path / "run", stage, capfd.readouterr().err
+
+
+def restored(run, stage, folder):
+    config = load_config(RunConfig, run / "config.yaml")
+    training = training_of(Workspace(config, run, open_task(config, run)), stage)
+    with Checkpoints(folder, fingerprints=training.fingerprints) as checkpoints:
+        return checkpoints.restore(freed(training.state))
+
+
+@pytest.mark.parametrize("stopped", ["sft", "ppo"], indirect=True)
+def test_it_stops_and_comes_out_the_same_again(stopped, capfd):
+    run, stage, said = stopped
+    # an iteration has two updates
+    step, name = {"sft": (3, "sft/nll"), "ppo": (2, "ptx/nll")}[stage]
+    place = run / stage / f"nonfinite_step_{step}"
+    assert (
+        f"{stage} step {step}: " in said
+        and f"{name} is nan" in said
+        and f"instruct-jax replay {place}" in said
+    )
+    before = restored(run, stage, place / "state")
+    assert int(before.step) == step - 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(before.replace(key=None)))
+    if stage == "ppo":  # which was saved after each iteration
+        saved = restored(run, stage, run / stage / "checkpoints")
+        jax.tree.map(
+            np.testing.assert_array_equal, before.replace(key=None), saved.replace(key=None)
+        )
+
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["replay", str(run)]) == 1
+    shown = capfd.readouterr().out
+    assert f"{name} nan" in shown and "not finite again: " in shown
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+
+    with np.load(place / "batch.npz") as arrays:
+        mended = {key: np.nan_to_num(arrays[key], nan=0.01) for key in arrays}
+    np.savez(place / "batch.npz", **mended)
+    assert main(["replay", str(place)]) == 0
+    assert "all metrics are finite now" in capfd.readouterr().out
+    assert all(math.isfinite(value) for value in replay(place)[1].values())
+
+
+def test_what_is_no_step_is_refused(tmp_path, capsys):
+    assert main(["replay", str(tmp_path)]) == 2
+    assert "here is none; name one STAGE/nonfinite_step_N" in capsys.readouterr().err
+    for stage in ("sft", "ppo"):
+        (tmp_path / stage / "nonfinite_step_3").mkdir(parents=True)
+        (tmp_path / stage / "nonfinite_step_3" / "batch.npz").touch()
+    assert main(["replay", str(tmp_path)]) == 2
+    assert "ppo/nonfinite_step_3, " in capsys.readouterr().err
+    assert find(tmp_path / "sft" / "nonfinite_step_3").parent.name == "sft"

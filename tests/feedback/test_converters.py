@@ -1,0 +1,156 @@
+"""What goes to Label Studio and Argilla comes back as it was; what these tools write by themselves
+is read.
+"""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+from test_agreement import answer
+
+from instruct_jax.errors import DataError
+from instruct_jax.feedback import converters as exchange
+from instruct_jax.feedback.tasks import FLAGS, task
+
+TURNS = [
+    {"role": "user", "content": "Name a color."},
+    {"role": "assistant", "content": "Red."},
+    {"role": "user", "content": "Another."},
+]
+RANK = task(
+    {
+        "prompt": TURNS,
+        "completions": ["Blue.", "Red.", "Green."],
+        "models": ["a", "b", "a"],
+        "ended": [True, True, False],
+    }
+)
+TELL = task({"prompt": "Say hello.", "source": "us"})
+TASKS = {of.id: of for of in (RANK, TELL)}
+
+
+def answers():
+    """A ranking with a tie by two people, a skip, a demonstration."""
+    flags = [
+        {name: name == "opinion" for name in FLAGS},
+        dict.fromkeys(FLAGS, False),
+        dict.fromkeys(FLAGS, False),
+    ]
+    first = answer(RANK.id, "ann", [1, 2, 1], likert=[7, 3, 7], flags=flags)
+    second = answer(RANK.id, "bob@example.org", [2, 1, 3], likert=[1, 2, 3])
+    skip, told = answer(RANK.id, "cid", None, skipped="unclear"), answer(TELL.id, "ann", None)
+    return [
+        first,
+        second,
+        skip,
+        told.__class__(**{**vars(told), "kind": "demonstrate", "text": "Hello!"}),
+    ]
+
+
+@pytest.mark.parametrize("to, back", [
+    (exchange.to_label_studio, exchange.from_label_studio), (exchange.to_argilla, exchange.from_argilla),
+], ids=["label studio", "argilla"])  # fmt: skip
+def test_there_and_back(to, back):
+    rankings, demonstrations = back(json.loads(json.dumps(to(TASKS, answers()))))
+    assert [(r["labeler_id"], r["ranks"], r["likert"]) for r in rankings] == [
+        ("ann", [1, 2, 1], [7, 3, 7]),
+        ("bob@example.org", [2, 1, 3], [1, 2, 3]),
+    ]
+    for ranking in rankings:
+        assert (ranking["prompt"], ranking["completions"]) == (TURNS, RANK.completions)
+        assert (ranking["models"], ranking["ended"]) == (RANK.models, [True, True, False])
+    assert [name for name, value in rankings[0]["flags"][0].items() if value] == ["opinion"]
+    [told] = demonstrations
+    assert (told["prompt"], told["completion"], told["source"], told["labeler_id"]) == (
+        "Say hello.",
+        "Hello!",
+        "us",
+        "ann",
+    )
+
+
+def test_a_ranker_of_label_studio_without_buckets():
+    """The example of its documentation: one list of ids in their new order."""
+    items = [
+        {"id": "blog", "title": "ten tips"},
+        {"id": "mdn", "title": "arrows", "body": "a compact way"},
+        {"id": "wiki", "title": "physics"},
+    ]
+    ranker = {
+        "value": {"ranker": {"rank": ["mdn", "wiki", "blog"]}},
+        "from_name": "rank",
+        "to_name": "results",
+        "type": "ranker",
+    }
+    tasks = [
+        {
+            "id": 1,
+            "data": {"text": "arrow functions", "items": items},
+            "annotations": [{"result": [ranker], "completed_by": 10}],
+        }
+    ]
+    [ranking], _ = exchange.from_label_studio(tasks)
+    assert (ranking["prompt"], ranking["ranks"], ranking["labeler_id"]) == (
+        "arrow functions",
+        [3, 1, 2],
+        "10",
+    )
+    assert ranking["completions"] == ["ten tips", "a compact way", "physics"]
+    assert exchange.from_label_studio([{"data": {"text": "no answer yet", "items": items}}]) == (
+        [],
+        [],
+    )
+
+
+def test_a_ranking_of_argilla_by_itself():
+    """Values without ranks are in order; a hyphen for the field's underscore, as its documentation
+    writes them.
+    """
+    record = {"fields": {"instruction": "count", "reply_1": "one", "reply_2": "two"},
+              "responses": {"ranking": [{"value": ["reply-2", "reply-1"], "user_id": "7"}], "topic": [{"value": ["math"]}]}}  # fmt: skip
+    [ranking], _ = exchange.from_argilla([record])
+    assert (ranking["prompt"], ranking["completions"], ranking["ranks"]) == (
+        "count",
+        ["one", "two"],
+        [2, 1],
+    )
+
+
+def test_one_tie_has_nothing_to_learn():
+    for to, back in (
+        (exchange.to_label_studio, exchange.from_label_studio),
+        (exchange.to_argilla, exchange.from_argilla),
+    ):
+        assert back(to(TASKS, [answer(RANK.id, "ann", [1, 1, 1])])) == ([], [])
+
+
+BUCKET = {"type": "ranker", "value": {"ranker": {"good": ["1"], "bad": ["2"]}}}
+HALF = {"type": "ranker", "value": {"ranker": {"rank-1": ["1"], "_": ["2"]}}}
+ITEMS = {"prompt": "p", "items": [{"id": "1", "body": "x"}, {"id": "2", "body": "y"}]}
+BAD = {
+    "no task": (exchange.from_label_studio, ["hello"], "[0].data"),
+    "bucket": (exchange.from_label_studio, [{"data": ITEMS, "annotations": [{"result": [BUCKET]}]}], "name buckets rank-1"),
+    "unranked": (exchange.from_label_studio, [{"data": ITEMS, "annotations": [{"result": [HALF]}]}], "'2' is not ranked"),
+    "no prompt": (exchange.from_label_studio, [{"data": {"items": ITEMS["items"]}, "annotations": [{"result": [{"type": "ranker", "value": {
+        "ranker": {"rank-1": ["1"], "rank-2": ["2"]}}}]}]}], "[0]: prompt"),
+    "no fields": (exchange.from_argilla, [{"text": "x"}], "[0].fields"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("back, raw, says", BAD.values(), ids=BAD)
+def test_what_cannot_be_read_is_named(back, raw, says):
+    with pytest.raises(DataError) as error:
+        back(raw)
+    assert says in str(error.value)
+
+
+def test_the_configuration_is_xml_that_names_all_that_is_written():
+    tree = ElementTree.fromstring(exchange.label_studio_config(3))
+    named = {element.get("name") for element in tree.iter()}
+    written = {
+        one["from_name"]
+        for of in exchange.to_label_studio(TASKS, answers())
+        for a in of["annotations"]
+        for one in a["result"]
+    }
+    assert written <= named and {"likert-1", "flags-1", "ranks", "demonstration"} <= written

@@ -1,0 +1,87 @@
+"""Adapters that peft wrote, on models of every family that fuses or turns its weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="torch is only for tests: pip install torch")
+pytest.importorskip("peft", reason="peft is only for tests: pip install peft")
+import peft
+import torch
+import torch_models
+import transformers
+
+from instruct_jax import sharding
+from instruct_jax.config import MeshConfig
+from instruct_jax.huggingface.families import family_of, read_config
+from instruct_jax.huggingface.peft import Added
+from instruct_jax.huggingface.weights import WeightsError, read_params
+from instruct_jax.models.lm import LanguageModel
+
+LAYOUT = sharding.Layout(sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+TOKENS = np.random.default_rng(0).integers(0, torch_models.V, (2, 9))
+CASES = {
+    "gpt2": {"target_modules": ["c_attn", "c_fc", "mlp.c_proj"], "fan_in_fan_out": True},
+    "gpt_neox": {"target_modules": ["query_key_value", "dense"], "use_rslora": True},
+    "llama 3": {
+        "target_modules": "all-linear",
+        "alpha_pattern": {"q_proj": 9},
+        "rank_pattern": {"up_proj": 5},
+    },
+    "opt": {"target_modules": ["q_proj", "fc2"]},
+}
+
+
+def made(name, folder, **keys):
+    """(model with an adapter of peft, folder of the base, folder of the adapter)"""
+    model = torch_models.model_of(name)
+    torch_models.save(model, folder / "base")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=7, **CASES[name] | keys))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for part, weight in adapted.named_parameters():
+            if "lora_B" in part:
+                weight += 0.3 * torch.randn_like(weight)
+    adapted.save_pretrained(folder / "adapter")
+    return adapted.eval(), folder / "base", folder / "adapter"
+
+
+def ours(base, adapter):
+    hf = transformers.AutoConfig.from_pretrained(base)
+    lm, added = LanguageModel(read_config(hf)), Added(adapter)
+    boxed = jax.eval_shape(lm.init, jax.random.key(0))
+    params = read_params(base, family_of(hf), lm.config, boxed, LAYOUT, added=added)
+    added.check_used()
+    hidden = lm.hidden(params, jnp.array(TOKENS), jnp.ones(TOKENS.shape, jnp.int32))
+    return np.asarray(lm.logits(params, hidden.reshape(-1, hidden.shape[-1]))).reshape(
+        *TOKENS.shape, -1
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("name", CASES)
+def test_what_peft_wrote_is_read(name, tmp_path):
+    model, base, adapter = made(name, tmp_path)
+    expected = torch_models.logits(model, TOKENS, np.ones_like(TOKENS))
+    np.testing.assert_allclose(
+        ours(base, adapter), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_what_cannot_be_read_is_named(tmp_path):
+    _, base, adapter = made("llama 3", tmp_path, use_dora=True)
+    with pytest.raises(WeightsError, match="use_dora"):
+        ours(base, adapter)
+    (adapter / "adapter_config.json").write_text("{")
+    with pytest.raises(WeightsError, match="not an adapter of peft"):
+        ours(base, adapter)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_of_another_model_is_named(tmp_path):
+    _, _, adapter = made("llama 3", tmp_path)
+    _, base, _ = made("opt", tmp_path / "other")
+    with pytest.raises(WeightsError, match=r"model.layers.0.*belongs to no weight"):
+        ours(base, adapter)
