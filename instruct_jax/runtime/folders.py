@@ -1,5 +1,7 @@
-"""The run folder: it explains itself, is never overwritten, and the same command on it goes on
-where it stopped.
+"""The run folder, and the folders of its stages.
+
+It says what it was made from, results in it are never overwritten, and the same command on it
+resumes where it stopped.
 """
 
 import contextlib
@@ -124,7 +126,7 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config of another session or run."""
+    """The config.yaml of a run folder; RunError where it cannot be read."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -140,7 +142,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """done.json or inputs.json of a stage."""
+    """done.json or inputs.json of a stage; RunError where it is damaged."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -231,7 +233,7 @@ def file_hash(path: Path) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """An OSError of write() says which file it is about, as that of open() does."""
+    """Makes an OSError of write() say which file it is about, as that of open() does."""
     try:
         yield
     except OSError as error:
@@ -240,7 +242,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes all of the text or nothing: a reader, or the next run, never sees half a file.
+    """Writes all of the text or nothing, so that nobody ever reads half a file.
 
     Of several processes, the first one writes.
     """
@@ -255,14 +257,15 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """One line of JSON more, in one write."""
+    """Adds one line of JSON to a file."""
     with writing(path), path.open("ab", buffering=0) as file:
         write_row(file, row)
 
 
 def write_row(file: io.FileIO, row: Mapping[str, Any]) -> None:
-    """One line of JSON, without a buffer that would be written, and fail, a second time when the
-    file is closed.
+    """Writes one line of JSON into an unbuffered file.
+
+    A buffer would be written, and fail, a second time when the file is closed.
     """
     line = json.dumps(row, allow_nan=False).encode() + b"\n"
     while line:
@@ -274,23 +277,17 @@ def _now() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the code that runs, "-dirty" where it was edited since; None outside a
-    repository.
+    """The commit of the code that runs, with "-dirty" where it was edited since.
+
+    None outside a repository.
     """
-    describe = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    describe = "git describe --always --dirty --abbrev=40 --exclude=*".split()
+    here = Path(__file__).parent
     try:
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(describe, cwd=here, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return done.stdout.strip()
 
 
 def _versions() -> dict[str, str]:
