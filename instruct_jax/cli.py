@@ -18,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 NO_WRITING = (
     errno.ENOSPC,
@@ -35,6 +36,19 @@ CHAT = (
     " --files.eos_token, --mesh.tensor 2"
 )
 Verbs = argparse._SubParsersAction  # what add_subparsers returns
+
+
+class _ShowVersion(argparse.Action):
+    """--version: prints "instruct-jax 0.2.0 (jax 0.10.2, python 3.11.7)" and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import importlib.metadata
+        import platform
+
+        ours = importlib.metadata.version("instruct-jax")
+        jax = importlib.metadata.version("jax")
+        print(f"instruct-jax {ours} (jax {jax}, python {platform.python_version()})")
+        parser.exit()
 
 
 class Terminated(BaseException):
@@ -66,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="instruct-jax",
         description="InstructGPT in JAX: the whole of learning from human feedback.",
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version",
+        action=_ShowVersion,
+        nargs=0,
+        help="the versions of this project, jax and python",
     )
     verbs = parser.add_subparsers(
         required=True, metavar="VERB", title="verbs (each has its own --help)"
