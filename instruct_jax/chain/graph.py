@@ -84,9 +84,7 @@ def _no_place(config: RunConfig, name: str) -> str:
         return f"is a run; name one of its stages: {name}:STAGE"
     near = difflib.get_close_matches(name, config.stages, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(config.stages)}"
-    return (
-        f"is no stage of this run, no RUN:STAGE, and no model folder or OWNER/NAME; {hint}"
-    )
+    return f"is no stage of this run, no RUN:STAGE, and no model folder or OWNER/NAME; {hint}"
 
 
 def uses(config: RunConfig, name: str) -> dict[str, Place]:

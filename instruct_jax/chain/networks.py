@@ -53,9 +53,7 @@ class Models(NamedTuple):
     scalar: ScalarModel  # the same backbone with a scalar head
 
 
-def build_models(
-    spec: ModelSpec, mesh: MeshConfig, devices: Sequence[Any] | None = None
-) -> Models:
+def build_models(spec: ModelSpec, mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Models:
     """On the mesh of the config over these devices (all that are here)."""
     training, sampling = sharding.layouts(mesh, sharding.make_mesh(mesh, devices))
     frozen = (spec.lora, spec.frozen_layers)
@@ -181,9 +179,7 @@ class Network:
             params: Params, prompts: PromptBatch, tokens: jax.Array, mask: jax.Array
         ) -> jax.Array:
             blank = jax.numpy.zeros(tokens.shape, jax.numpy.float32)
-            rollout = Rollout(
-                prompts.tokens, prompts.mask, tokens, mask, blank, mask.any(axis=1)
-            )
+            rollout = Rollout(prompts.tokens, prompts.mask, tokens, mask, blank, mask.any(axis=1))
             logp, _ = response_logprobs(self.policy, params, rollout, 1.0)
             return (logp * mask).sum(axis=1)
 
@@ -283,9 +279,7 @@ def generate(
 
     Prompts are padded to text.max_prompt, to `width`, or to the longest of them.
     """
-    rollouts = list(
-        draw_rollouts(net, params, prompts, sampler, key, samples=samples, width=width)
-    )
+    rollouts = list(draw_rollouts(net, params, prompts, sampler, key, samples=samples, width=width))
     flat: list[Completion] = []
     for rollout in sharding.fetch(rollouts):
         lengths, logp = rollout.mask.sum(axis=1), rollout.logp.sum(axis=1)

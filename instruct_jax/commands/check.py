@@ -47,9 +47,7 @@ class Sizes(NamedTuple):
         return self.frozen + self.policy
 
 
-def check(
-    config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[str] = ()
-) -> str:
+def check(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[str] = ()) -> str:
     """The text; ConfigError, DataError or RunError where `run` could not begin.
 
     Models and files that are not here are only reported.

@@ -55,9 +55,7 @@ def tokenizer_of(config: RunConfig) -> PreTrainedTokenizerBase:
 Shown = tuple[str, Sequence[int], list[str]]  # title, ids, what becomes of each
 
 
-def _sequences(
-    config: RunConfig, tok: PreTrainedTokenizerBase, count: int
-) -> Iterator[Shown]:
+def _sequences(config: RunConfig, tok: PreTrainedTokenizerBase, count: int) -> Iterator[Shown]:
     """Of texts, demonstrations, rankings (every completion) and prompts."""
     records = {kind: found[:count] for kind, found in _records(config, count).items()}
     learned = {

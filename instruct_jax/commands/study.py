@@ -81,7 +81,7 @@ def _runs(study: StudyConfig, path: Path, seed: int) -> Iterator[ArmRun]:
         folder = Path(study.out) / name / f"seed_{seed}"
         values: Arm = {"out": str(folder), "seed": seed}
         for key, value in arm.items():
-            if key != "stages":
+            if not (key == "stages" and isinstance(value, list)):
                 values[key] = _filled(value, study.out, seed)
         overrides = []
         for key, value in values.items():
@@ -89,13 +89,14 @@ def _runs(study: StudyConfig, path: Path, seed: int) -> Iterator[ArmRun]:
             overrides += [f"--{key}", text]
         try:
             config = load_run(base, overrides)
-            stages = tuple(arm.get("stages", config.stages))
+            picked = arm.get("stages")
+            stages = tuple(picked if isinstance(picked, list) else config.stages)
             require(len(stages) > 0, "stages=[] must name at least one")
             check_config(config, stages)
         except ConfigError as error:
             reason = str(error).removeprefix("command line: ")
             raise ConfigError(f"{path}: arms.{name}: {reason}") from error
-        if "stages" in arm:
+        if isinstance(picked, list):
             overrides = ["--stages", ",".join(stages), *overrides]
         last = rounds_of(config)[-1]
         run = [n for n in stages if n in last.stages]
