@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from instruct_jax.chain.settings import BASE, RunConfig
+from instruct_jax.chain.settings import BASE, RunConfig, StageSettings
 from instruct_jax.errors import ConfigError, require
 
 DATA = "data"  # the rankings that the data brings
@@ -15,7 +15,7 @@ DEFAULT_BASE = "pretrain"  # the stage that `base` stands for where the config d
 
 # first part of a key that uses a model -> what that may be
 WANTS: Mapping[str, tuple[str, ...]] = {
-    "start": ("policy", "scalar"),
+    "start": ("policy",),
     "models": ("policy",),
     "baseline": ("policy",),
     "reward": ("scalar",),
@@ -58,7 +58,8 @@ def resolve(config: RunConfig, name: str, key: str) -> Place:
     run, _, stage = name.rpartition(":")
     if run and stage and not Path(name).is_dir():
         return Place(run, stage)
-    if is_folder or _is_hub_name(name):
+    is_run = Path(name, "config.yaml").is_file()  # runs/mine looks like OWNER/NAME
+    if is_folder or (_is_hub_name(name) and not is_run):
         return Place(None, None, name)
     raise ConfigError(f"{key}={name} {_no_place(config, name)}")
 
@@ -128,15 +129,23 @@ def descendants(config: RunConfig, names: Sequence[str]) -> list[str]:
     return [name for name in order(config) if name in found]
 
 
+def wanted_of(settings: StageSettings, key: str) -> tuple[str, ...]:
+    """What may stand in a key that names a stage; a reward model may start from one too."""
+    if key == "start" and settings.leaves == "scalar":
+        return ("policy", "scalar")
+    return WANTS[key.partition(".")[0]]
+
+
 def check_uses(config: RunConfig) -> None:
     """ConfigError where a stage uses a stage of this run for what it is not."""
-    for name in config.stages:
+    for name, settings in config.stages.items():
         for key, place in uses(config, name).items():
             if not place.own:
                 continue
             leaves = config.stages[str(place.stage)].leaves
-            wanted = WANTS[key.partition(".")[0]]
-            fitting = [n for n, stage in config.stages.items() if stage.leaves in wanted]
+            wanted = wanted_of(settings, key)
+            others = {n: stage for n, stage in config.stages.items() if n != name}
+            fitting = [n for n, stage in others.items() if stage.leaves in wanted]
             require(
                 leaves in wanted,
                 f"stages.{name}.{key}={place.stage} leaves {LEAVES_WORDS[leaves]}, and"
