@@ -12,7 +12,7 @@ def identifier(known: Sequence[str]) -> Identify:
     try:
         from py3langid import langid
     except ImportError as error:
-        repair = "pip install 'instruct-jax[language]', or set languages to null"
+        repair = "pip install '.[language]', or set languages to null"
         raise DataError(
             f"languages needs the extra language, and py3langid is not installed; {repair}"
         ) from error

@@ -67,7 +67,7 @@ def finder_with_presidio() -> Find:
     try:
         from presidio_analyzer import predefined_recognizers
     except ImportError as error:
-        repair = "pip install 'instruct-jax[pii]', or set pii.library to null"
+        repair = "pip install '.[pii]', or set pii.library to null"
         raise DataError(
             "pii.library=presidio needs the extra pii, and presidio-analyzer is not installed;"
             f" {repair}"

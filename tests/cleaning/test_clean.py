@@ -365,7 +365,7 @@ def test_bad_input(word, place, capsys):
 )
 def test_an_extra_that_is_missing_is_named(module, words, place, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, module, None)
-    userfiles.refused(main, [*CLEAN, *words], ("pip install 'instruct-jax[",), capsys)
+    userfiles.refused(main, [*CLEAN, *words], ("pip install '.[",), capsys)
 
 
 def test_the_numbers_of_a_table():

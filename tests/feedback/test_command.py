@@ -1,4 +1,4 @@
-"""The verb `label` from samples to records that the next stages take, and what it refuses."""
+"""The command `label`, from samples to records that the next stages take, and what it refuses."""
 
 import contextlib
 import importlib.util
@@ -171,7 +171,7 @@ def test_a_missing_library_names_the_extra(place, capsys, monkeypatch):
     userfiles.refused(
         main,
         ["label", "--store", "labels.db"],
-        ("needs itsdangerous", "pip install 'instruct-jax[label]'"),
+        ("needs itsdangerous", "pip install '.[label]'"),
         capsys,
     )
 

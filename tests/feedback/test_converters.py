@@ -6,10 +6,10 @@ import json
 from xml.etree import ElementTree
 
 import pytest
-from test_agreement import answer
+from feedback.test_agreement import answer
 
 from instruct_jax.errors import DataError
-from instruct_jax.feedback import converters as exchange
+from instruct_jax.feedback import converters
 from instruct_jax.feedback.tasks import FLAGS, task
 
 TURNS = [
@@ -48,7 +48,7 @@ def answers():
 
 
 @pytest.mark.parametrize("to, back", [
-    (exchange.to_label_studio, exchange.from_label_studio), (exchange.to_argilla, exchange.from_argilla),
+    (converters.to_label_studio, converters.from_label_studio), (converters.to_argilla, converters.from_argilla),
 ], ids=["label studio", "argilla"])  # fmt: skip
 def test_there_and_back(to, back):
     rankings, demonstrations = back(json.loads(json.dumps(to(TASKS, answers()))))
@@ -89,14 +89,14 @@ def test_a_ranker_of_label_studio_without_buckets():
             "annotations": [{"result": [ranker], "completed_by": 10}],
         }
     ]
-    [ranking], _ = exchange.from_label_studio(tasks)
+    [ranking], _ = converters.from_label_studio(tasks)
     assert (ranking["prompt"], ranking["ranks"], ranking["labeler_id"]) == (
         "arrow functions",
         [3, 1, 2],
         "10",
     )
     assert ranking["completions"] == ["ten tips", "a compact way", "physics"]
-    assert exchange.from_label_studio([{"data": {"text": "no answer yet", "items": items}}]) == (
+    assert converters.from_label_studio([{"data": {"text": "no answer yet", "items": items}}]) == (
         [],
         [],
     )
@@ -108,7 +108,7 @@ def test_a_ranking_of_argilla_by_itself():
     """
     record = {"fields": {"instruction": "count", "reply_1": "one", "reply_2": "two"},
               "responses": {"ranking": [{"value": ["reply-2", "reply-1"], "user_id": "7"}], "topic": [{"value": ["math"]}]}}  # fmt: skip
-    [ranking], _ = exchange.from_argilla([record])
+    [ranking], _ = converters.from_argilla([record])
     assert (ranking["prompt"], ranking["completions"], ranking["ranks"]) == (
         "count",
         ["one", "two"],
@@ -118,8 +118,8 @@ def test_a_ranking_of_argilla_by_itself():
 
 def test_one_tie_has_nothing_to_learn():
     for to, back in (
-        (exchange.to_label_studio, exchange.from_label_studio),
-        (exchange.to_argilla, exchange.from_argilla),
+        (converters.to_label_studio, converters.from_label_studio),
+        (converters.to_argilla, converters.from_argilla),
     ):
         assert back(to(TASKS, [answer(RANK.id, "ann", [1, 1, 1])])) == ([], [])
 
@@ -128,12 +128,12 @@ BUCKET = {"type": "ranker", "value": {"ranker": {"good": ["1"], "bad": ["2"]}}}
 HALF = {"type": "ranker", "value": {"ranker": {"rank-1": ["1"], "_": ["2"]}}}
 ITEMS = {"prompt": "p", "items": [{"id": "1", "body": "x"}, {"id": "2", "body": "y"}]}
 BAD = {
-    "no task": (exchange.from_label_studio, ["hello"], "[0].data"),
-    "bucket": (exchange.from_label_studio, [{"data": ITEMS, "annotations": [{"result": [BUCKET]}]}], "name buckets rank-1"),
-    "unranked": (exchange.from_label_studio, [{"data": ITEMS, "annotations": [{"result": [HALF]}]}], "'2' is not ranked"),
-    "no prompt": (exchange.from_label_studio, [{"data": {"items": ITEMS["items"]}, "annotations": [{"result": [{"type": "ranker", "value": {
+    "no task": (converters.from_label_studio, ["hello"], "[0].data"),
+    "bucket": (converters.from_label_studio, [{"data": ITEMS, "annotations": [{"result": [BUCKET]}]}], "name buckets rank-1"),
+    "unranked": (converters.from_label_studio, [{"data": ITEMS, "annotations": [{"result": [HALF]}]}], "'2' is not ranked"),
+    "no prompt": (converters.from_label_studio, [{"data": {"items": ITEMS["items"]}, "annotations": [{"result": [{"type": "ranker", "value": {
         "ranker": {"rank-1": ["1"], "rank-2": ["2"]}}}]}]}], "[0]: prompt"),
-    "no fields": (exchange.from_argilla, [{"text": "x"}], "[0].fields"),
+    "no fields": (converters.from_argilla, [{"text": "x"}], "[0].fields"),
 }  # fmt: skip
 
 
@@ -145,11 +145,11 @@ def test_what_cannot_be_read_is_named(back, raw, says):
 
 
 def test_the_configuration_is_xml_that_names_all_that_is_written():
-    tree = ElementTree.fromstring(exchange.label_studio_config(3))
+    tree = ElementTree.fromstring(converters.label_studio_config(3))
     named = {element.get("name") for element in tree.iter()}
     written = {
         one["from_name"]
-        for of in exchange.to_label_studio(TASKS, answers())
+        for of in converters.to_label_studio(TASKS, answers())
         for a in of["annotations"]
         for one in a["result"]
     }
