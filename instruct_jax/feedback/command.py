@@ -308,10 +308,10 @@ def _agreement(args: argparse.Namespace) -> None:
 
 def _status(args: argparse.Namespace) -> None:
     with closing(store.open_store(args.store)) as db:
-        for line in progress.progress(db):
+        for line in progress.by_kind(db):
             print(
                 f"{line.kind}: {line.tasks} tasks, {line.finished} finished, {line.answers}"
                 f" answers, {line.skipped} skipped"
             )
-        for row in progress.accounts(db):
+        for row in progress.by_labeler(db):
             print(f"{row.name}: {row.team}, {row.answers} answers, {row.skipped} skipped")

@@ -160,9 +160,15 @@ def test_every_answer_is_exported_once_and_the_readers_take_it(db, tmp_path):
     answer(db, "ann")
     found = export(store.answers(db), store.tasks(db))
     assert {name: len(records) for name, records in found.items()} == {
-        "rankings.jsonl": 4, "demonstrations.jsonl": 1, "comparisons.jsonl": 1, "held_out_rankings.jsonl": 1,
-        "held_out_demonstrations.jsonl": 0, "ties.jsonl": 1, "screening.jsonl": 2, "skipped.jsonl": 1,
-    }  # fmt: skip
+        "rankings.jsonl": 4,
+        "demonstrations.jsonl": 1,
+        "comparisons.jsonl": 1,
+        "held_out_rankings.jsonl": 1,
+        "held_out_demonstrations.jsonl": 0,
+        "ties.jsonl": 1,
+        "screening.jsonl": 2,
+        "skipped.jsonl": 1,
+    }
     for name, records in found.items():
         readers.write_jsonl(tmp_path / name, records)
     first = readers.read_rankings(tmp_path / "rankings.jsonl")[0]
