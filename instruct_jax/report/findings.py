@@ -30,12 +30,8 @@ class Finding:
     text: str
 
 
-def remarks(summary: Numbers, evaluation: Numbers) -> list[str]:
-    """One sentence for each shape that can be judged from the numbers: what held and what did not."""
-    return [finding.text for finding in findings(summary, evaluation)]
-
-
 def findings(summary: Numbers, evaluation: Numbers) -> list[Finding]:
+    """One for each shape that can be judged from the numbers."""
     wins = headline(summary, evaluation)
     scores = {**summary.get("reward_model", {}), **evaluation.get("reward_model", {})}
     nll = evaluation.get("pretrain_nll") or summary.get("pretrain_nll", {})

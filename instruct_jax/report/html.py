@@ -6,7 +6,7 @@ Every argument named `html` is markup already; all else is escaped here.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from instruct_jax.report.plots import style as canvas
+from instruct_jax.report.plots import style
 from instruct_jax.report.plots.style import Picture
 from instruct_jax.report.text import escape, number, plain
 
@@ -60,7 +60,7 @@ def figures(pictures: Iterable[Picture | None]) -> list[str]:
     none.
     """
     drawn = [
-        f"<figure><figcaption>{escape(p.title)}</figcaption>{canvas.svg(p)}</figure>"
+        f"<figure><figcaption>{escape(p.title)}</figcaption>{style.svg(p)}</figure>"
         for p in pictures
         if p
     ]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from instruct_jax.report import html as markup
+from instruct_jax.report import html
 from instruct_jax.report.run_data import Run
 from instruct_jax.report.text import number, percent
 
@@ -14,9 +14,9 @@ def rankings(run: Run) -> Iterator[str]:
     """
     output: dict[str, Any] = run.done.get("compare", {}).get("output", {})
     if not (lineage := output.get("lineage")):
-        yield markup.absent("the lineage of rankings")
+        yield html.absent("the lineage of rankings")
         return
-    yield markup.paragraph(
+    yield html.paragraph(
         "Each round ranks samples of the newest policies; the reward model learns from the rankings"
         " of all rounds, and PPO starts again. Ranked first: the share of a model's completions"
         " that no other completion of the same prompt was ranked above."
@@ -31,11 +31,11 @@ def rankings(run: Run) -> Iterator[str]:
         for row in lineage
     ]
     header = ("round", "model", "completions", "ranked first")
-    yield markup.table(header, rows, "What the reward model learned from", left=("model",))
+    yield html.table(header, rows, "What the reward model learned from", left=("model",))
     by_round: dict[str, float] = run.evaluation.get("reward_model", {}).get("accuracy_by_round", {})
     if by_round:
         rows = [(name, percent(accuracy, 1)) for name, accuracy in by_round.items()]
-        yield markup.table(
+        yield html.table(
             ("round", "pairs in the right order"),
             rows,
             "The reward model on held-out prompts of each round",
@@ -46,13 +46,13 @@ def labeler_groups(run: Run) -> Iterator[str]:
     """Cross-validation of the reward model (paper 4.1)."""
     output: dict[str, Any] = run.done.get("cross_validation", {}).get("output", {})
     if not output:
-        yield markup.absent("reward models across groups of labelers (--stages cross_validation)")
+        yield html.absent("reward models across groups of labelers (--stages cross_validation)")
         return
     means = {
         part: f"{percent(output[part]['mean'], 1)} ± {number(100 * output[part]['se'], 1)}"
         for part in ("within", "across")
     }
-    yield markup.paragraph(
+    yield html.paragraph(
         f"Reward models that each left out one group of labelers order {means['within']} of"
         f" held-out pairs of people they learned from, and {means['across']} of people they did not"
         " (mean and standard error over groups; the paper has 72.4 and 69.6)."
@@ -69,4 +69,4 @@ def labeler_groups(run: Run) -> Iterator[str]:
         for fold in output["folds"]
     ]
     header = ("left out", "other people", "pairs", "these people", "pairs ")
-    yield markup.table(header, rows, "One reward model for each group: pairs in the right order")
+    yield html.table(header, rows, "One reward model for each group: pairs in the right order")

@@ -4,8 +4,8 @@ import importlib.resources
 import string
 from pathlib import Path
 
-from instruct_jax.report import html as markup
-from instruct_jax.report.plots import style as canvas
+from instruct_jax.report import html
+from instruct_jax.report.plots import style
 from instruct_jax.report.run_data import read_run
 from instruct_jax.report.sections import SECTIONS, abstract
 from instruct_jax.report.text import escape
@@ -13,10 +13,10 @@ from instruct_jax.runtime.folders import write_atomic
 
 
 def build(folder: Path) -> Path:
-    """Writes folder/report.html from what the run folder holds, finished or not; returns its path."""
+    """Writes folder/report.html from what the run folder holds, finished or not."""
     run = read_run(folder)
-    with canvas.styled():
-        sections = [markup.section(anchor, title, part(run)) for anchor, title, part in SECTIONS]
+    with style.styled():
+        sections = [html.section(anchor, title, part(run)) for anchor, title, part in SECTIONS]
     page = string.Template(
         importlib.resources.files("instruct_jax.report")
         .joinpath("page.html")

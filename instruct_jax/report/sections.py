@@ -1,4 +1,4 @@
-"""The parts of the page, each from the numbers of a run; a part that a run lacks says so in a line."""
+"""The sections of the page, each from the numbers of a run."""
 
 import json
 import math
@@ -6,12 +6,9 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from instruct_jax.report import html as markup
-from instruct_jax.report import labelers as feedback
+from instruct_jax.report import html, labelers
 from instruct_jax.report.findings import findings, headline, rate
-from instruct_jax.report.plots import evaluation as comparisons
-from instruct_jax.report.plots import over_optimization as optimisation_pictures
-from instruct_jax.report.plots import training as curves
+from instruct_jax.report.plots import evaluation, over_optimization, training
 from instruct_jax.report.run_data import TRAINED, Run
 from instruct_jax.report.text import (
     duration,
@@ -32,7 +29,7 @@ Part = Iterator[str]
 def abstract(run: Run) -> str:
     """The run in one paragraph of plain words."""
     done = [name for name in TRAINED if name in run.done or name in run.metrics]
-    names = [curves.NAMES[stage] for stage in done]
+    names = [training.NAMES[stage] for stage in done]
     parts = [
         (
             f"This run went through {listed(names)}."
@@ -84,7 +81,7 @@ def abstract(run: Run) -> str:
 def remarks(run: Run) -> Part:
     found = findings(run.summary, run.evaluation)
     if not found:
-        yield markup.absent("numbers to compare with the paper's (the stage evaluate has not run)")
+        yield html.absent("numbers to compare with the paper's (the stage evaluate has not run)")
         return
     for kind, title, wanted in (("missed", "does not hold", False), ("held", "holds", True)):
         items = [f"<li>{escape(f.text)}</li>" for f in found if f.held is wanted]
@@ -120,11 +117,11 @@ def key_numbers(run: Run) -> Part:
             "KL to SFT, nats",
             "pretraining loss",
         )
-        yield markup.table(
+        yield html.table(
             header, rows, "Models, at the first temperature of the evaluation", left=header[1:2]
         )
     else:
-        yield markup.absent("scores of models (the stage evaluate has not run)")
+        yield html.absent("scores of models (the stage evaluate has not run)")
     reward = summary.get("reward_model", {})
     facts = {
         "reward model, held-out prompts": percent(reward.get("accuracy_heldout_prompts"), 1),
@@ -154,17 +151,17 @@ def key_numbers(run: Run) -> Part:
 
 
 def preference(run: Run) -> Part:
-    pictures = markup.figures([comparisons.win_rates(run), comparisons.use_cases(run)])
+    pictures = html.figures([evaluation.win_rates(run), evaluation.use_cases(run)])
     if not pictures:
-        yield markup.absent("win rates (the stage evaluate has not run)")
+        yield html.absent("win rates (the stage evaluate has not run)")
         return
-    yield markup.paragraph(
+    yield html.paragraph(
         "How often each model's reply scores higher than the SFT model's on the same prompt, a tie"
         " counting one half, with 95 % intervals. The control is the SFT model against other"
         " samples of itself: it should stand on the dashed line."
     )
     if run.evaluation.get("judge") == "reward model":
-        yield markup.paragraph(
+        yield html.paragraph(
             "This run has no gold judge, so the reward model judges: it favours what was trained"
             " on it.",
             "missed",
@@ -174,7 +171,7 @@ def preference(run: Run) -> Part:
         ours = ordered({model for wins in against.values() for model in wins})
         rows = [(model_name(m), *(rate(wins[m]) for wins in against.values())) for m in ours]
         header = ("our model", *(f"against {model_name(other)}" for other in against))
-        yield markup.table(
+        yield html.table(
             header,
             rows,
             "Wins against models of other runs, at the first temperature",
@@ -198,10 +195,10 @@ def preference(run: Run) -> Part:
         for case, of in cases.items()
     ]
     if rows:
-        yield markup.folded(
+        yield html.folded(
             "The numbers: win rates",
             [
-                markup.table(
+                html.table(
                     ("model", "wins", "prompts", "mean score"),
                     rows,
                     "Win rates and mean scores",
@@ -211,49 +208,49 @@ def preference(run: Run) -> Part:
         )
     if by_case:
         header = ("use case", "prompts", *map(model_name, models))
-        yield markup.folded(
-            "The numbers: use cases", [markup.table(header, by_case, "Mean score by use case")]
+        yield html.folded(
+            "The numbers: use cases", [html.table(header, by_case, "Mean score by use case")]
         )
 
 
 def optimisation(run: Run) -> Part:
     drawn = [
-        curves.frontier(run),
-        comparisons.best_of_n(run),
-        optimisation_pictures.over_optimisation(run),
+        training.frontier(run),
+        evaluation.best_of_n(run),
+        over_optimization.over_optimisation(run),
     ]
-    yield from markup.figures(drawn) or [markup.absent("PPO iterations and best-of-n")]
+    yield from html.figures(drawn) or [html.absent("PPO iterations and best-of-n")]
 
 
 def tax(run: Run) -> Part:
-    yield markup.paragraph(
+    yield html.paragraph(
         "What tuning costs on ordinary text. PPO-ptx mixes pretraining gradients into PPO to keep"
         " the cost down."
     )
-    yield from markup.figures([comparisons.alignment_tax(run)]) or [
-        markup.absent("loss on held-out pretraining text")
+    yield from html.figures([evaluation.alignment_tax(run)]) or [
+        html.absent("loss on held-out pretraining text")
     ]
 
 
 def reward_model(run: Run) -> Part:
     drawn = [
-        comparisons.accuracy(run),
-        comparisons.calibration(run),
-        comparisons.score_by_length(run),
+        evaluation.accuracy(run),
+        evaluation.calibration(run),
+        evaluation.score_by_length(run),
     ]
-    yield from markup.figures(drawn) or [markup.absent("measurements of the reward model")]
+    yield from html.figures(drawn) or [html.absent("measurements of the reward model")]
     if people := run.evaluation.get("reward_model", {}).get("per_labeler"):
         rows = [(str(name), percent(share, 1)) for name, share in people.items()]
-        yield markup.folded(
+        yield html.folded(
             "By labeler",
-            [markup.table(("labeler", "pairs in the right order"), rows, "Accuracy by labeler")],
+            [html.table(("labeler", "pairs in the right order"), rows, "Accuracy by labeler")],
         )
 
 
 def manners(run: Run) -> Part:
     found: dict[str, Any] = run.evaluation.get("style", {})
     if not found:
-        yield markup.absent("rude words, length and endings of the replies")
+        yield html.absent("rude words, length and endings of the replies")
         return
     rows = [
         (
@@ -265,23 +262,23 @@ def manners(run: Run) -> Part:
         )
         for m, s in ((m, found[m]) for m in ordered(found))
     ]
-    yield from markup.figures(comparisons.style(run))
+    yield from html.figures(evaluation.reply_style(run))
     header = ("model", "with a rude word", "empty phrases", "tokens", "ended")
-    yield markup.folded("The numbers", [markup.table(header, rows, "Manners of the replies")])
+    yield html.folded("The numbers", [html.table(header, rows, "Manners of the replies")])
 
 
 def samples(run: Run) -> Part:
     found: list[dict[str, Any]] = run.evaluation.get("samples", [])
     if not found:
-        yield markup.absent("sample completions")
+        yield html.absent("sample completions")
         return
-    yield markup.paragraph(
+    yield html.paragraph(
         "The first prompts of each use case, chosen by position and not by how well any model did."
     )
     cards = [_card(sample) for sample in found]
     yield from cards[:SAMPLES_OPEN]
     if rest := cards[SAMPLES_OPEN:]:
-        yield markup.folded(f"{len(rest)} more prompts", rest)
+        yield html.folded(f"{len(rest)} more prompts", rest)
 
 
 def _card(sample: dict[str, Any]) -> str:
@@ -295,34 +292,34 @@ def _card(sample: dict[str, Any]) -> str:
         ]
         cells.append(
             "<div"
-            f' class="reply"><h4>{escape(model_name(model))}</h4><p>{markup.quoted(replies[model]["text"])}</p><p'
+            f' class="reply"><h4>{escape(model_name(model))}</h4><p>{html.quoted(replies[model]["text"])}</p><p'
             f' class="score">{escape(" · ".join(scores))}</p></div>'
         )
     case = escape(str(sample.get("use_case", "all")).replace("_", " "))
-    prompt = markup.quoted(prompt_text(sample["prompt"]))
+    prompt = html.quoted(prompt_text(sample["prompt"]))
     return (
         f'<article><h3><span class="case">{case}</span> {prompt}</h3><div'
         f' class="replies">{"".join(cells)}</div></article>'
     )
 
 
-def training(run: Run) -> Part:
+def training_curves(run: Run) -> Part:
     if not run.metrics:
-        yield markup.absent("metrics of any training stage")
+        yield html.absent("metrics of any training stage")
         return
     if missing := [
-        curves.NAMES[stage]
+        training.NAMES[stage]
         for stage in TRAINED
         if stage not in run.metrics and stage != "ppo_start"
     ]:
-        yield markup.absent(f"training curves of {listed(missing)}")
-    yield from markup.figures(curves.training(run, curves.SUPERVISED + curves.MAIN))
-    if more := markup.figures(curves.training(run, curves.MORE)):
-        yield markup.folded("More curves of PPO", more)
+        yield html.absent(f"training curves of {listed(missing)}")
+    yield from html.figures(training.curves(run, training.SUPERVISED + training.MAIN))
+    if more := html.figures(training.curves(run, training.MORE)):
+        yield html.folded("More curves of PPO", more)
 
 
 def provenance(run: Run) -> Part:
-    yield from markup.figures([comparisons.seconds(run)]) or [markup.absent("finished stages")]
+    yield from html.figures([evaluation.seconds(run)]) or [html.absent("finished stages")]
     if run.done:
         rows = [
             (
@@ -334,22 +331,22 @@ def provenance(run: Run) -> Part:
             )
             for stage, d in run.done.items()
         ]
-        yield markup.table(
+        yield html.table(
             ("stage", "finished", "time", "speed", "made from"),
             rows,
             "Lineage: what each stage was made from",
             left=("finished", "made from"),
         )
         outputs = {stage: done.get("output") for stage, done in run.done.items()}
-        yield markup.folded(
+        yield html.folded(
             "Hashes and outputs of the stages",
-            [markup.verbatim(json.dumps({"inputs": _full(run), "output": outputs}, indent=1))],
+            [html.verbatim(json.dumps({"inputs": _full(run), "output": outputs}, indent=1))],
         )
     if run.phases:
         keys = ("rollout", "experience", "update", "tokens_per_second")
         medians = [
             (
-                curves.NAMES[stage],
+                training.NAMES[stage],
                 *(
                     statistics.median([row[key] for row in rows if key in row] or [math.nan])
                     for key in keys
@@ -358,7 +355,7 @@ def provenance(run: Run) -> Part:
             for stage, rows in run.phases.items()
         ]
         header = ("", "rollout, s", "experience, s", "update, s", "sampled tokens/s")
-        yield markup.table(header, medians, "Phases of a PPO iteration, medians")
+        yield html.table(header, medians, "Phases of a PPO iteration, medians")
     about = {
         key: run.about[key]
         for key in ("command", "started", "commit", "python")
@@ -370,13 +367,13 @@ def provenance(run: Run) -> Part:
             (name, " ".join(value) if isinstance(value, list) else str(value))
             for name, value in versions.items()
         ]
-        yield markup.table(("", "version"), rows, "Command, commit and versions", left=("version",))
+        yield html.table(("", "version"), rows, "Command, commit and versions", left=("version",))
     else:
-        yield markup.absent("run.json, which names the versions")
+        yield html.absent("run.json, which names the versions")
     yield (
-        markup.folded("config.yaml", [markup.verbatim(run.config)])
+        html.folded("config.yaml", [html.verbatim(run.config)])
         if run.config
-        else markup.absent("config.yaml")
+        else html.absent("config.yaml")
     )
 
 
@@ -408,10 +405,10 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Part]], ...] = (
     ("optimisation", "Reward, KL and best-of-n", optimisation),
     ("tax", "Alignment tax", tax),
     ("reward-model", "The reward model", reward_model),
-    ("rankings", "Rounds, and whose samples were ranked", feedback.rankings),
-    ("labelers", "Across groups of labelers", feedback.labeler_groups),
+    ("rankings", "Rounds, and whose samples were ranked", labelers.rankings),
+    ("labelers", "Across groups of labelers", labelers.labeler_groups),
     ("manners", "Manners", manners),
     ("samples", "Samples side by side", samples),
-    ("training", "Training curves", training),
+    ("training", "Training curves", training_curves),
     ("provenance", "Time, lineage, versions", provenance),
 )

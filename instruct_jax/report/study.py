@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from instruct_jax.report import html as markup
+from instruct_jax.report import html
 from instruct_jax.report.findings import headline
-from instruct_jax.report.plots import style as canvas
+from instruct_jax.report.plots import style
 from instruct_jax.report.plots.over_optimization import picture
 from instruct_jax.report.plots.style import Picture
 from instruct_jax.report.run_data import Run, read_run
@@ -55,10 +55,10 @@ def build_study(out: Path, runs: Sequence[Made]) -> Path:
         ),
         default="",
     )
-    with canvas.styled():
-        parts = [markup.section(anchor, title, part) for anchor, title, part in sections]
-        if drawn := over_optimisation_picture(arms):
-            canvas.write_png(drawn, out / f"{drawn.name}.png")
+    with style.styled():
+        parts = [html.section(anchor, title, part) for anchor, title, part in sections]
+        if drawn := over_optimization_picture(arms):
+            style.write_png(drawn, out / f"{drawn.name}.png")
     template = (
         importlib.resources.files("instruct_jax.report")
         .joinpath("page.html")
@@ -146,16 +146,16 @@ def mean_path(paths: Sequence[Sequence[Row]]) -> list[Row]:
 
 
 def over_optimisation(arms: Arms) -> Iterator[str]:
-    drawn = over_optimisation_picture(arms)
+    drawn = over_optimization_picture(arms)
     if drawn is None:
-        yield markup.absent("PPO runs with kept checkpoints (ppo.keep_every)")
+        yield html.absent("PPO runs with kept checkpoints (ppo.keep_every)")
         return
-    yield markup.paragraph(
+    yield html.paragraph(
         "Each line is one arm, from SFT on, through its kept checkpoints; means over seeds, bands"
         " of 95 %. The reward model is what PPO climbs, the judge is what it is for. Dotted: the"
         " best of n SFT samples by the same reward model."
     )
-    yield from markup.figures([drawn])
+    yield from html.figures([drawn])
     rows = [
         (
             f"{arm}, {model_name(stage)}",
@@ -170,12 +170,12 @@ def over_optimisation(arms: Arms) -> Iterator[str]:
         for row in mean_path(paths)
     ]
     header = ("arm", "iteration", "KL, nats", "reward", "score", "standard error")
-    yield markup.folded(
-        "The numbers", [markup.table(header, rows, "Means over seeds at the kept checkpoints")]
+    yield html.folded(
+        "The numbers", [html.table(header, rows, "Means over seeds at the kept checkpoints")]
     )
 
 
-def over_optimisation_picture(arms: Arms) -> Picture | None:
+def over_optimization_picture(arms: Arms) -> Picture | None:
     """The arms on one pair of panels, and best-of-n, all as means over seeds."""
     lines = {
         arm if len(by_stage) == 1 else f"{arm}, {model_name(stage)}": mean_path(paths)
@@ -206,7 +206,7 @@ def models(arms: Arms) -> Iterator[str]:
     for arm, of in found.items():
         seeds = sorted({seed for by_seed in of["models"].values() for seed in by_seed})
         if not seeds:
-            yield markup.absent(f"an evaluation of the arm {arm}")
+            yield html.absent(f"an evaluation of the arm {arm}")
             continue
         rows = [
             (
@@ -225,7 +225,7 @@ def models(arms: Arms) -> Iterator[str]:
             "KL to SFT, nats",
             "pretraining loss",
         )
-        yield markup.table(
+        yield html.table(
             header,
             rows,
             f"{arm}: wins against the SFT model of the same run, with 95 % intervals; means over"

@@ -3,16 +3,15 @@ import copy
 import pytest
 from synthetic import make_evaluation, make_summary, win
 
-from instruct_jax.report import remarks
 from instruct_jax.report.findings import findings
 
 GOOD = make_evaluation()
 
 
 def said(evaluation, summary=None) -> str:
-    return "\n".join(
-        remarks(make_summary(GOOD) if summary is None else summary, evaluation)
-    ).replace("\u00a0", " ")
+    summary = make_summary(GOOD) if summary is None else summary
+    texts = [finding.text for finding in findings(summary, evaluation)]
+    return "\n".join(texts).replace("\u00a0", " ")
 
 
 def test_a_good_run_shows_every_shape():
@@ -133,16 +132,8 @@ def test_warnings_come_only_when_there_is_reason():
 
 
 def test_nothing_is_said_about_what_was_not_measured():
-    assert remarks({}, {}) == []
-    summary = make_summary(GOOD)
-    assert any(
-        "PPO is preferred" in text
-        for text in remarks({"win_rate_vs_sft": summary["win_rate_vs_sft"]}, {})
-    )
-    assert (
-        remarks(
-            {"reward_model": {"accuracy_heldout_prompts": None, "labeler_agreement": None}},
-            {"style": {}, "best_of_n": []},
-        )
-        == []
-    )
+    assert findings({}, {}) == []
+    summary = {"win_rate_vs_sft": make_summary(GOOD)["win_rate_vs_sft"]}
+    assert "PPO is preferred" in said({}, summary)
+    summary = {"reward_model": {"accuracy_heldout_prompts": None, "labeler_agreement": None}}
+    assert findings(summary, {"style": {}, "best_of_n": []}) == []

@@ -6,8 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from synthetic import HOSTILE, MODELS, STAGES, make_run, win
 
-from instruct_jax.report import page as build
-from instruct_jax.report import write_pictures
+from instruct_jax.report import build
 from instruct_jax.report.text import model_name, plain
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -253,15 +252,3 @@ def test_building_is_quick_and_repeatable(run, text):
     started = time.process_time()
     assert build(run).read_text(encoding="utf-8") == text
     assert time.process_time() - started < 6
-
-
-def test_pictures_are_written_as_files_of_their_own(run, tmp_path):
-    paths = write_pictures(run, tmp_path / "pictures")
-    assert len(paths) == len(set(paths)) == 28
-    assert {path.name for path in paths} >= {
-        "win-rates.png",
-        "frontier.png",
-        "reward-accuracy.png",
-        "training-ppo-ppo-kl.png",
-    }
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

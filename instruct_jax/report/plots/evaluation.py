@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from instruct_jax.report.plots import style as canvas
+from instruct_jax.report.plots import style
 from instruct_jax.report.plots.style import Picture
 from instruct_jax.report.run_data import Run
 from instruct_jax.report.text import duration, listed, model_name, number, ordered, percent
 
-INK = canvas.INK
+INK = style.INK
 ACCURACIES = {
     "accuracy_train": "rankings it was trained on",
     "accuracy_heldout_prompts": "held-out prompts",
@@ -39,7 +39,7 @@ def win_rates(run: Run) -> Picture | None:
     if not groups:
         return None
     models = ordered({model for wins in groups.values() for model in wins})
-    figure, axes = canvas.new(height=3.7)
+    figure, axes = style.new(height=3.7)
     axes.axhline(0.5, color=INK, linewidth=1, linestyle="--")
     for place, model in enumerate(models):
         at = [
@@ -52,17 +52,17 @@ def win_rates(run: Run) -> Picture | None:
             [max(win["mean"] - win["ci95"][0], 0) for _, win in at],
             [max(win["ci95"][1] - win["mean"], 0) for _, win in at],
         ]
-        colour, hollow = canvas.colour(model), model == "sft_control"
+        colour, hollow = style.colour(model), model == "sft_control"
         face = "none" if hollow else colour
         look = {
             "color": colour,
-            "marker": canvas.marker(model),
+            "marker": style.marker(model),
             "markerfacecolor": face,
             "markersize": 6,
             "linestyle": "none",
         }
         axes.errorbar(x, y, yerr=spread, elinewidth=1.4, capsize=2.5, **look)
-        axes.plot([], [], label=canvas.label(model_name(model)), **look)
+        axes.plot([], [], label=style.label(model_name(model)), **look)
     for edge in range(1, len(groups)):
         axes.axvline(edge - 0.5, color=INK, alpha=0.15, linewidth=0.8)
     axes.set_xlim(-0.5, len(groups) - 0.5)
@@ -70,7 +70,7 @@ def win_rates(run: Run) -> Picture | None:
     axes.grid(visible=False, axis="x")
     axes.set_ylim(0, 1)
     axes.set_ylabel("preferred to the SFT model")
-    canvas.legend_above(figure, axes, 3)
+    style.legend_above(figure, axes, 3)
     said = [
         (f"at temperature {t} " if t else "")
         + ", ".join(f"{model_name(m)} {number(wins[m]['mean'])}" for m in models if m in wins)
@@ -92,7 +92,7 @@ def use_cases(run: Run) -> Picture | None:
     models = [
         m for m in ordered({m for scores in cases.values() for m in scores}) if m != "sft_control"
     ]
-    figure, axes = canvas.new(height=1.1 + 0.34 * len(names))
+    figure, axes = style.new(height=1.1 + 0.34 * len(names))
     for model in models:
         at = [
             (cases[name][model]["mean"], y) for y, name in enumerate(names) if model in cases[name]
@@ -100,16 +100,16 @@ def use_cases(run: Run) -> Picture | None:
         axes.plot(
             [x for x, _ in at],
             [y for _, y in at],
-            color=canvas.colour(model),
-            marker=canvas.marker(model),
+            color=style.colour(model),
+            marker=style.marker(model),
             markersize=6,
             alpha=0.85,
             linestyle="none",
-            label=canvas.label(model_name(model)),
+            label=style.label(model_name(model)),
         )
-    axes.set_yticks(range(len(names)), [canvas.label(name.replace("_", " "), 22) for name in names])
+    axes.set_yticks(range(len(names)), [style.label(name.replace("_", " "), 22) for name in names])
     axes.set_xlabel(f"{_judge(run)}, mean")
-    canvas.legend_above(figure, axes, 3)
+    style.legend_above(figure, axes, 3)
     said = [
         f"{name} "
         + ", ".join(
@@ -128,17 +128,17 @@ def alignment_tax(run: Run) -> Picture | None:
     )
     if not nll:
         return None
-    figure, axes = canvas.new(height=0.9 + 0.38 * len(nll))
+    figure, axes = style.new(height=0.9 + 0.38 * len(nll))
     models = ordered(nll)[::-1]
     for y, model in enumerate(models):
         axes.plot(
             [nll.get("base", nll[model]), nll[model]],
             [y, y],
-            color=canvas.colour(model),
+            color=style.colour(model),
             linewidth=2.5,
         )
         axes.plot(
-            [nll[model]], [y], color=canvas.colour(model), marker=canvas.marker(model), markersize=8
+            [nll[model]], [y], color=style.colour(model), marker=style.marker(model), markersize=8
         )
         axes.annotate(
             number(nll[model], 3),
@@ -170,9 +170,9 @@ def accuracy(run: Run) -> Picture | None:
     shown = {text: found[key] for key, text in ACCURACIES.items() if found.get(key) is not None}
     if not shown:
         return None
-    figure, axes = canvas.new(height=1.0 + 0.36 * len(shown))
+    figure, axes = style.new(height=1.0 + 0.36 * len(shown))
     names = list(shown)[::-1]
-    axes.barh(range(len(names)), [shown[name] for name in names], color=canvas.PURPLE, height=0.55)
+    axes.barh(range(len(names)), [shown[name] for name in names], color=style.PURPLE, height=0.55)
     for y, name in enumerate(names):
         axes.annotate(number(shown[name], 3), (1.0, y), ha="right", va="center")
     _rows(axes, names, "share of pairs in the right order")
@@ -187,7 +187,7 @@ def accuracy(run: Run) -> Picture | None:
             label=f"labelers agree with each other: {number(agreement, 3)}",
         )
         said.append(f"labelers agree with each other on {number(agreement, 3)}")
-        canvas.legend_above(figure, axes)
+        style.legend_above(figure, axes)
     return Picture(
         "reward-accuracy",
         "Accuracy of the reward model",
@@ -200,7 +200,7 @@ def calibration(run: Run) -> Picture | None:
     bins: list[dict[str, float]] = run.evaluation.get("reward_model", {}).get("calibration", [])
     if not bins:
         return None
-    figure, axes = canvas.new()
+    figure, axes = style.new()
     x, y, n = (np.array([b[key] for b in bins], float) for key in ("predicted", "observed", "n"))
     axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="perfect")
     half = 1.96 * np.sqrt(y * (1 - y) / np.maximum(n, 1))
@@ -208,7 +208,7 @@ def calibration(run: Run) -> Picture | None:
         x,
         y,
         yerr=half,
-        color=canvas.PURPLE,
+        color=style.PURPLE,
         marker="o",
         markersize=5,
         linewidth=1.4,
@@ -234,11 +234,11 @@ def score_by_length(run: Run) -> Picture | None:
     bins: list[dict[str, float]] = run.evaluation.get("reward_model", {}).get("score_by_length", [])
     if not bins:
         return None
-    figure, axes = canvas.new()
+    figure, axes = style.new()
     axes.plot(
         [b["length"] for b in bins],
         [b["score"] for b in bins],
-        color=canvas.PURPLE,
+        color=style.PURPLE,
         marker="o",
         markersize=5,
     )
@@ -256,7 +256,7 @@ def best_of_n(run: Run) -> Picture | None:
     )
     if not points:
         return None
-    figure, above = canvas.new(height=3.6)
+    figure, above = style.new(height=3.6)
     above.remove()
     above, below = figure.subplots(2, 1, sharex=True)
     n, gold = [p["n"] for p in points], [p["gold"] for p in points]
@@ -264,13 +264,13 @@ def best_of_n(run: Run) -> Picture | None:
         n,
         gold,
         yerr=[1.96 * p.get("se", 0) for p in points],
-        color=canvas.GREEN,
+        color=style.GREEN,
         marker="o",
         markersize=5,
         capsize=2.5,
     )
     above.set_ylabel(_judge(run))
-    below.plot(n, [p["reward"] for p in points], color=canvas.PURPLE, marker="P", markersize=5)
+    below.plot(n, [p["reward"] for p in points], color=style.PURPLE, marker="P", markersize=5)
     below.set_ylabel("reward-model score")
     below.set_xscale("log", base=2)
     below.set_xticks(n, [str(k) for k in n], minor=False)
@@ -285,7 +285,7 @@ def best_of_n(run: Run) -> Picture | None:
     )
 
 
-def style(run: Run) -> list[Picture]:
+def reply_style(run: Run) -> list[Picture]:
     """One small picture for each manner that was counted."""
     found: Mapping[str, Mapping[str, float]] = run.evaluation.get("style", {})
     pictures = []
@@ -293,16 +293,16 @@ def style(run: Run) -> list[Picture]:
         models = [m for m in ordered(found) if key in found[m]][::-1]
         if not models:
             continue
-        figure, axes = canvas.new(height=0.6 + 0.25 * len(models))
+        figure, axes = style.new(height=0.6 + 0.25 * len(models))
         show = percent if key in ("rude", "ended") else number
         for y, model in enumerate(models):
             value = found[model][key]
-            axes.plot([0, value], [y, y], color=canvas.colour(model), linewidth=2.5)
+            axes.plot([0, value], [y, y], color=style.colour(model), linewidth=2.5)
             axes.plot(
                 [value],
                 [y],
-                color=canvas.colour(model),
-                marker=canvas.marker(model),
+                color=style.colour(model),
+                marker=style.marker(model),
                 markersize=6.5,
             )
             axes.annotate(
@@ -330,9 +330,9 @@ def style(run: Run) -> list[Picture]:
 def seconds(run: Run) -> Picture | None:
     if not (spent := run.seconds):
         return None
-    figure, axes = canvas.new(height=0.8 + 0.27 * len(spent))
+    figure, axes = style.new(height=0.8 + 0.27 * len(spent))
     names = list(spent)[::-1]
-    axes.barh(range(len(names)), [spent[name] for name in names], color=canvas.BLUE, height=0.6)
+    axes.barh(range(len(names)), [spent[name] for name in names], color=style.BLUE, height=0.6)
     for y, name in enumerate(names):
         axes.annotate(
             duration(spent[name]),
@@ -349,7 +349,7 @@ def seconds(run: Run) -> Picture | None:
 
 
 def _rows(axes: Axes, names: list[str], label: str) -> None:
-    axes.set_yticks(range(len(names)), [canvas.label(name) for name in names])
+    axes.set_yticks(range(len(names)), [style.label(name) for name in names])
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel(label)
     axes.grid(visible=False, axis="y")

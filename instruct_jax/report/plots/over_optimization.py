@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from instruct_jax.report.plots import style as canvas
+from instruct_jax.report.plots import style
 from instruct_jax.report.plots.style import TICKS, Picture
 from instruct_jax.report.run_data import Run
 from instruct_jax.report.text import model_name, number
@@ -20,7 +20,7 @@ def over_optimisation(run: Run) -> Picture | None:
     paths = run.evaluation.get("over_optimisation", {})
     judge = "reward model" if run.evaluation.get("judge") == "reward model" else "gold score"
     lines = {
-        model_name(stage): (canvas.colour(stage), rows) for stage, rows in paths.items() if rows
+        model_name(stage): (style.colour(stage), rows) for stage, rows in paths.items() if rows
     }
     return picture(lines, run.evaluation.get("best_of_n", []), judge) if lines else None
 
@@ -32,7 +32,7 @@ def picture(
 
     2022): reward above, the judge's score below.
     """
-    figure, above = canvas.new(height=5.0)
+    figure, above = style.new(height=5.0)
     above.remove()
     panels = dict(zip(("reward", "gold"), figure.subplots(2, 1, sharex=True), strict=True))
     for key, axes in panels.items():
@@ -43,11 +43,11 @@ def picture(
                 1.96 * np.array([row.get(f"{key}_se", 0.0) for row in rows]),
             )
             axes.fill_between(x, y - error, y + error, color=colour, alpha=0.12, linewidth=0)
-            axes.plot(x, y, color=colour, marker="o", markersize=3.5, label=canvas.label(name))
+            axes.plot(x, y, color=colour, marker="o", markersize=3.5, label=style.label(name))
         if best_of_n:
             points = sorted(best_of_n, key=lambda p: p["kl"])
             look = {
-                "color": canvas.INK,
+                "color": style.INK,
                 "marker": "P",
                 "markersize": 5,
                 "linewidth": 1,
@@ -67,7 +67,7 @@ def picture(
     axes.set_xticks([tick for tick in TICKS if tick <= axes.get_xlim()[1]])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("KL from the SFT model, nats per reply (square-root scale)")
-    canvas.legend_above(figure, panels["reward"], 3)
+    style.legend_above(figure, panels["reward"], 3)
     said = [_said(name, rows) for name, (_, rows) in lines.items()]
     return Picture(
         "over-optimisation",

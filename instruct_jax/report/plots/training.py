@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from instruct_jax.report.plots import style as canvas
+from instruct_jax.report.plots import style
 from instruct_jax.report.plots.style import TICKS, Picture
 from instruct_jax.report.run_data import Run
 from instruct_jax.report.text import model_name, number
@@ -49,7 +49,7 @@ MOST_POINTS = 300  # of a line; longer ones are averaged in blocks
 Panel = tuple[str, Sequence[str], str, str]
 
 
-def training(run: Run, panels: Sequence[Panel]) -> list[Picture]:
+def curves(run: Run, panels: Sequence[Panel]) -> list[Picture]:
     """The panels for which the run has rows; the two PPO runs share one."""
     return [picture for panel in panels if (picture := _panel(run, *panel))]
 
@@ -59,9 +59,9 @@ def _panel(run: Run, title: str, stages: Sequence[str], metric: str, label: str)
     lines = {stage: line for stage, line in lines.items() if line[0]}
     if not lines:
         return None
-    figure, axes = canvas.fixed()
+    figure, axes = style.fixed()
     for stage, (steps, values) in lines.items():
-        draw_line(axes, steps, values, canvas.colour(stage), NAMES[stage])
+        draw_line(axes, steps, values, style.colour(stage), NAMES[stage])
     axes.set_xlabel("iteration" if stages == RL else "step")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -112,7 +112,7 @@ def frontier(run: Run) -> Picture | None:
     """Score against KL: each iteration of PPO, and best-of-n at log n - (n - 1)/n nats; the KL axis
     goes by its square root (Gao 2022).
     """
-    figure, axes = canvas.new()
+    figure, axes = style.new()
     said = []
     for stage in RL:
         kl, score = (
@@ -123,11 +123,11 @@ def frontier(run: Run) -> Picture | None:
         if not steps:
             continue
         x, y = (blocks(np.array([values[step] for step in steps])) for values in (kl, score))
-        x, colour = np.maximum(x, 0), canvas.colour(stage)
+        x, colour = np.maximum(x, 0), style.colour(stage)
         axes.scatter(x, y, s=7, color=colour, alpha=0.3, linewidths=0)
         x, y = smooth(x), smooth(y)
         axes.plot(x, y, color=colour, label=NAMES[stage])
-        axes.plot(x[-1:], y[-1:], color=colour, marker=canvas.marker(stage), markersize=7)
+        axes.plot(x[-1:], y[-1:], color=colour, marker=style.marker(stage), markersize=7)
         said.append(
             f"{NAMES[stage]} ends at {number(x[-1], 1)} nats with a score of {number(y[-1])}"
         )
@@ -141,7 +141,7 @@ def frontier(run: Run) -> Picture | None:
         axes.plot(
             x,
             y,
-            color=canvas.PURPLE,
+            color=style.PURPLE,
             marker="P",
             markersize=5,
             linewidth=1,
@@ -170,7 +170,7 @@ def frontier(run: Run) -> Picture | None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("KL from the SFT model, nats per reply (square-root scale)")
     axes.set_ylabel("reward-model score")
-    canvas.legend_above(figure, axes, 3)
+    style.legend_above(figure, axes, 3)
     return Picture(
         "frontier",
         "Reward against KL",
