@@ -157,7 +157,7 @@ def clean(config: CleanConfig, *, overwrite: bool = False) -> str:
     partial = out.with_name(f"{out.name}.partial")
     _check_out(out, overwrite)
     shutil.rmtree(partial, ignore_errors=True)
-    check_run(partial, dataclasses.asdict(config))  # can it be made?
+    check_run(partial)  # can it be made?
     result = cleaned(config)
     open_run(partial, dataclasses.asdict(config))
     for part in SPLITS:

@@ -1,7 +1,7 @@
 """Overlap with evaluation sets by n-grams of words."""
 
 import pytest
-from data.test_hygiene import item
+from cleaning.test_filters import item
 
 from instruct_jax.cleaning.overlap import field_schema, hits, measured, overlapping, words
 from instruct_jax.data.readers import read, write_jsonl
