@@ -16,7 +16,7 @@ import optax
 from instruct_jax import optim, sharding
 from instruct_jax.chain import networks, parameters, supervised, texts
 from instruct_jax.chain.context import Stage
-from instruct_jax.chain.kind import Curve, Kind, Line, Training
+from instruct_jax.chain.kind import Curve, Kind, Line
 from instruct_jax.chain.networks import Network
 from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
 from instruct_jax.chain.spec import Checkpoint, write_spec
@@ -36,6 +36,7 @@ from instruct_jax.records import (
 )
 from instruct_jax.runtime.folders import append_row
 from instruct_jax.runtime.hosts import is_main
+from instruct_jax.runtime.loop import Training, train
 from instruct_jax.runtime.metrics import cut_after
 from instruct_jax.stages import ppo
 from instruct_jax.stages.experience import make_experience
@@ -403,7 +404,7 @@ def _phase(seconds: dict[str, float], name: str) -> Iterator[None]:
 def run(stage: Stage) -> dict[str, Any]:
     """The policy and the value function after PPO or PPO-ptx."""
     cfg = stage.settings
-    state = training(stage, stage.folder / "phases.jsonl").run(stage.folder)
+    state = train(training(stage, stage.folder / "phases.jsonl"), stage.folder)
     part = "ema" if cfg.use_ema else "params/policy"
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name, part))
     return {"iterations": int(state.step), "episodes": int(state.step) * cfg.batch}
