@@ -259,9 +259,7 @@ def _of_others(
 def _replies(
     stage: Stage, policy: parameters.Model, ids: Sequence[Ids], purpose: str, samples: int
 ) -> list[list[Completion]]:
-    sampler = SamplerConfig(
-        max_tokens=sample_tokens(stage), temperature=stage.settings.temperature
-    )
+    sampler = SamplerConfig(max_tokens=sample_tokens(stage), temperature=stage.settings.temperature)
     key = stage.key(purpose)
     return networks.generate(policy.net, policy.params, ids, sampler, key, samples=samples)
 

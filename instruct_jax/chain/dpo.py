@@ -69,9 +69,7 @@ def training(stage: Stage) -> Training:
     )
 
 
-def _reference_logp(
-    stage: Stage, examples: list[Any], source: Any, rankings_at: Any
-) -> np.ndarray:
+def _reference_logp(stage: Stage, examples: list[Any], source: Any, rankings_at: Any) -> np.ndarray:
     """log p of every completion under the policy that the stage starts from, [records, K] f32 in
     nats; computed once.
     """

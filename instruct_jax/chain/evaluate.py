@@ -426,9 +426,7 @@ def _style(samples: ScoredSamples) -> dict[str, float]:
     return style
 
 
-def _best_of_n(
-    evaluator: Evaluator, model: Model
-) -> tuple[ScoredSamples, list[dict[str, float]]]:
+def _best_of_n(evaluator: Evaluator, model: Model) -> tuple[ScoredSamples, list[dict[str, float]]]:
     """The best of `chosen_best_of` samples of every report prompt, and the curve over n."""
     cfg, n = evaluator.cfg, evaluator.cfg.chosen_best_of
     most = max(cfg.best_of)
@@ -536,9 +534,7 @@ def _shown(
     return rows
 
 
-def _write(
-    stage: Stage, evaluator: Evaluator, sampled: Sampled, found: dict[str, Any]
-) -> None:
+def _write(stage: Stage, evaluator: Evaluator, sampled: Sampled, found: dict[str, Any]) -> None:
     rows = []
     for temperature, models in sampled.by_temperature.items():
         for name, samples in models.items():

@@ -51,8 +51,8 @@ def resolve(config: RunConfig, name: str, key: str) -> Place:
     if name in config.stages:
         require(
             not is_folder,
-            f"{key}={name} is a stage of this run and a model folder; write ./{name} for the folder,"
-            " or give the stage another name",
+            f"{key}={name} is a stage of this run and a model folder; write ./{name} for the"
+            " folder, or give the stage another name",
         )
         return Place(None, name)
     run, _, stage = name.rpartition(":")
@@ -84,9 +84,7 @@ def _no_place(config: RunConfig, name: str) -> str:
         return f"is a run; name one of its stages: {name}:STAGE"
     near = difflib.get_close_matches(name, config.stages, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(config.stages)}"
-    return (
-        f"is no stage of this run, no RUN:STAGE, and no model folder or OWNER/NAME; {hint}"
-    )
+    return f"is no stage of this run, no RUN:STAGE, and no model folder or OWNER/NAME; {hint}"
 
 
 def uses(config: RunConfig, name: str) -> dict[str, Place]:

@@ -53,9 +53,7 @@ class Models(NamedTuple):
     scalar: ScalarModel  # the same backbone with a scalar head
 
 
-def build_models(
-    spec: ModelSpec, mesh: MeshConfig, devices: Sequence[Any] | None = None
-) -> Models:
+def build_models(spec: ModelSpec, mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Models:
     """On the mesh of the config over these devices (all that are here)."""
     training, sampling = sharding.layouts(mesh, sharding.make_mesh(mesh, devices))
     frozen = (spec.lora, spec.frozen_layers)
@@ -181,9 +179,7 @@ class Network:
             params: Params, prompts: PromptBatch, tokens: jax.Array, mask: jax.Array
         ) -> jax.Array:
             blank = jax.numpy.zeros(tokens.shape, jax.numpy.float32)
-            rollout = Rollout(
-                prompts.tokens, prompts.mask, tokens, mask, blank, mask.any(axis=1)
-            )
+            rollout = Rollout(prompts.tokens, prompts.mask, tokens, mask, blank, mask.any(axis=1))
             logp, _ = response_logprobs(self.policy, params, rollout, 1.0)
             return (logp * mask).sum(axis=1)
 
@@ -215,6 +211,12 @@ def batches_on_mesh(net: Network, source: Batches, size: int) -> Callable[[int],
     where = net.layout.sharding("batch")
     rows = sharding.rows_here(where, size)
     return lambda step: sharding.put(source.batch_at(step, rows), where, size)
+
+
+def rows_at_a_time(net: Network, count: int) -> int:
+    """`sample_batch`, or less where there are fewer rows: no device works on copies for nothing."""
+    parts = net.models.sampling.parts("rows")
+    return min(net.sample_batch, -(-count // parts) * parts)
 
 
 def encode(net: Network, records: Sequence[Record]) -> tuple[list[Record], list[list[int]]]:
@@ -283,9 +285,7 @@ def generate(
 
     Prompts are padded to text.max_prompt, to `width`, or to the longest of them.
     """
-    rollouts = list(
-        draw_rollouts(net, params, prompts, sampler, key, samples=samples, width=width)
-    )
+    rollouts = list(draw_rollouts(net, params, prompts, sampler, key, samples=samples, width=width))
     flat: list[Completion] = []
     for rollout in sharding.fetch(rollouts):
         lengths, logp = rollout.mask.sum(axis=1), rollout.logp.sum(axis=1)
@@ -307,10 +307,10 @@ def draw_rollouts(
     samples: int = 1,
     width: int = 0,
 ) -> Iterator[Rollout]:
-    """Rollouts of `sample_batch` prompts at a time; the last batch is filled up with the first
-    prompts.
+    """Rollouts of up to `sample_batch` prompts at a time; the last batch is filled up with the
+    first prompts.
     """
-    size = net.sample_batch
+    size = rows_at_a_time(net, len(prompts))
     width = max(net.text.max_prompt, width, *map(len, prompts))
     run, params = net.rollout(sampler, samples), net.for_sampling(params)
     for number, start in enumerate(range(0, len(prompts), size)):
@@ -323,7 +323,7 @@ def rewards(net: Network, params: Params, sequences: Sequence[Ids]) -> np.ndarra
     """Scores [n] f32 of prompt + completion, in the order given; shorter sequences are scored
     together.
     """
-    size, scores = net.sample_batch, np.zeros(len(sequences), np.float32)
+    size, scores = rows_at_a_time(net, len(sequences)), np.zeros(len(sequences), np.float32)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     for start in range(0, len(order), size):
         part = order[start : start + size]
@@ -343,7 +343,7 @@ def response_logp(
     longest: int,
 ) -> np.ndarray:
     """log p(response | prompt) in nats, [n]; no response has more than `longest` tokens."""
-    size, found = net.sample_batch, []
+    size, found = rows_at_a_time(net, len(prompts)), []
     for start in range(0, len(prompts), size):
         rows = [i % len(prompts) for i in range(start, start + size)]
         asked = PromptBatch(

@@ -80,7 +80,9 @@ class Ppo(NamedTuple):
     state: TrainState
     frozen: Params  # policy_base, value_base, reward_base, reference, reward
     rollout: Callable  # (weights for sampling, prompts, key) -> Rollout
-    experience: Callable  # (params, frozen, rollout, scores or None, kl_coef) -> Experience, metrics
+    experience: (
+        Callable  # (params, frozen, rollout, scores or None, kl_coef) -> Experience, metrics
+    )
     update: Callable  # (state, bases, experience, ptx rows, metrics) -> (state, all metrics)
 
     @property

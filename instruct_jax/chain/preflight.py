@@ -64,9 +64,7 @@ def validate(
     return facts
 
 
-def check_config(
-    config: RunConfig, stages: Sequence[str] | None, redo: Sequence[str] = ()
-) -> None:
+def check_config(config: RunConfig, stages: Sequence[str] | None, redo: Sequence[str] = ()) -> None:
     """What needs neither data, nor devices, nor other runs."""
     for option, names in (("--stages", stages), ("--redo", redo)):
         for name in names or ():
@@ -104,9 +102,7 @@ def check_stages(run: Run, chosen: Sequence[str]) -> None:
         KINDS[stage.settings.kind].check(stage)
 
 
-def _check_divided(
-    config: RunConfig, name: str, model: ModelConfig, sizes: dict[str, int]
-) -> None:
+def _check_divided(config: RunConfig, name: str, model: ModelConfig, sizes: dict[str, int]) -> None:
     """The mesh divides the arrays of a model, in both layouts."""
     split_axes = {
         "vocab": ("vocab_size", model.vocab_rows),
@@ -160,9 +156,7 @@ def _known_sizes(config: RunConfig) -> dict[str, int]:
     return {axis: max(getattr(config.mesh, axis), 1) for axis in MESH}
 
 
-def check_mesh(
-    config: RunConfig, devices: int | None, stages: Sequence[str] | None = None
-) -> None:
+def check_mesh(config: RunConfig, devices: int | None, stages: Sequence[str] | None = None) -> None:
     """The mesh fits the devices and divides the models, and the rows that the stages (None: all)
     compute at one time divide among the devices; devices None: as far as that can be known without
     them.
@@ -316,10 +310,12 @@ def _check_split(
         if settings.kind != "ppo":
             continue
         batch, prompts = settings.batch, left(parts.prompts)
+        fitting = 1 << (max(prompts, 1).bit_length() - 1)  # a power of two
         require(
             prompts >= batch,
             f"{name}.batch={batch}, but of {len(usable['prompts'])} records in data.prompts"
-            f" {prompts} are left to learn from, {apart}; add prompts, or lower {name}.batch",
+            f" {prompts} are left to learn from, {apart}; add prompts, or set {name}.batch to"
+            f" {fitting} and {name}.minibatch to {min(fitting, settings.minibatch)}",
         )
 
 
@@ -346,4 +342,3 @@ def _encode(
 def _noting(dropped: list[str], records: readers.Records) -> readers.Records:
     dropped += records.dropped
     return records
-

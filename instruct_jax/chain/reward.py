@@ -254,8 +254,6 @@ KIND = Kind(
     line=line,
     curves=(
         Curve("reward/loss", "Reward-model loss", "nats per prompt"),
-        Curve(
-            "reward/accuracy", "Reward-model accuracy on its training batches", "share of pairs"
-        ),
+        Curve("reward/accuracy", "Reward-model accuracy on its training batches", "share of pairs"),
     ),
 )

@@ -33,9 +33,7 @@ from instruct_jax.runtime.hosts import barrier, is_main
 from instruct_jax.runtime.metrics import peak_memory
 
 
-def run(
-    config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[str] = ()
-) -> Path:
+def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[str] = ()) -> Path:
     """Runs the stages that are asked for (None: all of the config, and the report) and not done;
     returns the run folder.
 
@@ -80,9 +78,7 @@ def run_stage(stage: Stage) -> None:
     barrier(stage.name)  # the next stage reads what this one wrote
 
 
-def picked(
-    config: RunConfig, stages: Sequence[str] | None, redo: Sequence[str] = ()
-) -> list[str]:
+def picked(config: RunConfig, stages: Sequence[str] | None, redo: Sequence[str] = ()) -> list[str]:
     """The stages that a command runs, in order."""
     order = graph.order(config)
     if stages is None:
@@ -214,4 +210,3 @@ ACCURACIES = (
     "accuracy_longer",
     "labeler_agreement",
 )
-

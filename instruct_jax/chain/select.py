@@ -35,9 +35,7 @@ def run(stage: Stage) -> dict[str, Any]:
     settings: Any = stage.run.config.stages[str(start.stage)]
     per_epoch = stage.run.output(start)["steps_per_epoch"]
     reward = parameters.scalar(stage.run, stage.used("reward"))
-    prompts, ids = networks.encode(
-        stage.network, stage.task.prompts("tuning", N_TUNING_PROMPTS)
-    )
+    prompts, ids = networks.encode(stage.network, stage.task.prompts("tuning", N_TUNING_PROMPTS))
     sampler = SamplerConfig(max_tokens=sample_tokens(stage))
     scores = {}
     for epoch in range(1, settings.epochs + 1):

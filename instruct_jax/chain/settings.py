@@ -192,7 +192,9 @@ class RunConfig:
             (self.world is None) != (self.data is None),
             "give exactly one of world (the embedded task) and data (your own records)",
         )
-        require(len(self.stages) > 0, "stages={} must name at least one, such as `sft: {epochs: 2}`")
+        require(
+            len(self.stages) > 0, "stages={} must name at least one, such as `sft: {epochs: 2}`"
+        )
         prompt, completion = self.text.max_prompt, self.text.max_completion
         require(
             prompt + completion <= self.model.context,

@@ -213,9 +213,7 @@ def read_spec(run: Path, stage: str) -> tuple[ModelSpec, Checkpoint]:
     tokenizer = saved.tokenizer
     if tokenizer.place == WORLD_TOKENIZER:
         tokenizer = TokenizerSource(str(run / WORLD_TOKENIZER))
-    spec = ModelSpec(
-        saved.model, tokenizer, saved.text, saved.lora, saved.frozen_layers, root
-    )
+    spec = ModelSpec(saved.model, tokenizer, saved.text, saved.lora, saved.frozen_layers, root)
     return spec, Checkpoint(**note["checkpoint"])
 
 

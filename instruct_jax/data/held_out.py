@@ -49,7 +49,9 @@ def hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Recor
     turns of a conversation stay together.  A record that occurs twice, as where a config names a
     file twice to let it weigh twice, is trained on twice and measured once.
     """
-    hashes = [hashlib.sha256(f"{seed} {_beginning(record)}".encode()).digest() for record in records]
+    hashes = [
+        hashlib.sha256(f"{seed} {_beginning(record)}".encode()).digest() for record in records
+    ]
     order = sorted(range(len(records)), key=lambda i: (hashes[i], i))
     cut = max(int(len(records) * share), 1) if len(records) > 1 else 0
     while 0 < cut < len(records) - 1 and hashes[order[cut]] == hashes[order[cut - 1]]:

@@ -79,4 +79,6 @@ def in_turns(cases: Sequence[str]) -> list[int]:
     for i, case in enumerate(cases):
         rows.setdefault(case, []).append(i)
     longest = max(map(len, rows.values()), default=0)
-    return [positions[k] for k in range(longest) for positions in rows.values() if k < len(positions)]
+    return [
+        positions[k] for k in range(longest) for positions in rows.values() if k < len(positions)
+    ]
