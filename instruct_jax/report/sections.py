@@ -16,7 +16,8 @@ from instruct_jax.report.plots import evaluation as evaluation_plots
 from instruct_jax.report.plots import over_optimization, training
 from instruct_jax.report.reward_models import ACCURACY, measured
 from instruct_jax.report.run_data import Run, Stage
-from instruct_jax.report.text import count, duration, listed, number, percent, prompt_text, rate
+from instruct_jax.report.text import count, duration, listed, prompt_text, rate
+from instruct_jax.text import number, percent
 
 SAMPLES_OPEN = 6  # prompts; the others are folded
 PHASES = ("rollout", "experience", "update", "tokens_per_second")

@@ -1,26 +1,10 @@
-"""Text that people read: numbers, lists, and model output made harmless."""
+"""Text of a report: numbers and lists in sentences, and model output made harmless."""
 
 import html
-import math
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-SHOWN_WHITESPACE = "\n\t"
-UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, format, surrogate, private, separators
-
-
-def plain(text: object) -> str:
-    """Text that cannot change what surrounds it: control, format (bidi, zero-width) and lone
-    surrogate characters are spelled out.
-    """
-    return "".join(_spelled(char) for char in str(text))
-
-
-def _spelled(char: str) -> str:
-    if char in SHOWN_WHITESPACE or unicodedata.category(char) not in UNSEEN:
-        return char
-    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
+from instruct_jax.text import number, plain
 
 
 def escape(text: object) -> str:
@@ -39,21 +23,6 @@ def prompt_text(prompt: object) -> str:
         else:
             lines.append(str(message))
     return "\n".join(lines)
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """A number with `digits` decimals and a true minus sign; a dash where there is none."""
-    if value is None or isinstance(value, str) or not math.isfinite(value):
-        return "–"
-    text = f"{value:,.{digits}f}"
-    is_zero = float(text.replace(",", "")) == 0
-    return (text.lstrip("-") if is_zero else text).replace("-", "−")
-
-
-def percent(value: Any, digits: int = 0) -> str:
-    if number(value) == "–":
-        return "–"
-    return f"{number(100 * value, digits)}\u00a0%"
 
 
 def rate(win: dict[str, Any]) -> str:
