@@ -12,7 +12,7 @@ from instruct_jax.report import html, layers
 from instruct_jax.report.run_data import Run, Stage, anchors
 from instruct_jax.report.text import duration, listed, moment, plain
 
-MOST_LETTERS = 16  # of a name in a box; the whole one is its tooltip
+MOST_LETTERS = 14  # of a name in a box; the whole one is its tooltip
 HASH = "sha256:"
 SHORT_HASH = 10  # digits
 

@@ -73,7 +73,7 @@ def rankings(run: Run) -> Iterator[Markup]:
         yield _ranked_models(stage)
     for name, model in measured(run).items():
         rows = _shares(model.get("accuracy_by_round", {}))
-        if rows:
+        if len(rows) > 1:
             caption = f"{name} on held-out prompts of each round"
             yield html.table(("round", IN_ORDER), rows, caption)
 

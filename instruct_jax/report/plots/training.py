@@ -2,6 +2,7 @@
 and the time that it took.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -34,27 +35,28 @@ def curves(run: Run, stages: Sequence[Stage], *, main: bool) -> list[Picture]:
 
 
 def _panel(run: Run, stages: Sequence[Stage], curve: Curve) -> Picture | None:
+    stages = [stage for stage in stages if stage.series(curve.metric)[0]]
+    if not stages:
+        return None
     figure, axes = style.fixed()
     texts = []
     for stage in stages:
         steps, values = stage.series(curve.metric)
-        if not steps:
-            continue
-        label = style.label(stage.name)
-        draw_line(axes, steps, values, look(run, stage.name), label)
+        line = look(run, stage.name)
+        if len(stages) == 1:
+            line = dataclasses.replace(line, line="-")
+        draw_line(axes, steps, values, line, style.label(stage.name))
         begin = f"{number(values[0], 3)} at step {steps[0]}"
         end = f"{number(values[-1], 3)} at step {steps[-1]}"
         texts.append(f"{stage.name} from {begin} to {end}")
-    if not texts:
-        return None
     axes.set_xlabel("step")
     axes.set_ylabel(style.label(curve.label))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if len(texts) > 1:
+    if len(stages) > 1:
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 0.98),
-            ncols=min(len(texts), 3),
+            ncols=min(len(stages), 3),
             borderaxespad=0,
             borderpad=0.2,
         )
@@ -195,8 +197,9 @@ def _draw_best_of_n(axes: Axes, evaluation: Evaluation) -> str:
 
 
 def seconds(run: Run) -> Picture | None:
+    """Of each stage; a single one needs no picture."""
     spent = run.seconds
-    if not spent:
+    if len(spent) < 2:
         return None
     figure, axes = style.new(height=0.8 + 0.27 * len(spent))
     names = list(spent)[::-1]  # rows are numbered from the bottom
