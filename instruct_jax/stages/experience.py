@@ -58,35 +58,43 @@ def join(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
 def make_experience(
     policy: LanguageModel,
     value: ScalarModel,
-    reward: ScalarModel,
+    reward: ScalarModel | None,
     config: ExperienceConfig,
     *,
     temperature: float,
     parts: int = 1,
-) -> Callable[[Params, Params, Rollout, jax.Array], tuple[Experience, Metrics]]:
+) -> Callable[..., tuple[Experience, Metrics]]:
     """experience(params, frozen, rollout, kl_coef), params = {"policy", "value"}, frozen =
     {"reference", "reward"}.
 
     Log-probs of policy and reference come from one and the same function at the sampling
     temperature, so that KL is exactly 0 while the two are equal; `rollout/logp_gap` watches that
     the sampler agrees.  The models read the batch in `parts`, one after the other, which saves
-    memory, and on a CPU time.
+    memory, and on a CPU time.  Without a reward model the scores [B] f32 are given as a fifth
+    argument.
     """
 
     def experience(
-        params: Params, frozen: Params, rollout: Rollout, kl_coef: jax.Array
+        params: Params,
+        frozen: Params,
+        rollout: Rollout,
+        kl_coef: jax.Array,
+        given: jax.Array | None = None,
     ) -> tuple[Experience, Metrics]:
         mask = rollout.mask
         keep = lambda x: jnp.where(mask, x, 0.0)  # noqa: E731
 
-        def read(rows: Rollout):
+        def read(part: tuple[Rollout, jax.Array | None]):
+            rows, score = part
             logp, entropy = response_logprobs(policy, params["policy"], rows, temperature)
             ref_logp, _ = response_logprobs(policy, frozen["reference"], rows, temperature)
             tokens, segments = join(rows)
-            score = reward.score(frozen["reward"], tokens, segments > 0)
+            if score is None:
+                assert reward is not None
+                score = reward.score(frozen["reward"], tokens, segments > 0)
             return (logp, entropy, ref_logp, response_values(value, params["value"], rows)), score
 
-        by_token, raw_score = map_rows(read, rollout, parts)
+        by_token, raw_score = map_rows(read, (rollout, given), parts)
         logp, entropy, ref_logp, values = map(keep, by_token)
         score = (
             raw_score
