@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from instruct_jax import optim, sharding
-from instruct_jax.chain import networks, parameters, supervised, texts
+from instruct_jax.chain import networks, parameters, ppo_programs, supervised, texts
 from instruct_jax.chain.context import Stage
 from instruct_jax.chain.kind import Curve, Kind, Line, Training
 from instruct_jax.chain.networks import Network
@@ -470,6 +470,7 @@ KIND = Kind(
     settings=PpoStage,
     run=run,
     training=training,
+    programs=lambda stage: ppo_programs.iteration(stage, set_up(stage)),
     reads=reads,
     records=records,
     run_keys=("text", "round"),
