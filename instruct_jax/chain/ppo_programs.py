@@ -1,6 +1,6 @@
 """The programs of an iteration of PPO on abstract arrays, for `plan`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,125 +15,152 @@ from instruct_jax.records import Experience, Metrics, Rollout
 if TYPE_CHECKING:
     from instruct_jax.chain.ppo import Ppo
 
-REWARD = ("reward model", "base of the reward model")
+# names of what lies on the devices
 BASES = ("base", "base of the value function")
+REWARD = ("reward model", "base of the reward model")
 
 
-def iteration(stage: Stage, ready: "Ppo") -> list[Program]:
-    """Rollout, experience and update, in their order; before the experience the scores, where the
-    reward model reads text.
-    """
-    nets = ready.nets
-    rollout = _rollout(stage, ready)
-    sampled = jax.eval_shape(rollout.run, *rollout.arguments)
-    sampled = programs.split(nets.policy.models.sampling, sampled)
-    experience = _experience(stage, ready, sampled)
-    made, seen = jax.eval_shape(experience.run, *experience.arguments)
-    layout = nets.policy.layout
-    update = _update(stage, ready, programs.split(layout, made), programs.replicated(layout, seen))
-    if nets.reads_text:
-        return [rollout, _scores(stage, ready), experience, update]
-    return [rollout, experience, update]
+class Iteration:
+    """Rollout, experience and update; the scores too, where the reward model reads text."""
 
+    def __init__(self, stage: Stage, ready: "Ppo"):
+        self.stage, self.ready = stage, ready
+        self.cfg, self.state = stage.settings, ready.state
+        self.prompt = stage.run.config.text.max_prompt
+        self.reply = self.cfg.sampler.max_tokens
+        self.length = self.prompt + self.reply
 
-def _rollout(stage: Stage, ready: "Ppo") -> Program:
-    cfg, net = stage.settings, ready.nets.policy
-    rows, prompt, reply = cfg.batch, stage.run.config.text.max_prompt, cfg.sampler.max_tokens
-    weights = net.for_sampling(join(ready.bases["policy"], ready.state.params["policy"]))
-    key = programs.replicated(net.layout, ready.state.key)
-    arguments = (weights, programs.prompts(net.layout, rows, prompt), key)
-    operations = (
-        Reads(net.policy, rows, prompt, positions=rows),
-        Samples(net.policy, rows, prompt, reply),
-    )
-    size = parameter_count(net.boxed_policy)
-    program = _program(stage, ready, "rollout", ready.rollout, arguments, (), size, operations)
-    return program._replace(here={"policy for sampling": weights})
+        nets = self.nets = ready.nets
+        self.layout = nets.policy.layout
+        self.policy, self.value = nets.policy.policy, nets.value.policy
+        self.policy_size = parameter_count(nets.policy.boxed_policy)
+        self.value_size = parameter_count(nets.value.boxed_scalar)
+        self.reward_size = parameter_count(nets.reward.boxed_scalar)
 
+        frozen = ready.frozen
+        self.state_parts = programs.large_parts(ready.state)
+        self.held = self.state_parts | {
+            "reference": frozen["reference"],
+            "reward model": frozen["reward"],
+            "base": frozen["policy_base"],
+            "base of the value function": frozen["value_base"],
+            "base of the reward model": frozen["reward_base"],
+        }
 
-def _scores(stage: Stage, ready: "Ppo") -> Program:
-    """One call of the reward model, on rows as long as those of the policy."""
-    net = ready.nets.reward
-    length = stage.run.config.text.max_prompt + stage.settings.sampler.max_tokens
-    rows = programs.prompts(net.layout, net.sample_batch, length)
-    params = join(ready.frozen["reward_base"], ready.frozen["reward"])
-    arguments = (params, rows.tokens, rows.mask)
-    operations = (Reads(net.policy, net.sample_batch, length),)
-    size = parameter_count(net.boxed_scalar)
-    return _program(stage, ready, "scores", net.score, arguments, REWARD, size, operations)
+    def programs(self) -> list[Program]:
+        """In the order in which they run."""
+        rollout = self._rollout()
+        shapes = jax.eval_shape(rollout.run, *rollout.arguments)
+        sampled = programs.split(self.nets.policy.models.sampling, shapes)
+        experience = self._experience(sampled)
+        shapes, metrics = jax.eval_shape(experience.run, *experience.arguments)
+        made = programs.split(self.layout, shapes)
+        update = self._update(made, programs.replicated(self.layout, metrics))
+        if self.nets.reads_text:
+            return [rollout, self._scores(), experience, update]
+        return [rollout, experience, update]
 
+    def _rollout(self) -> Program:
+        rows, net = self.cfg.batch, self.nets.policy
+        whole = join(self.ready.bases["policy"], self.state.params["policy"])
+        weights = net.for_sampling(whole)
+        prompts = programs.prompts(self.layout, rows, self.prompt)
+        key = programs.replicated(self.layout, self.state.key)
+        program = self._program(
+            "rollout",
+            self.ready.rollout,
+            (weights, prompts, key),
+            here=(),
+            parameters=self.policy_size,
+            operations=(
+                Reads(self.policy, rows, self.prompt, positions=rows),
+                Samples(self.policy, rows, self.prompt, self.reply),
+            ),
+        )
+        return program._replace(here={"policy for sampling": weights})
 
-def _experience(stage: Stage, ready: "Ppo", sampled: Rollout) -> Program:
-    nets, state = ready.nets, ready.state
-    rows, reply = sampled.tokens.shape
-    length = sampled.prompt.shape[1] + reply
-    policy = Reads(nets.policy.policy, rows, length, positions=rows * reply)
-    operations = [policy, policy, Reads(nets.value.policy, rows, length)]  # reference, too
-    here = ["weights of policy", "weights of value", "reference", *BASES]
-    size = 2 * parameter_count(nets.policy.boxed_policy)
-    size += parameter_count(nets.value.boxed_scalar)
-    if nets.reads_text:
-        scores = programs.scores(nets.policy.layout, rows)
-    else:
-        scores = None
-        operations.append(Reads(nets.reward.policy, rows, length))
-        here += REWARD
-        size += parameter_count(nets.reward.boxed_scalar)
-    arguments = (state.params, ready.frozen, sampled, scores, state.kl_coef)
-    return _program(stage, ready, "experience", ready.experience, arguments, here, size, operations)
+    def _scores(self) -> Program:
+        """One call of the reward model, on rows as long as those of the policy."""
+        net, frozen = self.nets.reward, self.ready.frozen
+        rows = programs.prompts(net.layout, net.sample_batch, self.length)
+        params = join(frozen["reward_base"], frozen["reward"])
+        return self._program(
+            "scores",
+            net.score,
+            (params, rows.tokens, rows.mask),
+            here=REWARD,
+            parameters=self.reward_size,
+            operations=(Reads(net.policy, net.sample_batch, self.length),),
+        )
 
+    def _experience(self, sampled: Rollout) -> Program:
+        rows, state = self.cfg.batch, self.state
+        policy = Reads(self.policy, rows, self.length, positions=rows * self.reply)
+        value = Reads(self.value, rows, self.length)
+        reference = policy
+        operations = [policy, reference, value]
+        parameters = 2 * self.policy_size + self.value_size
+        here = ["weights of policy", "weights of value", "reference", *BASES]
+        if self.nets.reads_text:
+            scores = programs.scores(self.layout, rows)
+        else:
+            scores = None
+            operations.append(Reads(self.nets.reward.policy, rows, self.length))
+            parameters += self.reward_size
+            here += REWARD
+        return self._program(
+            "experience",
+            self.ready.experience,
+            (state.params, self.ready.frozen, sampled, scores, state.kl_coef),
+            here=here,
+            parameters=parameters,
+            operations=operations,
+        )
 
-def _update(stage: Stage, ready: "Ppo", made: Experience, seen: Metrics) -> Program:
-    cfg, nets, state = stage.settings, ready.nets, ready.state
-    policy, value = nets.policy.policy, nets.value.policy
-    rows, reply = made.value.shape
-    length = made.rollout.prompt.shape[1] + reply
-    again, parts = cfg.epochs * rows, cfg.updates * cfg.micro_batches
-    operations = [
-        Learns(policy, again, length, positions=again * reply, parts=parts),
-        Learns(value, again, length, parts=parts),
-    ]
-    ptx = None
-    if cfg.ptx_batch:
-        ptx = programs.texts(nets.policy.layout, cfg.updates, cfg.ptx_batch, cfg.ptx_length)
-        texts = cfg.updates * cfg.ptx_batch
-        positions = texts * cfg.ptx_length
-        operations.append(Learns(policy, texts, cfg.ptx_length, positions, parts))
-    for name, model in (("policy", policy), ("value", value)):
-        trained = parameter_count(state.params[name])
-        operations.append(Adam(model, trained, cfg.micro_batches, cfg.updates))
-    size = parameter_count(nets.policy.boxed_policy) + parameter_count(nets.value.boxed_scalar)
-    here = [*programs.large_parts(state), *BASES]
-    arguments = (state, ready.bases, made, ptx, seen)
-    return _program(stage, ready, "update", ready.update, arguments, here, size, operations)
+    def _update(self, made: Experience, metrics: Metrics) -> Program:
+        cfg, ptx = self.cfg, None
+        rows = cfg.epochs * cfg.batch
+        parts = cfg.updates * cfg.micro_batches
+        operations: list[Operation] = [
+            Learns(self.policy, rows, self.length, positions=rows * self.reply, parts=parts),
+            Learns(self.value, rows, self.length, parts=parts),
+        ]
+        if cfg.ptx_batch:
+            ptx = programs.texts(self.layout, cfg.updates, cfg.ptx_batch, cfg.ptx_length)
+            rows, length = cfg.updates * cfg.ptx_batch, cfg.ptx_length
+            operations.append(Learns(self.policy, rows, length, rows * length, parts))
+        for name, model in (("policy", self.policy), ("value", self.value)):
+            trained = parameter_count(self.state.params[name])
+            operations.append(Adam(model, trained, cfg.micro_batches, cfg.updates))
+        return self._program(
+            "update",
+            self.ready.update,
+            (self.state, self.ready.bases, made, ptx, metrics),
+            here=[*self.state_parts, *BASES],
+            parameters=self.policy_size + self.value_size,
+            operations=operations,
+        )
 
-
-def _program(
-    stage: Stage,
-    ready: "Ppo",
-    step: str,
-    run: Any,
-    arguments: tuple[Any, ...],
-    here: Sequence[str],
-    parameters: int,
-    operations: Sequence[Operation],
-) -> Program:
-    """`here` names what is among its arguments; all else on the devices waits."""
-    frozen = ready.frozen
-    held = programs.large_parts(ready.state) | {
-        "reference": frozen["reference"],
-        "reward model": frozen["reward"],
-        "base": frozen["policy_base"],
-        "base of the value function": frozen["value_base"],
-        "base of the reward model": frozen["reward_base"],
-    }
-    return Program(
-        stage.name,
-        step,
-        run,
-        arguments,
-        here={name: held[name] for name in here},
-        elsewhere={name: tree for name, tree in held.items() if name not in here},
-        parameters=parameters,
-        operations=tuple(operations),
-    )
+    def _program(
+        self,
+        step: str,
+        run: Any,
+        arguments: tuple[Any, ...],
+        *,
+        here: Iterable[str],
+        parameters: int,
+        operations: Iterable[Operation],
+    ) -> Program:
+        """`here` names what is among the arguments; all else on the devices waits."""
+        elsewhere = dict(self.held)
+        named = {name: elsewhere.pop(name) for name in here}
+        return Program(
+            self.stage.name,
+            step,
+            run,
+            arguments,
+            here=named,
+            elsewhere=elsewhere,
+            parameters=parameters,
+            operations=tuple(operations),
+        )

@@ -42,25 +42,25 @@ class Costs(NamedTuple):
 
     def forward(self, rows: int, length: int, positions: int = 0) -> Work:
         """Rows are read once; at `positions` of them all logits are made."""
-        m, tokens = self.model, rows * length
-        layers = 2 * self._layer_weights * m.layers * tokens
-        # a query sees half of the keys on average
-        attention = 4 * m.layers * m.heads * m.head_size * tokens * (length + 1) / 2
-        head = 2 * m.vocab_rows * m.width * positions
-        computed = layers + head + attention * (1 if self.fused else 2)
+        tokens = rows * length
+        keys = (length + 1) / 2  # that a query sees on average
+        layers = 2 * self._layers * tokens
+        attention = 4 * self._queries * tokens * keys
+        head = 2 * self._embedding * positions
+        masked = 0 if self.fused else attention  # plain attention computes the other half too
         traffic = self._weights(positions) + self._activations(rows, length, positions)
-        return Work(layers + attention + head, computed, traffic)
+        return Work(layers + attention + head, layers + attention + masked + head, traffic)
 
     def training(self, rows: int, length: int, positions: int, parts: int = 1) -> Work:
         """Forward and backward of a batch in `parts` micro-batches; logits are made twice, and with
         remat the layers too.
         """
         ahead = self.forward(rows, length, positions)
-        head = 2 * self.model.vocab_rows * self.model.width * positions
-        again = 1 if self.model.remat == "full" else 0
-        computed = (3 + again) * (ahead.computed - head) + 4 * head
-        weights = parts * (2 + again) * self._weights(positions)
-        activations = (3 + again) * self._activations(rows, length, positions)
+        head = 2 * self._embedding * positions
+        passes = 4 if self.model.remat == "full" else 3  # backward counts as two
+        computed = passes * (ahead.computed - head) + 4 * head
+        weights = parts * (passes - 1) * self._weights(positions)
+        activations = passes * self._activations(rows, length, positions)
         return Work(3 * ahead.flops, computed, weights + activations)
 
     def learning(self, parameters: int, parts: int = 1, steps: int = 1) -> Work:
@@ -73,44 +73,67 @@ class Costs(NamedTuple):
         """`tokens` tokens for each row after a prompt, one after the other, with a cache for all of
         them.
         """
-        m, sampled = self.model, rows * tokens
-        keys = prompt + (tokens + 1) / 2  # that a token sees, on average
-        layers = 2 * self._layer_weights * m.layers * sampled
-        attention = 4 * m.layers * m.heads * m.head_size * sampled * keys
-        flops = layers + attention + 2 * m.vocab_rows * m.width * sampled
-        cache = 2 * m.layers * m.groups * m.head_size * (prompt + tokens) * rows * self._bytes
+        sampled = rows * tokens
+        keys = prompt + (tokens + 1) / 2  # that a token sees on average
+        layers = 2 * self._layers * sampled
+        attention = 4 * self._queries * sampled * keys
+        head = 2 * self._embedding * sampled
+        flops = layers + attention + head
+
+        m = self.model
+        cache = 2 * m.layers * m.groups * m.head_size * self._bytes
+        cache *= rows * (prompt + tokens)
         logits = 3 * F32 * m.vocab_rows * rows
         by_token = self._weights(rows) + (cache + logits) / self._parts
         return Work(flops, flops, tokens * by_token)
+
+    # --- sizes of the model ---
+
+    @property
+    def _layers(self) -> int:
+        """Weights in the matmuls of all layers."""
+        m = self.model
+        mlp = m.mlp_size * (3 if m.gated else 2)
+        return m.layers * m.width * (self._projected + mlp)
+
+    @property
+    def _projected(self) -> int:
+        """Width of queries, keys, values and what attention gives back, of one layer."""
+        m = self.model
+        return (2 * m.heads + 2 * m.groups) * m.head_size
+
+    @property
+    def _queries(self) -> int:
+        """Width of the queries of all layers."""
+        return self.model.layers * self.model.heads * self.model.head_size
+
+    @property
+    def _embedding(self) -> int:
+        return self.model.vocab_rows * self.model.width
+
+    @property
+    def _bytes(self) -> int:
+        return 2 if self.model.dtype == "bfloat16" else F32
+
+    # --- bytes on one device ---
 
     @property
     def _parts(self) -> int:
         """Into how many parts rows, positions and heads are cut together."""
         return math.prod(self.sizes.values())
 
-    @property
-    def _bytes(self) -> int:
-        return 2 if self.model.dtype == "bfloat16" else F32
-
-    @property
-    def _layer_weights(self) -> int:
-        m = self.model
-        heads = (2 * m.heads + 2 * m.groups) * m.head_size
-        return m.width * (heads + m.mlp_size * (3 if m.gated else 2))
-
     def _weights(self, positions: int) -> float:
-        """All weights, once, on one device."""
-        m = self.model
-        head = m.vocab_rows * m.width if positions else 0
-        return (self._layer_weights * m.layers + head) * self._bytes / self.sizes["tensor"]
+        """All weights, once."""
+        head = self._embedding if positions else 0
+        return (self._layers + head) * self._bytes / self.sizes["tensor"]
 
     def _activations(self, rows: int, length: int, positions: int) -> float:
-        """What the matmuls of one forward pass read and write, on one device."""
-        m, tensor = self.model, self.sizes["tensor"]
-        heads = (2 * m.heads + 2 * m.groups) * m.head_size
-        split = heads + m.heads * m.head_size + m.mlp_size * (3 if m.gated else 2)
-        # the width is not split over `tensor`
-        by_token = m.layers * (4 * m.width * tensor + split) * self._bytes
+        """What the matmuls of one forward pass read and write."""
+        m = self.model
+        mlp = m.mlp_size * (3 if m.gated else 2)
+        attention = self._projected + m.heads * m.head_size
+        width = 4 * m.width * self.sizes["tensor"]  # which is not split over `tensor`
+        by_token = m.layers * (width + attention + mlp) * self._bytes
         scores = 0 if self.fused else 2 * F32 * m.layers * m.heads * length
-        logits = 2 * F32 * positions * m.vocab_rows
+        logits = 2 * F32 * m.vocab_rows * positions
         return (rows * length * (by_token + scores) + logits) / self._parts

@@ -105,10 +105,15 @@ def measure(program: Program, topology: Topology) -> Row:
     `seconds` is the least that arithmetic, memory and links allow, whichever needs longest.
     """
     started = time.monotonic()
+    sizes: dict[str, float] = {}
     counted: set[int] = set()
-    here = {name: on_device(tree, counted) for name, tree in program.here.items()}
-    waiting = {name: on_device(tree, counted) for name, tree in program.elsewhere.items()}
-    sizes = here | {f"{name} (waiting)": size for name, size in waiting.items()}
+    for name, tree in program.here.items():
+        sizes[name] = on_device(tree, counted)
+    waiting = 0
+    for name, tree in program.elsewhere.items():
+        size = on_device(tree, counted)
+        sizes[f"{name} (waiting)"] = size
+        waiting += size
     work = work_of(program)
     row: Row = {
         "stage": program.stage,
@@ -118,7 +123,7 @@ def measure(program: Program, topology: Topology) -> Row:
         "parameters": program.parameters,
         "flops": work.flops,
         "memory": topology.memory,
-        "elsewhere": sum(waiting.values()),
+        "elsewhere": waiting,
     }
     try:
         compiled = program.run.lower(*program.arguments).compile()
@@ -164,7 +169,8 @@ def given_again(arguments: Any) -> int:
     """Bytes of the arrays that a program takes more than once, beyond the first time: weights that
     two models share.  The compiler counts each time, and a device holds them once.
     """
-    return sum(_bytes(x) for x in jax.tree.leaves(arguments)) - on_device(arguments)
+    each_time = sum(_bytes(x) for x in jax.tree.leaves(arguments))
+    return each_time - on_device(arguments)
 
 
 def _bytes(x: jax.ShapeDtypeStruct) -> int:
@@ -211,11 +217,11 @@ def _refused(text: str, arguments: int) -> Row:
     # "... HLO temporaries (58.20G) exceeds available HBM", or "Used 21.07G of 15.75G hbm"
     temporaries = re.search(r"temporaries \(([\d.]+[KMGT]?)\) exceeds", text)
     used = re.search(r"Used ([\d.]+[KMGT]?) of", text)
+    arrays = re.findall(r"Size: ([\d.]+[KMGT]?)\n\s+Operator: op_name=\"([^\"]*)\"", text)
     if temporaries is not None:
         row["temporaries"] = _size(temporaries[1])
     elif used is not None:
         row["temporaries"] = max(_size(used[1]) - arguments, 0.0)
-    arrays = re.findall(r"Size: ([\d.]+[KMGT]?)\n\s+Operator: op_name=\"([^\"]*)\"", text)
     row["arrays"] = [{"what": name, "bytes": _size(size)} for size, name in arrays]
     return row
 
@@ -253,11 +259,18 @@ def table(rows: Sequence[Row], config: RunConfig, topology: Topology) -> str:
     """The plan as tables."""
     sizes = zip(MESH, config.mesh.shape(topology.devices), strict=True)
     mesh = " x ".join(f"{axis} {size}" for axis, size in sizes)
-    devices, memory = plural(topology.devices, "device"), _gib(topology.memory)
-    lines = [f"{topology.name}: {devices} of {memory} GiB; mesh {mesh}", "", MEMORY]
-    lines += text_table(MEMORY_HEAD, [_memory(row) for row in rows])
-    lines += ["", WORK]
-    lines += text_table(WORK_HEAD, [_work(row) for row in rows if "sent" in row])
+    devices = plural(topology.devices, "device")
+    memory = [_memory(row) for row in rows]
+    work = [_work(row) for row in rows if "sent" in row]
+    lines = [
+        f"{topology.name}: {devices} of {_gib(topology.memory)} GiB; mesh {mesh}",
+        "",
+        MEMORY,
+        *text_table(MEMORY_HEAD, memory),
+        "",
+        WORK,
+        *text_table(WORK_HEAD, work),
+    ]
     for row in rows:
         if not row["fits"]:
             lines += _does_not_fit(row)
@@ -271,10 +284,19 @@ def table(rows: Sequence[Row], config: RunConfig, topology: Topology) -> str:
 
 
 def _memory(row: Row) -> tuple[str, ...]:
-    sizes = [_gib(row.get(key)) for key in ("arguments", "temporaries", "elsewhere", "peak")]
-    largest = [f"{part['what']} {_gib(part['bytes'])}" for part in row["largest"][:2]]
-    fits = "yes" if row["fits"] else "NO"
-    return row["stage"], row["step"], *sizes, fits, ", ".join(largest)
+    largest = []
+    for part in row["largest"][:2]:
+        largest.append(f"{part['what']} {_gib(part['bytes'])}")
+    return (
+        row["stage"],
+        row["step"],
+        _gib(row.get("arguments")),
+        _gib(row.get("temporaries")),
+        _gib(row["elsewhere"]),
+        _gib(row.get("peak")),
+        "yes" if row["fits"] else "NO",
+        ", ".join(largest),
+    )
 
 
 def _work(row: Row) -> tuple[str, ...]:
@@ -308,7 +330,8 @@ def _does_not_fit(row: Row) -> list[str]:
 def _gib(size: float | None) -> str:
     if size is None:
         return "-"
-    return f"{size / GIB:,.0f}" if size >= 1000 * GIB else f"{size / GIB:.3g}"
+    gib = size / GIB
+    return f"{gib:,.0f}" if gib >= 1000 else f"{gib:.3g}"
 
 
 if __name__ == "__main__":
