@@ -230,6 +230,12 @@ def batches_on_mesh(net: Network, source: Batches, size: int) -> Callable[[int],
     return lambda step: sharding.put(source.batch_at(step, rows), where, size)
 
 
+def rows_at_a_time(net: Network, count: int) -> int:
+    """`sample_batch`, or less where there are fewer rows: no device works on copies for nothing."""
+    parts = net.models.sampling.parts("rows")
+    return min(net.sample_batch, -(-count // parts) * parts)
+
+
 def encode(net: Network, records: Sequence[Record]) -> tuple[list[Record], list[list[int]]]:
     """The prompts that are short enough (text.on_long), and their ids."""
     encoded = encode_prompts(net.tokenizer, records, net.text)
@@ -318,10 +324,10 @@ def draw_rollouts(
     samples: int = 1,
     width: int = 0,
 ) -> Iterator[Rollout]:
-    """Rollouts of `sample_batch` prompts at a time; the last batch is filled up with the first
-    prompts.
+    """Rollouts of up to `sample_batch` prompts at a time; the last batch is filled up with the
+    first prompts.
     """
-    size = net.sample_batch
+    size = rows_at_a_time(net, len(prompts))
     width = max(net.text.max_prompt, width, *map(len, prompts))
     run, params = net.rollout(sampler, samples), net.for_sampling(params)
     for number, start in enumerate(range(0, len(prompts), size)):
@@ -334,7 +340,7 @@ def rewards(net: Network, params: Params, sequences: Sequence[Ids]) -> np.ndarra
     """Scores [n] f32 of prompt + completion, in the order given; shorter sequences are scored
     together.
     """
-    size, scores = net.sample_batch, np.zeros(len(sequences), np.float32)
+    size, scores = rows_at_a_time(net, len(sequences)), np.zeros(len(sequences), np.float32)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     for start in range(0, len(order), size):
         part = order[start : start + size]
@@ -354,7 +360,7 @@ def response_logp(
     longest: int,
 ) -> np.ndarray:
     """log p(response | prompt) in nats, [n]; no response has more than `longest` tokens."""
-    size, found = net.sample_batch, []
+    size, found = rows_at_a_time(net, len(prompts)), []
     for start in range(0, len(prompts), size):
         rows = [i % len(prompts) for i in range(start, start + size)]
         asked = PromptBatch(

@@ -310,10 +310,12 @@ def _check_split(
         if settings.kind != "ppo":
             continue
         batch, prompts = settings.batch, left(parts.prompts)
+        fitting = 1 << (max(prompts, 1).bit_length() - 1)  # a power of two
         require(
             prompts >= batch,
             f"{name}.batch={batch}, but of {len(usable['prompts'])} records in data.prompts"
-            f" {prompts} are left to learn from, {apart}; add prompts, or lower {name}.batch",
+            f" {prompts} are left to learn from, {apart}; add prompts, or set {name}.batch to"
+            f" {fitting} and {name}.minibatch to {min(fitting, settings.minibatch)}",
         )
 
 
