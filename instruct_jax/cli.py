@@ -502,8 +502,8 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     kinds = [name for name, kind in KINDS.items() if kind.programs is not None]
     require(
         bool(chosen),
-        f"--stages {','.join(stages or config.stages)} have no steps to compile; plan knows those"
-        f" of stages of kind {', '.join(kinds)}",
+        f"--stages {','.join(stages or config.stages)} has no steps to compile; name stages of kind"
+        f" {', '.join(kinds[:-1])} or {kinds[-1]}",
     )
     check_stages(Run(config, Path(config.out), abstract=True), chosen)
     rows = plan(config, chosen, topology)
