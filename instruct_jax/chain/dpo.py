@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from instruct_jax.chain import networks, parameters, rankings, reward, supervised
+from instruct_jax.chain import networks, parameters, programs, rankings, reward, supervised
 from instruct_jax.chain.context import Stage
 from instruct_jax.chain.kind import Curve, Kind
+from instruct_jax.chain.programs import Learns, Program
 from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
 from instruct_jax.chain.spec import Checkpoint, write_spec
 from instruct_jax.data import encode
@@ -70,6 +71,15 @@ def training(stage: Stage) -> Training:
     )
 
 
+def abstract_programs(stage: Stage) -> list[Program]:
+    ready, batch = set_up(stage, steps=1), reward.abstract_rankings(stage)
+    rows, k, length = batch.tokens.shape
+    reference = programs.scores(ready.net.layout, rows, k)
+    positions, parts = rows * k * length, stage.settings.micro_batches
+    learns = Learns(ready.net.policy, rows * k, length, positions, parts)
+    return [supervised.program(stage, ready, DpoBatch(batch, reference), learns)]
+
+
 def _reference_logp(stage: Stage, examples: list[Any], source: Any, rankings_at: Any) -> np.ndarray:
     """log p of every completion under the policy that the stage starts from, [records, K] f32 in
     nats; computed once.
@@ -115,6 +125,7 @@ KIND = Kind(
     settings=DpoStage,
     run=run,
     training=training,
+    programs=abstract_programs,
     reads=reads,
     records=rankings.content,
     run_keys=("text",),

@@ -1,9 +1,10 @@
 """What a kind of stage is: its settings, and the functions that do it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from instruct_jax.chain.programs import Program
 from instruct_jax.chain.settings import RunConfig, StageSettings
 from instruct_jax.runtime.loop import Training
 
@@ -40,7 +41,7 @@ class Kind:
     # the same up to its first step, for `replay`; None where nothing is trained
     training: "Callable[[Stage], Training] | None" = None
     # its jitted functions on abstract arrays, for `plan`; None where it has none of its own
-    programs: "Callable[..., Any] | None" = None
+    programs: "Callable[[Stage], Iterable[Program]] | None" = None
     # kinds of records that it reads, of texts, demonstrations, rankings and prompts
     reads: Callable[[RunConfig, Any], Sequence[str]] = lambda config, settings: ()
     # content of those records as the stage sees them: name -> records, for its identity

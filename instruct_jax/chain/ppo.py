@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from instruct_jax import optim, sharding
-from instruct_jax.chain import networks, parameters, supervised, texts
+from instruct_jax.chain import networks, parameters, ppo_programs, supervised, texts
 from instruct_jax.chain.context import Stage
 from instruct_jax.chain.kind import Curve, Kind, Line
 from instruct_jax.chain.networks import Network
@@ -323,7 +323,7 @@ def iteration(
     policy in the sampler's layout; timed one by one.
     """
     net, bases = ready.nets.policy, ready.bases
-    score = _text_scorer(stage, ready.nets) if ready.nets.reads_text else None
+    score = _text_scorer(stage, ready) if ready.nets.reads_text else None
 
     def iterate(state: TrainState, batch: PpoBatch) -> tuple[TrainState, Metrics]:
         prompts, ptx = batch
@@ -353,12 +353,13 @@ def iteration(
     return iterate
 
 
-def _text_scorer(stage: Stage, nets: PpoNetworks) -> Callable[[Rollout, int], jax.Array]:
+def _text_scorer(stage: Stage, ready: Ppo) -> Callable[[Rollout, int], jax.Array]:
     """(rollout, iteration from 0) -> scores [B] f32 by a reward model with another tokenizer: it
     reads the records of the prompts and the text of the responses.
     """
-    policy, reward = nets.policy, parameters.scalar(stage.run, stage.used("reward"))
-    context = reward.net.spec.model.context
+    policy, reward = ready.nets.policy, ready.nets.reward
+    params = join(ready.frozen["reward_base"], ready.frozen["reward"])
+    context = reward.spec.model.context
     records, ids, source = _prompt_source(stage, policy)
 
     def score(rollout: Rollout, step: int) -> jax.Array:
@@ -370,7 +371,7 @@ def _text_scorer(stage: Stage, nets: PpoNetworks) -> Callable[[Rollout, int], ja
             text = decode_completion(policy.tokenizer, reply, prefix=policy.text.completion_prefix)
             completions.append(networks.Completion(text, reply, bool(ended), 0.0))
         rows = networks.whole_ids(
-            reward.net,
+            reward,
             policy,
             [records[i] for i in chosen],
             [ids[i] for i in chosen],
@@ -382,7 +383,7 @@ def _text_scorer(stage: Stage, nets: PpoNetworks) -> Callable[[Rollout, int], ja
             f"stages.{stage.name}.reward={stage.settings.reward} reads {context} tokens, and a"
             f" prompt with its reply makes {longest}; lower text.max_prompt or sampler.max_tokens",
         )
-        return networks.put(policy, networks.rewards(reward.net, reward.params, rows))
+        return networks.put(policy, networks.rewards(reward, params, rows))
 
     return score
 
@@ -471,6 +472,7 @@ KIND = Kind(
     settings=PpoStage,
     run=run,
     training=training,
+    programs=lambda stage: ppo_programs.Iteration(stage, set_up(stage)).programs(),
     reads=reads,
     records=records,
     run_keys=("text", "round"),

@@ -134,6 +134,7 @@ KIND = Kind(
     settings=PretrainStage,
     run=run,
     training=training,
+    programs=lambda stage: [supervised.program_on_texts(stage, set_up(stage))],
     reads=lambda config, settings: ("texts",),
     records=lambda stage: {"texts": _texts(stage)},
     check=check,

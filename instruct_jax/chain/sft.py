@@ -149,6 +149,8 @@ KIND = Kind(
     settings=SftStage,
     run=run,
     training=training,
+    # the number of steps only changes the learning rate
+    programs=lambda stage: [supervised.program_on_texts(stage, set_up(stage, steps=1))],
     reads=reads,
     records=records,
     run_keys=("text",),
