@@ -18,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 NO_WRITING = (
     errno.ENOSPC,
@@ -35,6 +36,19 @@ CHAT = (
     " --files.eos_token, --mesh.tensor 2"
 )
 Verbs = argparse._SubParsersAction  # what add_subparsers returns
+
+
+class _ShowVersion(argparse.Action):
+    """--version: prints "instruct-jax 0.2.0 (jax 0.10.2, python 3.11.7)" and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import importlib.metadata
+        import platform
+
+        ours = importlib.metadata.version("instruct-jax")
+        jax = importlib.metadata.version("jax")
+        print(f"instruct-jax {ours} (jax {jax}, python {platform.python_version()})")
+        parser.exit()
 
 
 class Terminated(BaseException):
@@ -66,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="instruct-jax",
         description="InstructGPT in JAX: the whole of learning from human feedback.",
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version",
+        action=_ShowVersion,
+        nargs=0,
+        help="the versions of this project, jax and python",
     )
     verbs = parser.add_subparsers(
         required=True, metavar="VERB", title="verbs (each has its own --help)"
@@ -104,14 +124,11 @@ def _verbs_of_configs(verbs: Verbs) -> None:
             metavar="FILE",
             help="a YAML file, such as configs/quickstart.yaml",
         )
-        verb.add_argument(
-            "--stages",
-            metavar="a,b",
-            help=(
-                "only these: pretrain, sft, compare, reward, cross_validation (only where it is"
-                " named), select, ppo_start, ppo, ppo_ptx, evaluate, report"
-            ),
-        )
+        text = "only these stages of the config, by their names there"
+        verb.add_argument("--stages", metavar="a,b", help=text)
+        if name != "plan":
+            text = "makes these stages again, and all that was made from them"
+            verb.add_argument("--redo", metavar="a,b", help=text)
         if name == "run":
             hosts = verb.add_argument_group(
                 "several processes",
@@ -141,7 +158,7 @@ def _verbs_of_configs(verbs: Verbs) -> None:
 
 def _verbs_of_models(verbs: Verbs) -> None:
     text = (
-        "reads a model of Hugging Face, once for many runs: they begin with it by start.folder=OUT"
+        "reads a model of Hugging Face, once for many runs: they start from it by base: OUT:import"
     )
     usage = (
         "instruct-jax import FOLDER_OR_NAME --out OUT [--model.dtype bfloat16] [--files.pad_token"
@@ -157,16 +174,14 @@ def _verbs_of_models(verbs: Verbs) -> None:
         "--out",
         required=True,
         metavar="OUT",
-        help="a new run folder whose stage pretrain is the model",
+        help="a new run folder whose stage import is the model",
     )
     verb.set_defaults(work=_import)
     text = "writes a model of a run as a folder that transformers, vllm and peft load"
-    usage = "instruct-jax export RUN --stage STAGE --out FOLDER [--dtype bfloat16] [--mesh.fsdp 1]"
+    usage = "instruct-jax export RUN:STAGE --out FOLDER [--dtype bfloat16] [--mesh.fsdp 1]"
     verb = verbs.add_parser("export", help=text, description=text, usage=usage, allow_abbrev=False)
-    verb.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/quickstart")
-    verb.add_argument(
-        "--stage", required=True, help="pretrain, sft, ppo_start, reward, ppo or ppo_ptx"
-    )
+    verb.add_argument("model", metavar="RUN:STAGE", help="a stage, such as runs/quickstart:ppo")
+    verb.add_argument("--stage", help=argparse.SUPPRESS)  # the spelling of before
     verb.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="a new folder")
     verb.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in it"
@@ -344,9 +359,10 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     from instruct_jax.chain.preflight import check_config, check_mesh, validate
     from instruct_jax.chain.rounds import rounds_of
 
-    check_config(config, config.stages if stages is None else stages)
+    redo = _names(args.redo) or ()
+    check_config(config, stages, redo)
     first, *later = rounds_of(config)
-    validate(first, stages)
+    validate(first, stages, redo)
     import jax
 
     from instruct_jax.runtime import hosts
@@ -356,48 +372,47 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
     from instruct_jax.chain.run import run
 
     try:
-        folder = run(first, stages)
+        folder = run(first, stages, redo)
         for number, following in enumerate(later, 2):
             if hosts.is_main():
                 print(f"round {number} of {len(later) + 1}", flush=True)
-            validate(following, stages)
-            folder = run(following, stages)
+            own = stages and [name for name in stages if name in following.stages]
+            again = [name for name in redo if name in following.stages]
+            validate(following, own, again)
+            folder = run(following, own, again)
     except jax.errors.JaxRuntimeError as error:
         raise hosts.HostLostError(error) from error if hosts.is_multihost() else error
     if hosts.is_main():
-        print(f"done: {folder}" + (f", see {folder / 'report.html'}" if "report" in stages else ""))
+        report = f", see {folder / 'report.html'}" if stages is None else ""
+        print(f"done: {folder}{report}")
 
 
 def _import(args: argparse.Namespace, overrides: list[str]) -> None:
-    from instruct_jax.chain.base_model import imported_as
     from instruct_jax.chain.preflight import check_mesh, validate
+    from instruct_jax.chain.read import imported_as
 
     config = imported_as(args.base, args.out, overrides)
-    validate(config, ("pretrain",))
+    stages = list(config.stages)
+    validate(config, stages)
     import jax
 
-    check_mesh(config, jax.device_count(), ("pretrain",))
+    check_mesh(config, jax.device_count(), stages)
     from instruct_jax.chain.run import run
 
-    print(
-        f"done: {run(config, ('pretrain',))}; begin with it by start: {{folder: {args.out}, stages:"
-        " [pretrain]}"
-    )
+    print(f"done: {run(config, stages)}; start from it by base: {args.out}:{stages[0]}")
 
 
 def _export(args: argparse.Namespace, overrides: list[str]) -> None:
-    from instruct_jax.chain.base_model import load_run
-    from instruct_jax.errors import RunError
+    from instruct_jax.errors import ConfigError
 
-    if not (args.run / "config.yaml").is_file():
-        raise RunError(
-            f"{args.run} is no run folder, it has no config.yaml: give the folder named by `out` in"
-            " the config"
+    if args.stage is not None:
+        raise ConfigError(
+            f"--stage {args.stage}: name the stage behind the run: instruct-jax export"
+            f" {args.model}:{args.stage} --out {args.out}"
         )
-    config = load_run(args.run / "config.yaml", overrides)
     from instruct_jax.commands.export import export
 
-    export(config, args.run, args.stage, args.out, args.dtype, adapter=args.adapter)
+    export(args.model, args.out, args.dtype, overrides, adapter=args.adapter)
     print(f"done: {args.out}")
 
 
@@ -462,7 +477,7 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> None:
     from instruct_jax.commands.check import check
 
     with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
-        print(check(config, stages), flush=True)
+        print(check(config, stages, _names(args.redo) or ()), flush=True)
         if args.show_tokens is not None:
             from instruct_jax.commands.show_tokens import show_tokens
 
@@ -545,7 +560,7 @@ def _is_study(args: argparse.Namespace) -> bool:
 
 
 def _load(args: argparse.Namespace, overrides: list[str]):
-    from instruct_jax.chain.base_model import load_run
+    from instruct_jax.chain.read import load_run
     from instruct_jax.errors import ConfigError
 
     if _is_study(args):
@@ -553,12 +568,12 @@ def _load(args: argparse.Namespace, overrides: list[str]):
             f"{args.config}: `arms` make it a study, not a run; use instruct-jax study --config"
             f" {args.config}"
         )
-    config = load_run(args.config, overrides)
-    return config, (
-        config.stages
-        if args.stages is None
-        else tuple(name.strip() for name in args.stages.split(","))
-    )
+    return load_run(args.config, overrides), _names(args.stages)
+
+
+def _names(text: str | None) -> list[str] | None:
+    """The names of --stages a,b; None where the option is not given."""
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def _explain(error: Exception) -> int:

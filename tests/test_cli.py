@@ -1,7 +1,9 @@
 """The verbs as a user calls them."""
 
 import errno
+import importlib.metadata
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -187,6 +189,13 @@ def test_help_is_quick(args):
     )
     assert "usage: instruct-jax" in found.stdout and found.stdout.endswith("[]\n")
     assert time.monotonic() - started < 1
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    ours, jax = importlib.metadata.version("instruct-jax"), importlib.metadata.version("jax")
+    python = platform.python_version()
+    assert capsys.readouterr().out == f"instruct-jax {ours} (jax {jax}, python {python})\n"
 
 
 def test_a_study_is_no_run(tmp_path, monkeypatch, capsys):

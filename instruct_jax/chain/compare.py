@@ -1,97 +1,144 @@
-"""Samples of the policies and their rankings, round after round; and the choice of the SFT epoch by
-reward-model score.
-"""
+"""Kind compare: samples of policies, ranked; its rankings go on to reward models and DPO."""
 
 import collections
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
-from instruct_jax.chain import measure
-from instruct_jax.chain.task import Rankings
-from instruct_jax.chain.workspace import Workspace, stage_folder
-from instruct_jax.commands.open_model import of_other_run
+from instruct_jax.chain import networks, parameters, rankings
+from instruct_jax.chain.context import Stage, require_room, sample_tokens
+from instruct_jax.chain.graph import Place
+from instruct_jax.chain.kind import Kind, Line
+from instruct_jax.chain.networks import Completion, Network
+from instruct_jax.chain.settings import Leaves, PeopleConfig, RunConfig, StartedSettings
+from instruct_jax.chain.task import GROUPS, Rankings
+from instruct_jax.data.packing import Ids
 from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.schemas import Record
+from instruct_jax.errors import ConfigError, require
 from instruct_jax.runtime.folders import read_note
 from instruct_jax.runtime.hosts import is_main
 from instruct_jax.stages.rollout import SamplerConfig
 
 
-def compare(ws: Workspace) -> dict[str, Any]:
-    """K completions per prompt, ranked; K is drawn per prompt.  Where the rankings are given,
-    nothing is sampled.  What is written, and learned from, are the rankings of this round before
-    those of earlier ones; each has its round, and the model of each completion.
+@dataclasses.dataclass(frozen=True)
+class CompareStage(StartedSettings):
+    """Settings of a stage of kind compare: K completions per prompt, K drawn from [min, max].
+
+    Simulated labelers rank those of the embedded world; else a reward model or people do.
     """
-    earlier = _earlier(ws)
-    seen = {
-        name: {_asked(record) for record in earlier[name]} for name in ("train", "held_out_prompts")
-    }
-    samples, held_out = [], []
-    if "compare" in ws.task.prompts:
-        asked = {name: ws.task.prompts[name] for name in ("compare", "compare_held_out")}
-        samples = _drawn(
-            ws,
-            "samples",
-            [r for r in asked["compare"] if _asked(r) not in seen["held_out_prompts"]],
-            "compare",
+
+    leaves: ClassVar[Leaves] = "records"
+
+    prompts: int = 3000
+    held_out_prompts: int = 300  # more prompts, to measure the reward model
+    min_completions: int = 4
+    max_completions: int = 9
+    temperature: float = 1.0
+    max_tokens: int | None = None  # of a completion; null = text.max_completion
+    # share of the completions of `start` that are by its first epoch, which still makes other
+    # mistakes
+    first_epoch_share: float = 0.0
+    # further policies (stages, RUN:STAGE, models): their shares of the completions
+    models: dict[str, float] = dataclasses.field(default_factory=dict)
+    # the same stage of the round before, as RUN:STAGE: its rankings are passed on too
+    previous: str | None = None
+    ranker: str | None = None  # a reward model that ranks
+    people: PeopleConfig | None = None  # people rank
+
+    def __post_init__(self):
+        total = sum(self.models.values())
+        for place, share in self.models.items():
+            require(0 < share <= 1, f"models.{place}={share} must lie in (0, 1]")
+        require(total <= 1, f"models has shares of {total:g} in all; at most 1 can be shared")
+        require(
+            self.ranker is None or self.people is None,
+            "ranker and people both rank; remove one of them",
         )
-        held_out = _drawn(
-            ws,
-            "held_out_samples",
-            [r for r in asked["compare_held_out"] if _asked(r) not in seen["train"]],
-            "compare held out",
+        require(
+            self.temperature >= 0,
+            f"temperature={self.temperature} must not be negative; 0 is greedy decoding",
         )
-    rankings = _rank(ws, samples, held_out)
-    groups = {
-        name: [{**r, "round": ws.config.round} for r in getattr(rankings, name)] + earlier[name]
-        for name in measure.GROUPS
-    }
-    for name, records in groups.items():
-        _write(ws, name, records)
+        share = self.first_epoch_share
+        require(0 <= share < 1, f"first_epoch_share={share} must lie in [0, 1)")
+        require(
+            self.prompts >= 1 and self.held_out_prompts >= 1,
+            "prompts and held_out_prompts must be at least 1",
+        )
+        require(
+            2 <= self.min_completions <= self.max_completions <= 9,
+            f"2 <= min_completions={self.min_completions} <="
+            f" max_completions={self.max_completions} <= 9 must hold",
+        )
+
+    def uses(self) -> dict[str, str]:
+        found = {"start": self.start}
+        for number, name in enumerate(self.models, 1):
+            found[f"models.{number}"] = name
+        for key in ("ranker", "previous"):
+            if getattr(self, key) is not None:
+                found[key] = getattr(self, key)
+        return found
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    """K completions per prompt, ranked; K is drawn per prompt.
+
+    What is written are the rankings of this round before those of earlier ones; each has its round,
+    and the model of each completion.
+    """
+    cfg, task = stage.settings, stage.task
+    previous = _previous(stage)
+    seen = {}
+    for group in ("train", "held_out_prompts"):
+        seen[group] = {_text(record) for record in previous[group]}
+    held_out = task.prompts("compare_held_out", cfg.held_out_prompts)
+    apart = {_text(record) for record in held_out} | seen["held_out_prompts"]
+    prompts = [r for r in task.prompts("compare", cfg.prompts) if _text(r) not in apart]
+    held_out = [r for r in held_out if _text(r) not in seen["train"]]
+    samples = _sampled(stage, "samples", prompts, "compare")
+    held_out_samples = _sampled(stage, "held_out_samples", held_out, "compare held out")
+    ranked = _rank(stage, samples, held_out_samples)
+    groups = {}
+    for group in GROUPS:
+        own = [{**record, "round": stage.run.config.round} for record in getattr(ranked, group)]
+        groups[group] = own + previous[group]
+        _write(stage, group, groups[group])
     return {
         "rankings": {name: len(records) for name, records in groups.items()},
-        "labeler_agreement": rankings.agreement,
-        "labeler_noise": rankings.noise,
+        "labeler_agreement": ranked.agreement,
+        "labeler_noise": ranked.noise,
         "lineage": lineage(groups["train"]),
     }
 
 
-def _rank(ws: Workspace, samples: list[Record], held_out: list[Record]) -> Rankings:
-    cfg = ws.config.compare
+def _rank(stage: Stage, samples: list[Record], held_out: list[Record]) -> Rankings:
+    cfg = stage.settings
     if cfg.people is not None:
-        from instruct_jax.chain.people import by_people  # with the extra `label`
+        from instruct_jax.chain.people import ranked_by_people  # with the extra `label`
 
-        found = by_people(cfg.people, samples, held_out)
-    elif cfg.judge is not None:
-        found = Rankings(
-            _by_model(ws, cfg.judge, samples), _by_model(ws, cfg.judge, held_out), [], None
-        )
-    else:
-        return ws.task.rank(samples, held_out, _noise_of_earlier(ws))
-    if ws.config.world or cfg.earlier:
-        return found
-    given = ws.task.rank([], [], None)  # files bring their own rankings to the first round
-    return dataclasses.replace(
-        found,
-        train=found.train + given.train,
-        held_out_prompts=found.held_out_prompts + given.held_out_prompts,
-    )
+        return ranked_by_people(cfg.people, samples, held_out)
+    if cfg.ranker is not None:
+        place = stage.used("ranker")
+        train = _ranked_by_model(stage, place, samples)
+        return Rankings(train, _ranked_by_model(stage, place, held_out), [])
+    if stage.task.rank is None:
+        raise ConfigError(_nobody(stage))
+    return stage.task.rank(samples, held_out, _noise_of_previous(stage))
 
 
-def _by_model(ws: Workspace, place: str, samples: list[Record]) -> list[Record]:
-    """Ranked by the reward model of another run: a tie is the same text twice."""
-    owner, _ = of_other_run(place, ws.task)
-    numbered = [
-        {
-            **{k: v for k, v in s.items() if k != "task"},
-            "ranks": [*range(1, len(s["completions"]) + 1)],
-        }
-        for s in samples
-    ]
-    rows = measure.scored_rankings(owner, owner.reward_params(), numbered)
-    return [{**record, "ranks": _ranks(scores), "labeler_id": place} for record, scores, _ in rows]
+def _ranked_by_model(stage: Stage, place: Place, samples: list[Record]) -> list[Record]:
+    """Ranked by a reward model: a tie is the same text twice."""
+    model = parameters.scalar(stage.run, place)
+    numbered = []
+    for sample in samples:
+        record = {key: value for key, value in sample.items() if key != "task"}
+        numbered.append({**record, "ranks": [*range(1, len(sample["completions"]) + 1)]})
+    rows = rankings.scored(model.net, model.params, numbered)
+    who = str(stage.settings.ranker)
+    return [{**record, "ranks": _ranks(scores), "labeler_id": who} for record, scores, _ in rows]
 
 
 def _ranks(scores: np.ndarray) -> list[int]:
@@ -99,128 +146,181 @@ def _ranks(scores: np.ndarray) -> list[int]:
     return (np.unique(-scores, return_inverse=True)[1] + 1).tolist()
 
 
-def _earlier(ws: Workspace) -> dict[str, list[Record]]:
+def _previous(stage: Stage) -> dict[str, list[Record]]:
     """The rankings of all rounds before this one, by group."""
-    run = ws.config.compare.earlier
-    if run is None:
-        return {name: [] for name in measure.GROUPS}
-    return {
-        name: measure.read_compared(stage_folder(ws.folder, f"{run}:compare"), name)
-        for name in measure.GROUPS
-    }
+    if stage.settings.previous is None:
+        return {group: [] for group in GROUPS}
+    folder = stage.run.stage_folder(stage.used("previous"))
+    return {group: rankings.read_jsonl(folder, group) for group in GROUPS}
 
 
-def _noise_of_earlier(ws: Workspace) -> float | None:
-    run = ws.config.compare.earlier
-    return (
-        None
-        if run is None
-        else read_note(stage_folder(ws.folder, f"{run}:compare") / "done.json")["output"].get(
-            "labeler_noise"
-        )
-    )
+def _noise_of_previous(stage: Stage) -> float | None:
+    if stage.settings.previous is None:
+        return None
+    folder = stage.run.stage_folder(stage.used("previous"))
+    return read_note(folder / "done.json")["output"].get("labeler_noise")
 
 
-def lineage(rankings: list[Record]) -> list[dict[str, Any]]:
+def lineage(records: list[Record]) -> list[dict[str, Any]]:
     """Of each round and each model whose samples were ranked in it: completions, and how often one
     of them was ranked first.
     """
     completions: collections.Counter[tuple[int, str]] = collections.Counter()
     first: collections.Counter[tuple[int, str]] = collections.Counter()
-    for record in rankings:
-        for model, rank in zip(
-            record.get("models") or ["unknown"] * len(record["ranks"]), record["ranks"], strict=True
-        ):
+    for record in records:
+        models = record.get("models") or ["unknown"] * len(record["ranks"])
+        for model, rank in zip(models, record["ranks"], strict=True):
             completions[record["round"], model] += 1
             first[record["round"], model] += rank == 1
-    return [
-        {"round": r, "model": m, "completions": n, "first": first[r, m]}
-        for (r, m), n in sorted(completions.items())
-    ]
+    rows = []
+    for (number, model), count in sorted(completions.items()):
+        place = {"round": number, "model": model}
+        rows.append({**place, "completions": count, "first": first[number, model]})
+    return rows
 
 
-def _asked(record: Record) -> str:
+def _text(record: Record) -> str:
     return str(record["prompt"])
 
 
-def _write(ws: Workspace, name: str, records: list[Record]) -> None:
+def _write(stage: Stage, name: str, records: list[Record]) -> None:
     if is_main():
-        write_jsonl(ws.folder / "compare" / f"{name}.jsonl", records)
+        write_jsonl(stage.folder / f"{name}.jsonl", records)
 
 
-def _drawn(ws: Workspace, name: str, prompts: list[Record], purpose: str) -> list[Record]:
+def _sampled(stage: Stage, name: str, prompts: list[Record], purpose: str) -> list[Record]:
     """The samples, also as a file.  People are asked about the same ones after a restart, on other
-    devices too: their answers are to these."""
-    if ws.config.compare.people and (ws.folder / "compare" / f"{name}.jsonl").exists():
-        return measure.read_compared(ws.folder / "compare", name)
-    samples = _samples(ws, prompts, purpose)
-    _write(ws, name, samples)
+    devices too: their answers are to these.
+    """
+    if stage.settings.people and (stage.folder / f"{name}.jsonl").exists():
+        return rankings.read_jsonl(stage.folder, name)
+    samples = _draw(stage, prompts, purpose)
+    _write(stage, name, samples)
     return samples
 
 
-def _samples(ws: Workspace, prompts: list[Record], purpose: str) -> list[Record]:
+def _draw(stage: Stage, prompts: list[Record], purpose: str) -> list[Record]:
     """K completions of each prompt, those of all models shuffled together; `models` says whose each
     one is.
     """
-    cfg, per_epoch = ws.config.compare, ws.output("sft")["steps_per_epoch"]
-    sampler = SamplerConfig(
-        max_tokens=ws.config.ppo.sampler.max_tokens, temperature=cfg.temperature
-    )
-    prompts, ids = ws.encode(prompts)
-    counts = {place: round(cfg.max_completions * share) for place, share in cfg.models.items()}
-    sft = cfg.max_completions - sum(counts.values())
-    early = round(sft * cfg.early)
-    shares = [
-        ("sft", "last", sft - early, ws.config.sft.epochs * per_epoch),
-        ("sft, first epoch", "first", early, per_epoch),
-    ]
-    drawn = {
-        name: ws.generate(
-            ws.policy_of("sft", step), ids, sampler, ws.key(f"{purpose} {epoch}"), samples=samples
-        )
-        for name, epoch, samples, step in shares
-        if samples
-    }
-    for place, samples in counts.items():
-        if samples:
-            owner, stage = of_other_run(place, ws.task)
-            drawn[place] = owner.generate(
-                owner.policy_of(stage), ids, sampler, ws.key(f"{purpose} {place}"), samples=samples
-            )
-    rng = np.random.default_rng((ws.config.seed, len(prompts)))
+    cfg = stage.settings
+    net = stage.run.network(stage.run.spec(stage.used("start")))
+    prompts, ids = networks.encode(net, prompts)
+    replies = _of_start(stage, ids, purpose) | _of_others(stage, net, prompts, ids, purpose)
+    rng = np.random.default_rng((stage.seed, len(prompts)))
     rows = []
-    for record, *parts in zip(prompts, *drawn.values(), strict=True):
-        found = [
-            (model, completion)
-            for model, part in zip(drawn, parts, strict=True)
-            for completion in part
-        ]
+    for number, record in enumerate(prompts):
+        found = [(model, one) for model, part in replies.items() for one in part[number]]
         size = rng.integers(cfg.min_completions, cfg.max_completions + 1)
-        models, chosen = zip(*(found[i] for i in rng.permutation(len(found))[:size]), strict=True)
+        chosen = [found[i] for i in rng.permutation(len(found))[:size]]
         rows.append(
             {
                 **record,
-                "completions": [c.text for c in chosen],
-                "ended": [c.ended for c in chosen],
-                "models": [*models],
+                "completions": [one.text for _, one in chosen],
+                "ended": [one.ended for _, one in chosen],
+                "models": [model for model, _ in chosen],
             }
         )
     return rows
 
 
-def select(ws: Workspace) -> dict[str, Any]:
-    """The SFT epoch whose samples score best with the reward model on the tuning prompts (paper
-    C.1).
-    """
-    per_epoch, epochs = ws.output("sft")["steps_per_epoch"], ws.config.sft.epochs
-    (_, prompts), judge = ws.encode(ws.task.prompts["tuning"]), ws.reward_params()
-    sampler = SamplerConfig(max_tokens=ws.config.ppo.sampler.max_tokens)
-    scores = {}
-    for epoch in range(1, epochs + 1) if ws.config.sft.select else (epochs,):
-        params = ws.policy_of("sft", epoch * per_epoch)
-        drawn = ws.generate(params, prompts, sampler, ws.key("select"))
-        scores[epoch] = float(
-            ws.rewards(judge, [[*p, *c[0].ids] for p, c in zip(prompts, drawn, strict=True)]).mean()
-        )
-    best = max(scores, key=lambda epoch: scores[epoch])
-    return {"epoch": best, "step": best * per_epoch, "reward_by_epoch": scores}
+Replies = dict[str, list[list[Completion]]]  # model -> completions of each prompt
+
+
+def _of_start(stage: Stage, ids: list[Ids], purpose: str) -> Replies:
+    """By the policy that the stage starts from, and by its first epoch."""
+    cfg, place = stage.settings, stage.used("start")
+    count = cfg.max_completions - sum(_counts(cfg).values())
+    early = round(count * cfg.first_epoch_share)
+    found: Replies = {}
+    if count - early:
+        policy = parameters.policy(stage.run, place)
+        found[str(place)] = _replies(stage, policy, ids, f"{purpose} last", count - early)
+    if early:
+        first = stage.run.output(place)["steps_per_epoch"]
+        policy = parameters.policy(stage.run, place, first)
+        found[f"{place}, first epoch"] = _replies(stage, policy, ids, f"{purpose} first", early)
+    return found
+
+
+def _of_others(
+    stage: Stage, net: Network, prompts: list[Record], ids: list[Ids], purpose: str
+) -> Replies:
+    found: Replies = {}
+    for number, (name, samples) in enumerate(_counts(stage.settings).items(), 1):
+        if not samples:
+            continue
+        policy = parameters.policy(stage.run, stage.used(f"models.{number}"))
+        own_ids = networks.ids_for(policy.net, net, prompts, ids)
+        found[name] = _replies(stage, policy, own_ids, f"{purpose} {name}", samples)
+    return found
+
+
+def _replies(
+    stage: Stage, policy: parameters.Model, ids: Sequence[Ids], purpose: str, samples: int
+) -> list[list[Completion]]:
+    sampler = SamplerConfig(max_tokens=sample_tokens(stage), temperature=stage.settings.temperature)
+    key = stage.key(purpose)
+    return networks.generate(policy.net, policy.params, ids, sampler, key, samples=samples)
+
+
+def _counts(cfg: CompareStage) -> dict[str, int]:
+    """Completions of each further policy."""
+    return {name: round(cfg.max_completions * share) for name, share in cfg.models.items()}
+
+
+def _nobody(stage: Stage) -> str:
+    return (
+        f"stages.{stage.name} samples, and nobody ranks; set ranker (a reward model) or people (the"
+        " labeling page).  Rankings that the data brings need no such stage"
+    )
+
+
+def check(stage: Stage) -> None:
+    cfg, config = stage.settings, stage.run.config
+    require(
+        config.world is not None or cfg.ranker is not None or cfg.people is not None,
+        _nobody(stage),
+    )
+    require_room(stage, stage.run.spec(stage.used("start")))
+    start = stage.used("start")
+    epochs = start.own and config.stages[str(start.stage)].kind == "sft"
+    require(
+        cfg.first_epoch_share == 0 or bool(epochs),
+        f"stages.{stage.name}.first_epoch_share={cfg.first_epoch_share} needs a start of kind sft"
+        f" in this run, and {start} is none; set it to 0",
+    )
+
+
+def records(stage: Stage) -> dict[str, Any]:
+    cfg, task = stage.settings, stage.task
+    held_out = task.prompts("compare_held_out", cfg.held_out_prompts)
+    return {"prompts": [task.prompts("compare", cfg.prompts), held_out]}
+
+
+def reads(config: RunConfig, cfg: Any) -> tuple[str, ...]:
+    return ("prompts",)
+
+
+def line(stage: Stage, facts: Any) -> Line:
+    cfg = stage.settings
+    prompts = cfg.prompts + cfg.held_out_prompts
+    tokens = prompts * cfg.max_completions * sample_tokens(stage)
+    by = cfg.ranker or "simulated labelers"
+    ranker = f"people ({cfg.people.store})" if cfg.people else by
+    return Line(
+        "-",
+        f"{prompts:,} prompts x {cfg.max_completions}",
+        f"at most {tokens:,} sampled; ranked by {ranker}",
+    )
+
+
+KIND = Kind(
+    settings=CompareStage,
+    run=run,
+    reads=reads,
+    records=records,
+    run_keys=("text", "round"),
+    check=check,
+    line=line,
+)

@@ -1,67 +1,84 @@
-"""How much worse is a reward model on the rankings of people it has not learned from?  (paper 4.1:
-72.4 % within, 69.6 % across groups)
+"""Kind cross_validation: how much worse is a reward model on the rankings of people it has not
+learned from?  (paper 4.1: 72.4 % within, 69.6 % across groups)
 """
 
 import collections
+import dataclasses
 import hashlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from instruct_jax.chain import measure
-from instruct_jax.chain.train import reward_training
-from instruct_jax.chain.workspace import Workspace
+from instruct_jax.chain import parameters, rankings, reward
+from instruct_jax.chain.context import Stage
+from instruct_jax.chain.kind import Kind, Line
+from instruct_jax.chain.reward import RewardStage
+from instruct_jax.chain.settings import Leaves
 from instruct_jax.data.schemas import Record
 from instruct_jax.errors import require
+from instruct_jax.evaluation import reward_accuracy
 from instruct_jax.models.lora import join, scalar_base
 
 
-def cross_validation(ws: Workspace) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class CrossValidationStage(RewardStage):
+    """Settings of a stage of kind cross_validation: those of the reward models that it trains."""
+
+    leaves: ClassVar[Leaves] = "findings"
+
+    groups: int = 5  # of labelers, with about as many rankings each
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.groups >= 2, f"groups={self.groups} must be at least 2")
+
+
+def run(stage: Stage) -> dict[str, Any]:
     """One reward model for each group of labelers, trained on the rankings of the others; all are
     measured on held-out prompts, `within` on rankings of the groups that it learned from, `across`
     on those of the group that it did not.
     """
-    train, held_out = (
-        measure.read_compared(ws.folder / "compare", name) for name in ("train", "held_out_prompts")
-    )
-    groups = labeler_groups(train, ws.config.cross_validation.groups, ws.config.seed)
+    given, net = rankings.gathered(stage), stage.network
+    base = scalar_base(parameters.base(stage.run, net))
     folds = []
+    groups = labeler_groups(given.train, stage.settings.groups, stage.seed, stage.name)
     for number, group in enumerate(groups, 1):
-        name = f"cross_validation/fold_{number}"
-        training = reward_training(
-            ws, name, [record for record in train if record["labeler_id"] not in group]
-        )
-        params = join(scalar_base(ws.base), training.run(ws.folder / name).params)
-        parts = {
-            "within": [record for record in held_out if record.get("labeler_id") not in group],
-            "across": [record for record in held_out if record.get("labeler_id") in group],
-        }
-        scores = {
-            part: measure.pair_accuracy(ws, params, records) for part, records in parts.items()
-        }
-        folds.append({"labelers": sorted(group)} | scores)
-    return {"folds": folds} | {
-        part: _over_folds([fold[part]["accuracy"] for fold in folds])
-        for part in ("within", "across")
-    }
+        name = f"{stage.name}/fold_{number}"
+        others = [record for record in given.train if record["labeler_id"] not in group]
+        ready = reward.training_on(stage, others, name)
+        params = join(base, ready.run(stage.run.folder / name).params)
+        fold: dict[str, Any] = {"labelers": sorted(group)}
+        for part, inside in (("within", False), ("across", True)):
+            held_out = given.held_out_prompts
+            records = [r for r in held_out if (r.get("labeler_id") in group) is inside]
+            scored = rankings.scored(net, params, records) if records else []
+            fold[part] = reward_accuracy.pair_accuracy(scored)
+        folds.append(fold)
+    means = {}
+    for part in ("within", "across"):
+        means[part] = _over_folds([fold[part]["accuracy"] for fold in folds])
+    return {"folds": folds} | means
 
 
-def labeler_groups(rankings: list[Record], count: int, seed: int) -> list[set[str]]:
+def labeler_groups(
+    records: list[Record], count: int, seed: int, stage: str = "cross_validation"
+) -> list[set[str]]:
     """`count` groups of labelers with about as many rankings each: the one with the most goes to
     the smallest group, and so on.
     """
-    sizes = collections.Counter(
-        record["labeler_id"] for record in rankings if record.get("labeler_id") is not None
-    )
+    sizes: collections.Counter[str] = collections.Counter()
+    for record in records:
+        if record.get("labeler_id") is not None:
+            sizes[record["labeler_id"]] += 1
+    unnamed = len(records) - sizes.total()
     require(
-        len(sizes) >= count and sum(sizes.values()) == len(rankings),
-        f"cross_validation.groups={count}, but the rankings name {len(sizes)} labelers"
-        f" ({len(rankings) - sum(sizes.values())} of {len(rankings)} name none); write labeler_id"
-        " in each, or lower cross_validation.groups",
+        len(sizes) >= count and unnamed == 0,
+        f"stages.{stage}.groups={count}, but the rankings name {len(sizes)} labelers ({unnamed} of"
+        f" {len(records)} name none); write labeler_id in each, or lower {stage}.groups",
     )
-    lot = {who: hashlib.sha256(f"{seed} {who}".encode()).digest() for who in sizes}
+    hashes = {who: hashlib.sha256(f"{seed} {who}".encode()).digest() for who in sizes}
     groups, load = [set[str]() for _ in range(count)], [0] * count
-    for who in sorted(sizes, key=lambda who: (-sizes[who], lot[who])):
+    for who in sorted(sizes, key=lambda who: (-sizes[who], hashes[who])):
         smallest = load.index(min(load))
         groups[smallest].add(who)
         load[smallest] += sizes[who]
@@ -72,3 +89,20 @@ def _over_folds(values: list[float | None]) -> dict[str, float]:
     """Mean over the folds that have pairs to measure, and its standard error."""
     known = np.array([value for value in values if value is not None])
     return {"mean": float(known.mean()), "se": float(known.std(ddof=1) / len(known) ** 0.5)}
+
+
+def line(stage: Stage, facts: Any) -> Line:
+    one = reward.line(stage, facts)
+    return Line(f"{stage.settings.groups} x {one.steps}", one.batch)
+
+
+KIND = Kind(
+    settings=CrossValidationStage,
+    run=run,
+    reads=reward.reads,
+    records=rankings.content,
+    run_keys=("text",),
+    check=reward.check,
+    rows=reward.KIND.rows,
+    line=line,
+)

@@ -1,286 +1,439 @@
-"""Every model on the report prompts: preference over the SFT model, gold score, KL, alignment tax,
-best-of-n, samples side by side.
+"""Kind evaluate: every model on the report prompts: preference over the baseline, gold score, KL,
+loss on plain text, best-of-n, samples side by side.
 
-The judge is the task's own where it has one (the embedded world's gold score); otherwise the reward
-model, and the report says so.
+The judge is the task's gold scorer where it has one (the embedded world); else the reward model
+that `reward` names, and the report says so.  Without either there are no win rates.
 """
 
 import dataclasses
 import json
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from instruct_jax.chain.train import held_out_rows
-from instruct_jax.chain.workspace import Completion, Workspace
-from instruct_jax.commands.open_model import of_other_run
+from instruct_jax.chain import networks, parameters, texts
+from instruct_jax.chain.context import Stage, require_room, sample_tokens
+from instruct_jax.chain.graph import Place
+from instruct_jax.chain.kind import Kind, Line
+from instruct_jax.chain.networks import Completion, Network
+from instruct_jax.chain.parameters import Model
+from instruct_jax.chain.settings import BASE, Leaves, RunConfig, StageSettings
+from instruct_jax.chain.spec import NAME, read_spec
 from instruct_jax.data.packing import Ids
 from instruct_jax.data.readers import write_jsonl
-from instruct_jax.data.schemas import Record, named
+from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import bos_ids
-from instruct_jax.evaluation.preference import best_of_n, best_of_n_kl, win_rate
-from instruct_jax.records import Params
+from instruct_jax.errors import require
+from instruct_jax.evaluation.preference import (
+    best_of_n,
+    best_of_n_kl,
+    by_use_case,
+    in_turns,
+    use_case,
+    win_rate,
+)
 from instruct_jax.runtime.checkpoints import kept_steps
 from instruct_jax.runtime.folders import write_atomic
 from instruct_jax.runtime.hosts import is_main
 from instruct_jax.stages.rollout import SamplerConfig
 
-# SFT answers to each report prompt that every model, a fresh SFT draw among them, is compared with
-RIVALS = 4
-# answers of a model to each report prompt that its scores by use case are means of: some use cases
-# have few prompts
-DRAWS = 4
+# answers of the baseline to each prompt that every model, a fresh sample of the baseline among
+# them, is compared with
+N_BASELINE_SAMPLES = 4
+# answers of a model to each prompt that its scores by use case are means of: some use cases have
+# few prompts
+N_SAMPLES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class EvaluateStage(StageSettings):
+    """Settings of a stage of kind evaluate."""
+
+    leaves: ClassVar[Leaves] = "findings"
+
+    # policies: stages, base, RUN:STAGE, model folders; or NAME: policy, where they get other names
+    models: tuple[str, ...] | dict[str, str] = ()
+    baseline: str | None = None  # one of models, that wins are counted against; null = the first
+    reward: str | None = None  # a reward model, as judge or beside the gold scorer
+    prompts: int = 512
+    temperatures: tuple[float, ...] = (1.0, 0.7, 0.0)  # the first one is the headline
+    max_tokens: int | None = None  # of a reply; null = text.max_completion
+    best_of: tuple[int, ...] = (1, 2, 4, 8, 16)  # of the baseline, by the reward model
+    best_of_prompts: int = 256
+    chosen_best_of: int = 4  # the n of `best_of_n` among the models
+    shots: int = 4  # examples in the prompt of `base_prompted`
+    samples_shown: int = 24  # rows of the side-by-side table
+
+    def __post_init__(self):
+        for key, least in {
+            "prompts": 1,
+            "best_of_prompts": 1,
+            "shots": 0,
+            "samples_shown": 0,
+        }.items():
+            value = getattr(self, key)
+            require(value >= least, f"{key}={value} must be at least {least}")
+        temperatures = list(self.temperatures)
+        require(len(temperatures) >= 1, "temperatures=[] must name at least one")
+        require(
+            min(temperatures) >= 0,
+            f"temperatures={temperatures} must not be negative; 0 is greedy decoding",
+        )
+        require(
+            min(self.best_of, default=1) >= 1,
+            f"best_of={list(self.best_of)} must be at least 1",
+        )
+        require(
+            self.chosen_best_of in self.best_of,
+            f"chosen_best_of={self.chosen_best_of} must be one of {self.best_of}",
+        )
+        names = list(self.named)
+        require(len(names) >= 1, "models=[] must name at least one policy, such as [base, sft]")
+        require(len(set(names)) == len(names), f"models={names} names one twice")
+        require(
+            self.baseline is None or self.baseline in names,
+            f"baseline={self.baseline} must be one of models, {', '.join(names)}",
+        )
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Name in the tables -> the policy."""
+        if isinstance(self.models, dict):
+            return self.models
+        return {name: name for name in self.models}
+
+    @property
+    def base_line(self) -> str:
+        """The model that wins are counted against."""
+        return next(iter(self.named)) if self.baseline is None else self.baseline
+
+    def uses(self) -> dict[str, str]:
+        found = {f"models.{name}": place for name, place in self.named.items()}
+        return found if self.reward is None else found | {"reward": self.reward}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredSamples:
     """One completion of every report prompt, with all that is known of them; [n] each."""
 
     completions: list[Completion]
-    gold: np.ndarray  # the judge's score
-    reward: np.ndarray  # the reward model's
-    parts: list[dict[str, Any]]  # the judge's remarks
+    judged: np.ndarray | None  # the judge's score
+    reward: np.ndarray | None  # the reward model's
+    parts: list[dict[str, Any]]  # what the gold scorer says besides
 
-
-class Examiner:
-    """The report prompts and the judge."""
-
-    def __init__(self, ws: Workspace):
-        self.ws, self.reward = ws, ws.reward_params()
-        self.records, self.prompts = ws.encode(ws.task.prompts["report"])
-
-    def ask(
-        self,
-        params: Params,
-        temperature: float,
-        purpose: str,
-        *,
-        prefix: Ids = (),
-        by: Workspace | None = None,
-    ) -> Judged:
-        """One completion of every prompt; `by` is the workspace of a model from another run."""
-        prompts = (
-            self.prompts if not prefix else [_prefixed(self.ws, prefix, p) for p in self.prompts]
+    def chosen(self, rows: Sequence[int]) -> "ScoredSamples":
+        return ScoredSamples(
+            [self.completions[i] for i in rows],
+            None if self.judged is None else self.judged[rows],
+            None if self.reward is None else self.reward[rows],
+            [self.parts[i] for i in rows],
         )
-        sampler = SamplerConfig(
-            max_tokens=self.ws.config.ppo.sampler.max_tokens, temperature=temperature
-        )
-        drawn = (by or self.ws).generate(
-            params, prompts, sampler, self.ws.key(f"evaluate {purpose} {temperature}")
-        )
-        return self.judge([c[0] for c in drawn], self.records, self.prompts)
-
-    def judge(
-        self, completions: Sequence[Completion], records: Sequence[Record], prompts: Sequence[Ids]
-    ) -> Judged:
-        reward = self.ws.rewards(
-            self.reward, [[*p, *c.ids] for p, c in zip(prompts, completions, strict=True)]
-        )
-        if self.ws.task.judge is None:
-            return Judged(list(completions), reward, reward, [{} for _ in completions])
-        parts = [
-            self.ws.task.judge(r, c.text, c.ended)
-            for r, c in zip(records, completions, strict=True)
-        ]
-        return Judged(list(completions), np.array([p["score"] for p in parts]), reward, parts)
 
 
-def _prefixed(ws: Workspace, prefix: Ids, prompt: Ids) -> list[int]:
+class Contestant(NamedTuple):
+    """A policy under evaluation."""
+
+    name: str
+    place: Place
+    key: str  # of its random numbers: a policy that `select` chose has that of its SFT stage
+    kind: str | None  # of the stage that made it, in this run
+
+
+class Evaluator:
+    """The report prompts, the judge, and one policy after the other."""
+
+    def __init__(self, stage: Stage, net: Network):
+        self.stage, self.cfg, self.net = stage, stage.settings, net
+        prompts = stage.task.prompts("report", self.cfg.prompts)
+        self.records, self.ids = networks.encode(net, prompts)
+        reward = stage.uses.get("reward")
+        self.reward = None if reward is None else parameters.scalar(stage.run, reward)
+
+    def sample_and_score(
+        self, model: Model, temperature: float, purpose: str, *, prefix: str = ""
+    ) -> ScoredSamples:
+        """One completion of every prompt; `prefix` is text before the prompt."""
+        ids = networks.ids_for(model.net, self.net, self.records, self.ids)
+        if prefix:
+            ids = [_prefixed(model.net, prefix, prompt) for prompt in ids]
+        sampler = SamplerConfig(max_tokens=sample_tokens(self.stage), temperature=temperature)
+        key = self.stage.key(f"evaluate {purpose} {temperature}")
+        replies = networks.generate(model.net, model.params, ids, sampler, key)
+        rows = range(len(self.records))
+        return self.score(model.net, [replies[i][0] for i in rows], list(rows))
+
+    def score(
+        self, net: Network, completions: Sequence[Completion], rows: Sequence[int]
+    ) -> ScoredSamples:
+        """Scores of completions by a policy of this network; rows: the prompt of each."""
+        records = [self.records[i] for i in rows]
+        reward = self._rewards(net, completions, rows)
+        gold_scorer = self.stage.task.gold_scorer
+        if gold_scorer is None:
+            return ScoredSamples(list(completions), reward, reward, [{} for _ in completions])
+        parts = []
+        for record, completion in zip(records, completions, strict=True):
+            parts.append(gold_scorer(record, completion.text, completion.ended))
+        gold = np.array([part["score"] for part in parts])
+        return ScoredSamples(list(completions), gold, reward, parts)
+
+    def _rewards(
+        self, net: Network, completions: Sequence[Completion], rows: Sequence[int]
+    ) -> np.ndarray | None:
+        if self.reward is None:
+            return None
+        records = [self.records[i] for i in rows]
+        ids = networks.ids_for(net, self.net, self.records, self.ids)
+        own = [ids[i] for i in rows]
+        whole = networks.whole_ids(self.reward.net, net, records, own, completions)
+        return networks.rewards(self.reward.net, self.reward.params, whole)
+
+    def kl(self, model: Model, samples: ScoredSamples, reference: Model) -> float | None:
+        """Mean log p(response) - log p_reference(response) in nats over a model's own samples; None
+        where the two do not read the same ids.
+        """
+        if not networks.same_ids(model.net, reference.net):
+            return None
+        responses = [c.ids for c in samples.completions]
+        ids = networks.ids_for(reference.net, self.net, self.records, self.ids)
+        longest = sample_tokens(self.stage)
+        theirs = networks.response_logp(reference.net, reference.params, ids, responses, longest)
+        return float(np.mean([c.logp for c in samples.completions]) - theirs.mean())
+
+
+def _prefixed(net: Network, prefix: str, prompt: Ids) -> list[int]:
     """bos + examples + prompt, with one bos."""
-    bos = bos_ids(ws.task.tokenizer)
-    return [*bos, *prefix, *prompt[len(bos) :]]
+    bos = bos_ids(net.tokenizer)
+    examples = net.tokenizer.encode(prefix, add_special_tokens=False)
+    return [*bos, *examples, *prompt[len(bos) :]]
 
 
-def evaluate(ws: Workspace) -> dict[str, Any]:
-    """Writes folder/evaluate/evaluation.json and returns it."""
-    cfg, examiner = ws.config.evaluation, Examiner(ws)
-    held_out = held_out_rows(ws)
-    shots = (
-        ws.task.tokenizer.encode(ws.task.shots, add_special_tokens=False) if ws.task.shots else []
-    )
-    sft = ws.policy_of("sft")
-    asked: dict[float, dict[str, Judged]] = {t: {} for t in cfg.temperatures}
-    nll: dict[str, float] = {}
-    head, drawn = cfg.temperatures[0], {}
-    for model, (owner, stage) in _models(ws).items():
-        params = owner.policy_of(stage)
-        drawn[model] = [
-            examiner.ask(params, head, f"{model} draw {i}", by=owner).gold
-            for i in range(1, DRAWS if head else 1)
-        ]
+def contestants(stage: Stage) -> list[Contestant]:
+    """The models of the settings, in their order."""
+    found = []
+    for name, value in stage.settings.named.items():
+        place = stage.uses[f"models.{name}"]
+        key, kind = name, None
+        if place.own:
+            kind = stage.run.config.stages[str(place.stage)].kind
+            spec_file = stage.run.folder / str(place.stage) / NAME
+            if spec_file.exists() and value != BASE:
+                left = read_spec(stage.run.folder, str(place.stage))[1]
+                key = left.stage if left.stage != place.stage else name
+        found.append(Contestant(name, place, key, kind))
+    return found
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    """Writes evaluation.json into the stage's folder; returns the headline of it."""
+    cfg = stage.settings
+    models = contestants(stage)
+    by_name = {model.name: model for model in models}
+    baseline = by_name[cfg.base_line]
+    reference = parameters.policy(stage.run, baseline.place)
+    evaluator = Evaluator(stage, reference.net)
+    _require_room_for_examples(stage, reference.net)
+    head = cfg.temperatures[0]
+    sampled = _sample_all(evaluator, models, reference)
+    if evaluator.reward is not None:
+        bar, curve = _best_of_n(evaluator, reference)
+        sampled.by_temperature[head]["best_of_n"] = bar
+    else:
+        curve = []
+    rivals = {}
+    if sampled.by_temperature[head][baseline.name].judged is not None:
         for temperature in cfg.temperatures:
-            asked[temperature][model] = examiner.ask(params, temperature, model, by=owner)
-            if stage == "pretrain" and shots:
-                asked[temperature][f"{model}_prompted"] = examiner.ask(
-                    params, temperature, f"{model} prompted", prefix=shots, by=owner
-                )
-        if held_out:
-            nll[model] = owner.nll(params, held_out)
-    rivals = {
-        t: np.stack(
-            [examiner.ask(sft, t, f"rival {i}").gold for i in range(RIVALS if t else 1)], axis=1
-        )
-        for t in cfg.temperatures
-    }
-    bar, curve = _best_of_n(ws, examiner, sft)
-    asked[head]["best_of_n"] = bar
+            count = N_BASELINE_SAMPLES if temperature else 1
+            rivals[temperature] = _rivals(evaluator, reference, temperature, count)
+    found = _findings(evaluator, sampled, rivals, models, baseline)
+    found["best_of_n"] = curve
+    found["over_optimization"] = _over_optimization(evaluator, models, reference)
+    _write(stage, evaluator, sampled, found)
+    wins = found["win_rate"].get(str(head), {})
+    gold = found["gold_score"].get(str(head), {})
+    headline = {key: found[key] for key in ("judge", "baseline", "kl", "pretrain_nll")}
+    return headline | {"win_rate": wins, "gold_score": gold}
 
-    found = {
-        "judge": "reward model" if ws.task.judge is None else "gold",
+
+class Sampled(NamedTuple):
+    """All samples of all models."""
+
+    by_temperature: dict[float, dict[str, ScoredSamples]]
+    more: dict[str, list[np.ndarray]]  # further scores at the first temperature
+    nll: dict[str, float]  # on held-out text, nats per token
+    kl: dict[str, float]  # to the baseline, nats per reply
+
+
+def _sample_all(evaluator: Evaluator, models: list[Contestant], reference: Model) -> Sampled:
+    cfg, stage = evaluator.cfg, evaluator.stage
+    head = cfg.temperatures[0]
+    held_out, batch = texts.held_out(stage, evaluator.net), texts.row_shape(stage, evaluator.net)[1]
+    sampled = Sampled({t: {} for t in cfg.temperatures}, {}, {}, {})
+    for contestant in models:
+        name, key = contestant.name, contestant.key
+        model = parameters.policy(stage.run, contestant.place)
+        more = [
+            evaluator.sample_and_score(model, head, f"{key} draw {i}").judged
+            for i in range(1, N_SAMPLES if head else 1)
+        ]
+        sampled.more[name] = [scores for scores in more if scores is not None]
+        for temperature in cfg.temperatures:
+            samples = evaluator.sample_and_score(model, temperature, key)
+            sampled.by_temperature[temperature][name] = samples
+            prompted = _prompted(evaluator, contestant, model, temperature)
+            if prompted is not None:
+                sampled.by_temperature[temperature][f"{name}_prompted"] = prompted
+                if temperature == head == 1.0:
+                    _note_kl(sampled, f"{name}_prompted", evaluator, model, prompted, reference)
+        if head == 1.0:
+            first = sampled.by_temperature[head][name]
+            _note_kl(sampled, name, evaluator, model, first, reference)
+        if held_out and networks.same_ids(model.net, evaluator.net):
+            sampled.nll[name] = networks.nll(model.net, model.params, held_out, batch)
+    return sampled
+
+
+def _note_kl(
+    sampled: Sampled,
+    name: str,
+    evaluator: Evaluator,
+    model: Model,
+    samples: ScoredSamples,
+    reference: Model,
+) -> None:
+    kl = evaluator.kl(model, samples, reference)
+    if kl is not None:
+        sampled.kl[name] = kl
+
+
+def _prompted(
+    evaluator: Evaluator, contestant: Contestant, model: Model, temperature: float
+) -> ScoredSamples | None:
+    """A base model with examples before the prompt."""
+    examples = evaluator.stage.task.examples(evaluator.cfg.shots)
+    if contestant.kind != "pretrain" and not _pretrained_elsewhere(evaluator.stage, contestant):
+        return None
+    if not examples:
+        return None
+    purpose = f"{contestant.key} prompted"
+    return evaluator.sample_and_score(model, temperature, purpose, prefix=examples)
+
+
+def _pretrained_elsewhere(stage: Stage, contestant: Contestant) -> bool:
+    """Is it the stage of another run that made a whole model?"""
+    if contestant.place.run is None:
+        return False
+    return stage.run.spec(contestant.place).whole and contestant.place.stage == "pretrain"
+
+
+def _require_room_for_examples(stage: Stage, net: Network) -> None:
+    examples = stage.task.examples(stage.settings.shots)
+    if not examples:
+        return
+    shots = len(net.tokenizer.encode(examples, add_special_tokens=False))
+    longest = shots + net.text.max_prompt + sample_tokens(stage)
+    context = net.spec.model.context
+    require(
+        longest <= context,
+        f"stages.{stage.name}.shots={stage.settings.shots}: with its {shots} tokens of examples a"
+        f" prompt and its reply take up to {longest}, more than model.context={context}; lower"
+        " shots or raise model.context",
+    )
+
+
+def _rivals(evaluator: Evaluator, model: Model, temperature: float, count: int) -> np.ndarray:
+    """The judge's scores [prompts, count] of further answers by the baseline."""
+    columns = []
+    for i in range(count):
+        samples = evaluator.sample_and_score(model, temperature, f"rival {i}")
+        assert samples.judged is not None
+        columns.append(samples.judged)
+    return np.stack(columns, axis=1)
+
+
+def _findings(
+    evaluator: Evaluator,
+    sampled: Sampled,
+    rivals: Mapping[float, np.ndarray],
+    models: list[Contestant],
+    baseline: Contestant,
+) -> dict[str, Any]:
+    cfg, stage = evaluator.cfg, evaluator.stage
+    head = cfg.temperatures[0]
+    judge = "gold" if stage.task.gold_scorer else "reward model" if evaluator.reward else None
+    wins, gold = {}, {}
+    for temperature, theirs in rivals.items():
+        samples = sampled.by_temperature[temperature]
+        wins[str(temperature)], gold[str(temperature)] = {}, {}
+        for name, one in samples.items():
+            assert one.judged is not None
+            # the fresh sample of the baseline against its others is the control: it must be 0.5
+            shown = f"{name}_control" if name == baseline.name else name
+            wins[str(temperature)][shown] = win_rate(one.judged, theirs)
+            gold[str(temperature)][name] = float(one.judged.mean())
+    first = sampled.by_temperature[head]
+    means = {}
+    for name, one in first.items():
+        if one.judged is not None:
+            means[name] = np.mean([one.judged, *sampled.more.get(name, [])], axis=0)
+    kl = dict(sampled.kl)
+    if "best_of_n" in first:
+        kl["best_of_n"] = best_of_n_kl(cfg.chosen_best_of)
+    return {
+        "judge": judge,
+        "reward": cfg.reward,
+        "baseline": baseline.name,
         "temperatures": list(cfg.temperatures),
-        "win_rate_vs_sft": {
-            str(t): {
-                model: win_rate(j.gold, rivals[t]) for model, j in _contestants(models).items()
-            }
-            for t, models in asked.items()
-        },
-        "win_rate_vs_others": _against_others(cfg.others, asked[head]),
-        "gold_score": {
-            str(t): {model: float(j.gold.mean()) for model, j in models.items()}
-            for t, models in asked.items()
-        },
-        "by_use_case": _by_use_case(
-            examiner.records,
-            {m: np.mean([j.gold, *drawn.get(m, [])], axis=0) for m, j in asked[head].items()},
-        ),
-        "style": {model: _style(j) for model, j in asked[head].items()},
-        "best_of_n": curve,
-        "over_optimisation": {
-            name: _path(ws, examiner, sft, name)
-            for name, ppo in ws.config.rl.items()
-            if ppo.keep_every
-        },
-        "kl_to_sft": _kl(ws, examiner, sft, asked[head]),
-        "pretrain_nll": nll,
-        "nll_unigram": ws.output("pretrain").get("nll_unigram"),
-        "copy_probes": ws.output("pretrain").get("copy_probes", {}),
-        "reward_model": (
-            {k: v for k, v in ws.output("reward").items() if k not in ("normalisation", "rankings")}
-            | {"labeler_agreement": ws.output("compare")["labeler_agreement"]}
-        ),
-        "samples": _samples(
-            examiner.records, asked[head], cfg.samples_shown, judged=ws.task.judge is not None
-        ),
+        "win_rate": wins,
+        "win_rate_vs": _against_others(models, first) if judge else {},
+        "gold_score": gold,
+        "by_use_case": by_use_case(evaluator.records, means),
+        "style": {name: _style(one) for name, one in first.items()},
+        "kl": kl,
+        "pretrain_nll": sampled.nll,
+        "samples": _shown(evaluator.records, first, cfg.samples_shown, gold=judge == "gold"),
     }
-    if is_main():
-        write_jsonl(
-            ws.folder / "evaluate" / "completions.jsonl",
-            (
-                {
-                    "model": model,
-                    "temperature": t,
-                    "prompt": r["prompt"],
-                    "completion": c.text,
-                    "ended": c.ended,
-                    "gold": float(g),
-                    "reward": float(s),
-                }
-                for t, models in asked.items()
-                for model, j in models.items()
-                for r, c, g, s in zip(
-                    examiner.records, j.completions, j.gold, j.reward, strict=True
-                )
-            ),
-        )
-    write_atomic(ws.folder / "evaluate" / "evaluation.json", json.dumps(found, indent=1) + "\n")
-    return {k: found[k] for k in ("judge", "kl_to_sft", "pretrain_nll", "reward_model")} | {
-        "win_rate_vs_sft": found["win_rate_vs_sft"][str(head)],
-        "gold_score": found["gold_score"][str(head)],
-    }
-
-
-def _models(ws: Workspace) -> dict[str, tuple[Workspace, str]]:
-    """Name -> (the run that it is from, its stage): this run's models, then evaluation.others,
-    which must share the tokenizer.
-    """
-    own = {"base": "pretrain", **{name: name for name in (*ws.config.sfts, *ws.config.rl)}}
-    others = {
-        name: of_other_run(place, ws.task) for name, place in ws.config.evaluation.others.items()
-    }
-    return {name: (ws, stage) for name, stage in own.items()} | others
-
-
-def _contestants(models: dict[str, Judged]) -> dict[str, Judged]:
-    """The models; the fresh SFT draw against other SFT draws is the control, which must come out at
-    0.5.
-    """
-    return {"sft_control" if model == "sft" else model: judged for model, judged in models.items()}
 
 
 def _against_others(
-    others: Collection[str], models: dict[str, Judged]
+    models: list[Contestant], samples: Mapping[str, ScoredSamples]
 ) -> dict[str, dict[str, Any]]:
-    """Model of another run -> how often each of ours beats it, one answer of each to every prompt."""
-    theirs = {name for name in models if name.removesuffix("_prompted") in others}
-    return {
-        other: {
-            model: win_rate(j.gold, models[other].gold[:, None])
-            for model, j in models.items()
-            if model not in theirs
-        }
-        for other in sorted(theirs)
-    }
+    """Model from outside the run -> how often each of ours beats it, one answer of each to every
+    prompt.
+    """
+    outside = {model.name for model in models if not model.place.own}
+    theirs = {name for name in samples if name.removesuffix("_prompted") in outside}
+    found: dict[str, dict[str, Any]] = {}
+    for other in sorted(theirs):
+        scores = samples[other].judged
+        assert scores is not None
+        found[other] = {}
+        for name, one in samples.items():
+            if name not in theirs and one.judged is not None:
+                found[other][name] = win_rate(one.judged, scores[:, None])
+    return found
 
 
-def _by_use_case(
-    records: Sequence[Record], gold: dict[str, np.ndarray]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean score and its standard error over prompts, from the score [n] of each prompt."""
-    cases = [_case(r) for r in records]
-    return {
-        case: {
-            model: {
-                "mean": float(score[rows].mean()),
-                "se": float(score[rows].std() / len(rows) ** 0.5),
-                "n": len(rows),
-            }
-            for model, score in gold.items()
-            if len(rows := [i for i, c in enumerate(cases) if c == case])
-        }
-        for case in sorted(set(cases))
-    }
-
-
-def _case(record: Record) -> str:
-    """What the scores are reported by: the use case, or the data set that the prompt is from."""
-    return named(record, "use_case", "source", default="all")
-
-
-def _style(judged: Judged) -> dict[str, float]:
+def _style(samples: ScoredSamples) -> dict[str, float]:
     style = {
-        "length": float(np.mean([len(c.ids) for c in judged.completions])),
-        "ended": float(np.mean([c.ended for c in judged.completions])),
+        "length": float(np.mean([len(c.ids) for c in samples.completions])),
+        "ended": float(np.mean([c.ended for c in samples.completions])),
     }
-    return style | {
-        key: float(np.mean([p[key] for p in judged.parts]))
-        for key in ("rude", "fluff")
-        if key in judged.parts[0]
-    }
+    for key in ("rude", "fluff"):
+        if key in samples.parts[0]:
+            style[key] = float(np.mean([part[key] for part in samples.parts]))
+    return style
 
 
-def _best_of_n(
-    ws: Workspace, examiner: Examiner, sft: Params
-) -> tuple[Judged, list[dict[str, float]]]:
+def _best_of_n(evaluator: Evaluator, model: Model) -> tuple[ScoredSamples, list[dict[str, float]]]:
     """The best of `chosen_best_of` samples of every report prompt, and the curve over n."""
-    cfg, most = ws.config.evaluation, max(ws.config.evaluation.best_of)
-    sampler = SamplerConfig(
-        max_tokens=ws.config.ppo.sampler.max_tokens, temperature=cfg.temperatures[0]
-    )
-
-    def draw(count: int, samples: int, purpose: str) -> Judged:
-        drawn = ws.generate(
-            sft, examiner.prompts[:count], sampler, ws.key(purpose), samples=samples
-        )
-        flat = [c for completions in drawn for c in completions]
-        repeat = [i for i in range(count) for _ in range(samples)]
-        return examiner.judge(
-            flat, [examiner.records[i] for i in repeat], [examiner.prompts[i] for i in repeat]
-        )
-
-    count, n = min(cfg.best_of_prompts, len(examiner.prompts)), cfg.chosen_best_of
-    many = draw(count, most, "best of n curve")
-    proxy, gold = many.reward.reshape(count, most), many.gold.reshape(count, most)
+    cfg, n = evaluator.cfg, evaluator.cfg.chosen_best_of
+    most = max(cfg.best_of)
+    count = min(cfg.best_of_prompts, len(evaluator.ids))
+    many = _several(evaluator, model, count, most, "best of n curve")
+    assert many.reward is not None and many.judged is not None
+    proxy, gold = many.reward.reshape(count, most), many.judged.reshape(count, most)
     curve = []
     for k in cfg.best_of:
         spread = [best_of_n(proxy[i : i + 1], gold[i : i + 1], k) for i in range(count)]
@@ -293,83 +446,139 @@ def _best_of_n(
                 "se": float(np.std(spread) / count**0.5),
             }
         )
-    few = draw(len(examiner.prompts), n, "best of n bar")
-    best = few.reward.reshape(-1, n).argmax(axis=1) + np.arange(len(examiner.prompts)) * n
-    bar = Judged(
-        [few.completions[i] for i in best],
-        few.gold[best],
-        few.reward[best],
-        [few.parts[i] for i in best],
+    few = _several(evaluator, model, len(evaluator.ids), n, "best of n bar")
+    assert few.reward is not None
+    best = few.reward.reshape(-1, n).argmax(axis=1) + np.arange(len(evaluator.ids)) * n
+    return few.chosen(best.tolist()), curve
+
+
+def _several(
+    evaluator: Evaluator, model: Model, count: int, samples: int, purpose: str
+) -> ScoredSamples:
+    """`samples` completions of each of the first `count` prompts, below each other."""
+    cfg = evaluator.cfg
+    sampler = SamplerConfig(
+        max_tokens=sample_tokens(evaluator.stage), temperature=cfg.temperatures[0]
     )
-    return bar, curve
+    replies = networks.generate(
+        model.net,
+        model.params,
+        evaluator.ids[:count],
+        sampler,
+        evaluator.stage.key(purpose),
+        samples=samples,
+    )
+    flat = [one for completions in replies for one in completions]
+    rows = [i for i in range(count) for _ in range(samples)]
+    return evaluator.score(model.net, flat, rows)
 
 
-def _path(ws: Workspace, examiner: Examiner, sft: Params, stage: str) -> list[dict[str, float]]:
-    """The way of a PPO run through its kept checkpoints, from SFT (step 0): KL, reward and the
-    judge's score at temperature 1, each with its standard error over prompts.  Where the reward
-    goes on rising and the score falls, the run over-optimises (Gao et al. 2022).
+def _over_optimization(
+    evaluator: Evaluator, models: list[Contestant], reference: Model
+) -> dict[str, list[dict[str, float]]]:
+    """Of each policy whose stage kept checkpoints on its way: KL to the baseline, reward and the
+    judge's score at temperature 1 from the baseline (step 0) on, each with its standard error over
+    prompts.  Where the reward keeps rising and the score falls, the run over-optimizes (Gao et al.
+    2022).
     """
-    rows, every, saved = (
-        [],
-        ws.config.rl[stage].keep_every or 1,
-        kept_steps(ws.folder / stage / "checkpoints"),
-    )
-    for step in (
-        0,
-        *(s for s in saved if s % every == 0 or s == saved[-1]),
-    ):  # the one before the last is only there for safety
-        judged = examiner.ask(ws.policy_of(stage, step) if step else sft, 1.0, f"{stage} at {step}")
-        row: dict[str, float] = {
-            "step": step,
-            "kl": _kl_to(ws, examiner, sft, judged) if step else 0.0,
-        }
-        for name, score in (("reward", judged.reward), ("gold", judged.gold)):
-            row |= {name: float(score.mean()), f"{name}_se": float(score.std() / len(score) ** 0.5)}
-        rows.append(row)
+    stage, found = evaluator.stage, {}
+    for contestant in models:
+        settings = stage.run.config.stages.get(str(contestant.place.stage))
+        every = getattr(settings, "keep_every", None)
+        if not contestant.place.own or not every or evaluator.reward is None:
+            continue
+        rows = []
+        saved = kept_steps(stage.run.stage_folder(contestant.place) / "checkpoints")
+        # the one before the last is only there for safety
+        kept = [step for step in saved if step % every == 0 or step == saved[-1]]
+        for step in (0, *kept):
+            model = reference
+            if step:
+                model = parameters.policy(stage.run, contestant.place, step)
+            samples = evaluator.sample_and_score(model, 1.0, f"{contestant.name} at {step}")
+            kl = evaluator.kl(model, samples, reference) if step else 0.0
+            rows.append({"step": step, "kl": kl} | _mean_scores(samples))
+        found[contestant.name] = rows
+    return found
+
+
+def _mean_scores(samples: ScoredSamples) -> dict[str, float]:
+    means = {}
+    for name, scores in (("reward", samples.reward), ("gold", samples.judged)):
+        assert scores is not None
+        means[name] = float(scores.mean())
+        means[f"{name}_se"] = float(scores.std() / len(scores) ** 0.5)
+    return means
+
+
+def _shown(
+    records: Sequence[Record], samples: Mapping[str, ScoredSamples], count: int, *, gold: bool
+) -> list[dict[str, Any]]:
+    """The first prompts of each use case in turn: chosen by position, not by how well any model
+    did.  gold: the judge's score is more than the reward.
+    """
+    rows = []
+    for i in in_turns([use_case(record) for record in records])[:count]:
+        replies = {}
+        for name, one in samples.items():
+            reply: dict[str, Any] = {"text": one.completions[i].text}
+            if one.reward is not None:
+                reply["reward"] = float(one.reward[i])
+            if gold and one.judged is not None:
+                reply["gold"] = float(one.judged[i])
+            replies[name] = reply
+        record = records[i]
+        rows.append(
+            {"prompt": record["prompt"], "use_case": use_case(record), "completions": replies}
+        )
     return rows
 
 
-def _kl(
-    ws: Workspace, examiner: Examiner, sft: Params, models: dict[str, Judged]
-) -> dict[str, float]:
-    """KL to SFT of every model at temperature 1; of best-of-n by its bound."""
-    found = {"best_of_n": best_of_n_kl(ws.config.evaluation.chosen_best_of)}
-    if ws.config.evaluation.temperatures[0] != 1.0:
-        return found
-    return found | {
-        model: _kl_to(ws, examiner, sft, judged)
-        for model, judged in models.items()
-        if model != "best_of_n"
+def _write(stage: Stage, evaluator: Evaluator, sampled: Sampled, found: dict[str, Any]) -> None:
+    rows = []
+    for temperature, models in sampled.by_temperature.items():
+        for name, samples in models.items():
+            for i, completion in enumerate(samples.completions):
+                row = {
+                    "model": name,
+                    "temperature": temperature,
+                    "prompt": evaluator.records[i]["prompt"],
+                    "completion": completion.text,
+                    "ended": completion.ended,
+                }
+                for key, scores in (("gold", samples.judged), ("reward", samples.reward)):
+                    if scores is not None:
+                        row[key] = float(scores[i])
+                rows.append(row)
+    if is_main():
+        write_jsonl(stage.folder / "completions.jsonl", rows)
+    write_atomic(stage.folder / "evaluation.json", json.dumps(found, indent=1) + "\n")
+
+
+def check(stage: Stage) -> None:
+    for contestant in stage.settings.named:
+        place = stage.uses[f"models.{contestant}"]
+        if place.run is None or (stage.run.stage_folder(place) / NAME).exists():
+            require_room(stage, stage.run.spec(place))
+
+
+def reads(config: RunConfig, cfg: Any) -> tuple[str, ...]:
+    return ("prompts",)
+
+
+def records(stage: Stage) -> dict[str, Any]:
+    return {
+        "prompts": stage.task.prompts("report", stage.settings.prompts),
+        "held_out_texts": stage.task.held_out_texts,
     }
 
 
-def _kl_to(ws: Workspace, examiner: Examiner, sft: Params, judged: Judged) -> float:
-    """Mean log p(response) - log p_sft(response) in nats over a model's own samples."""
-    theirs = ws.response_logp(sft, examiner.prompts, [c.ids for c in judged.completions])
-    return float(np.mean([c.logp for c in judged.completions]) - theirs.mean())
-
-
-def _samples(
-    records: Sequence[Record], models: dict[str, Judged], count: int, *, judged: bool
-) -> list[dict[str, Any]]:
-    """The first prompts of each use case in turn: chosen by position, not by how well any model
-    did.  `judged`: by more than the reward.
-    """
-    by_case: dict[str, list[int]] = {}
-    for i, record in enumerate(records):
-        by_case.setdefault(_case(record), []).append(i)
-    turns = [case[k] for k in range(len(records)) for case in by_case.values() if k < len(case)]
-    return [
-        {
-            "prompt": records[i]["prompt"],
-            "use_case": _case(records[i]),
-            "completions": {
-                model: (
-                    {"text": j.completions[i].text, "reward": float(j.reward[i])}
-                    | ({"gold": float(j.gold[i])} if judged else {})
-                )
-                for model, j in models.items()
-            },
-        }
-        for i in turns[:count]
-    ]
+KIND = Kind(
+    settings=EvaluateStage,
+    run=run,
+    reads=reads,
+    records=records,
+    run_keys=("text",),
+    check=check,
+    line=lambda stage, facts: Line(batch=f"{stage.settings.prompts} prompts"),
+)

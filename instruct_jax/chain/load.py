@@ -32,37 +32,54 @@ WORDS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What a config has besides the fields of its dataclass."""
+
+    # (name, section) -> the dataclass of a section of a field `dict[str, Dataclass]`
+    class_of: Callable[[str, Mapping[str, Any]], type] | None = None
+    # (tree, its source) may add keys, and refuse with ConfigError what has another spelling now
+    fill_in: Callable[[dict[str, Any], str], None] = lambda tree, source: None
+    short: str | None = None  # a key of this field may leave out its name: --ppo.kl_coef
+
+
 def load_config(
-    cls: type[C],
-    path: str | Path,
-    overrides: Sequence[str] = (),
-    fill_in: Callable[[dict[str, Any]], None] = lambda tree: None,
+    cls: type[C], path: str | Path, overrides: Sequence[str] = (), rules: Rules = Rules()
 ) -> C:
     """The dataclass tree `cls` as the file says, with overrides ["--ppo.batch", "64", "--seed=1",
-    ...] on top.  fill_in may add keys.
+    ...] on top.
     """
-    return build_config(cls, read_yaml(Path(path)), str(path), overrides, fill_in)
+    return build_config(cls, read_yaml(Path(path)), str(path), overrides, rules)
 
 
 def build_config(
     cls: type[C],
     tree: dict[str, Any],
     source: str,
-    overrides: Sequence[str],
-    fill_in: Callable[[dict[str, Any]], None],
+    overrides: Sequence[str] = (),
+    rules: Rules = Rules(),
 ) -> C:
     """The same of a tree from a place called `source`."""
-    given = dict(_pairs(overrides))
-    for key, text in given.items():
-        _set(tree, cls, key, text)
-    fill_in(tree)
-    return _build(
-        cls,
-        tree,
-        "",
-        None,
-        lambda key: "command line" if any(f"{key}.".startswith(f"{k}.") for k in given) else source,
-    )
+    given = {}
+    for key, text in _pairs(overrides):
+        key = _long(key, tree, rules.short)
+        _set(tree, cls, key, text, rules)
+        given[key] = text
+
+    def where(key: str) -> str:
+        from_command_line = any(f"{key}.".startswith(f"{k}.") for k in given)
+        return "command line" if from_command_line else source
+
+    rules.fill_in(tree, source)
+    return _Builder(where, rules).build(cls, tree, "", None)
+
+
+def _long(key: str, tree: Mapping[str, Any], short: str | None) -> str:
+    """`ppo.kl_coef` as `stages.ppo.kl_coef`, where there is a stage ppo."""
+    named = tree.get(short) if short else None
+    if isinstance(named, dict) and key.partition(".")[0] in named:
+        return f"{short}.{key}"
+    return key
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -143,68 +160,115 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield name.removeprefix("--"), value
 
 
-def _set(tree: dict[str, Any], cls: type, dotted: str, text: str) -> None:
+def _set(tree: dict[str, Any], cls: type, dotted: str, text: str, rules: Rules) -> None:
     """Puts an override into the tree; where text is wanted, it is taken as it stands and not read
     as YAML.
     """
     *parents, name = dotted.split(".")
     hint: Any = cls
     for parent in parents:
-        hint = _hints(_section(hint)).get(parent)
         if not isinstance(tree.get(parent), dict):
             tree[parent] = {}
         tree = tree[parent]
+        hint = _hint_of(hint, parent, tree, rules)
     try:
-        tree[name] = text if _hints(_section(hint)).get(name) is str else yaml.safe_load(text)
+        wants_text = _hint_of(hint, name, {}, rules) in (str, str | None)
+        tree[name] = text if wants_text and text != "null" else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"command line: {shown(dotted)}={shorten(text)} is not YAML; put quotes around it"
         ) from error
 
 
-def _build(
-    cls: type[C], tree: Mapping[str, Any], prefix: str, default: C | None, where: Where
-) -> C:
-    """An instance of the dataclass; keys that the tree leaves out keep the value that they have in
-    `default`.
-    """
-    hints, values = _hints(cls), {}
-    for name, value in tree.items():
-        key = prefix + name
-        if name not in hints:
+def _hint_of(hint: Any, name: str, section: Mapping[str, Any], rules: Rules) -> Any:
+    """The type of the field `name` of a dataclass, or of a named section; None where unknown."""
+    if _named_sections(hint):
+        try:
+            return rules.class_of(name, section) if rules.class_of else typing.get_args(hint)[1]
+        except ConfigError:  # the builder says it
+            return None
+    return _hints(_section(hint)).get(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Builder:
+    """Makes dataclasses of trees."""
+
+    where: Where
+    rules: Rules
+
+    def build(self, cls: type[C], tree: Mapping[str, Any], prefix: str, default: C | None) -> C:
+        """An instance of the dataclass; keys that the tree leaves out keep the value that they have
+        in `default`.
+        """
+        hints = _hints(cls)
+        values: dict[str, Any] = {}
+        for name, value in tree.items():
+            if name not in hints:
+                key = prefix + name
+                raise ConfigError(
+                    f"{self.where(key)}: {shown(key)}={shorten(value)} is unknown;"
+                    f" {_suggestion(cls, name, prefix)}"
+                )
+            values[name] = self._field(cls, name, value, prefix, default)
+        for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+            if field.name in values:
+                continue
+            if default is not None:
+                values[field.name] = getattr(default, field.name)
+            elif (
+                field.default is dataclasses.MISSING
+                and field.default_factory is dataclasses.MISSING
+            ):
+                raise ConfigError(
+                    f"{self.where('')}: {prefix}{field.name} is missing"
+                    f" ({_says(hints[field.name])}); add it"
+                )
+        try:
+            return cls(**values)
+        except ValueError as error:
+            section = f", section {prefix[:-1]}" if prefix else ""
+            raise ConfigError(f"{self.where('')}{section}: {error}") from error
+
+    def _field(self, cls: Any, name: str, value: Any, prefix: str, default: Any) -> Any:
+        key, hint = prefix + name, _hints(cls)[name]
+        section = _section(hint)
+        may_be_null = type(None) in typing.get_args(hint)
+        if _named_sections(hint):
+            return self._sections(hint, key, value)
+        if section is None or (value is None and may_be_null):
+            return _leaf(hint, key, value, self.where(key))
+        if not isinstance(value, dict):
             raise ConfigError(
-                f"{where(key)}: {shown(key)}={shorten(value)} is unknown;"
-                f" {_suggestion(cls, name, prefix)}"
+                f"{self.where(key)}: {key}={shorten(value)} must be a section; write {key}:"
+                " {key: value}"
             )
-        section, optional = _section(hints[name]), type(None) in typing.get_args(hints[name])
-        if section is None or (value is None and optional):
-            values[name] = _leaf(hints[name], key, value, where(key))
-        elif isinstance(value, dict):
-            values[name] = _build(
-                section, value, f"{key}.", getattr(default or cls, name, None), where
-            )
-        else:
+        return self.build(section, value, f"{key}.", getattr(default or cls, name, None))
+
+    def _sections(self, hint: Any, key: str, value: Any) -> dict[str, Any]:
+        """NAME: {key: value}, each of a class of its own.  A section that is null is left out."""
+        if not isinstance(value, dict):
             raise ConfigError(
-                f"{where(key)}: {key}={shorten(value)} must be a section; write {key}: {{key:"
-                " value}"
+                f"{self.where(key)}: {key}={shorten(value)} must be a section of names; write"
+                f" {key}: {{NAME: {{key: value}}}}"
             )
-    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
-        if field.name not in values and default is not None:
-            values[field.name] = getattr(default, field.name)
-        elif (
-            field.name not in values
-            and field.default is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        ):
-            raise ConfigError(
-                f"{where('')}: {prefix}{field.name} is missing ({_says(hints[field.name])}); add it"
-            )
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise ConfigError(
-            f"{where('')}{f', section {prefix[:-1]}' if prefix else ''}: {error}"
-        ) from error
+        sections = {}
+        for name, section in value.items():
+            if section is None:
+                continue
+            place = f"{key}.{name}"
+            if not isinstance(section, dict):
+                raise ConfigError(
+                    f"{self.where(place)}: {place}={shorten(section)} must be a section; write"
+                    f" {name}: {{key: value}}, or null to leave it out"
+                )
+            try:
+                cls = self.rules.class_of(name, section) if self.rules.class_of else None
+            except ConfigError as error:
+                raise ConfigError(f"{self.where(place)}: {error}") from error
+            chosen = cls or typing.get_args(hint)[1]
+            sections[name] = self.build(chosen, section, f"{place}.", None)
+        return sections
 
 
 def _leaf(hint: Any, key: str, value: Any, source: str) -> Any:
@@ -249,6 +313,12 @@ def _usable(value: Any) -> bool:
 
 def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls) if cls is not None else {}
+
+
+def _named_sections(hint: Any) -> bool:
+    """Is it dict[str, Dataclass]?"""
+    arguments = typing.get_args(hint)
+    return typing.get_origin(hint) is dict and dataclasses.is_dataclass(arguments[1])
 
 
 def _section(hint: Any) -> Any:

@@ -1,263 +1,154 @@
 """What can be known to be wrong with a run before any device work: every message names the key or
-file, the value and the repair.
+file, the value and the fix.
 """
 
 import dataclasses
 import difflib
 import itertools
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from instruct_jax import sharding
-from instruct_jax.chain.base_model import load_run
-from instruct_jax.chain.rounds import rounds_of
-from instruct_jax.chain.settings import ON_REQUEST, STAGES, FilesConfig, RunConfig
-from instruct_jax.chain.task import Split, files_tokenizer, split, task_tokenizer
-from instruct_jax.config import MESH
-from instruct_jax.data import encode, packing, readers
-from instruct_jax.data import public_sets as adapters
+from instruct_jax.chain import graph
+from instruct_jax.chain.context import Run
+from instruct_jax.chain.kinds import KINDS
+from instruct_jax.chain.rounds import check_rounds, rounds_of
+from instruct_jax.chain.run import check_identities, check_needs, check_tokenizers, picked
+from instruct_jax.chain.settings import DataConfig, RunConfig
+from instruct_jax.chain.spec import run_tokenizer
+from instruct_jax.chain.task import KINDS as RECORD_KINDS
+from instruct_jax.chain.task import merged_data
+from instruct_jax.config import MESH, ModelConfig
+from instruct_jax.data import encode, packing, public_sets, readers
+from instruct_jax.data.held_out import Split, split
 from instruct_jax.data.hub import model_folder
 from instruct_jax.data.schemas import Record
-from instruct_jax.data.tokenize import check_vocabulary, fingerprint
+from instruct_jax.data.tokenize import check_vocabulary
 from instruct_jax.errors import ConfigError, DataError, require
-from instruct_jax.runtime.checkpoints import saved_fingerprints
-from instruct_jax.runtime.folders import check_run, check_start, read_config
-
-KINDS = tuple(adapters.SCHEMAS)
+from instruct_jax.runtime.folders import check_run
 
 
 @dataclasses.dataclass(frozen=True)
-class FileFacts:
-    """What the files of a run hold, as `check` shows it."""
+class DataFacts:
+    """What the data of a run holds, as `check` shows it."""
 
     vocabulary: int  # ids of the tokenizer
     counts: dict[str, int]  # kind -> records that are used
+    rankings: int  # of them that are learned from
     sft_rows: dict[str, int]  # stage -> packed rows of demonstrations
     completions: int  # in all rankings
     most_completions: int  # K of the largest ranking
     dropped: list[str]  # what was left out or cut, and why
 
 
-def validate(config: RunConfig, stages: Sequence[str] | None = None) -> FileFacts | None:
-    """Raises ConfigError, DataError or RunError for what cannot run.
-
-    Reads and tokenizes the files, touches no device, writes nothing.
+def validate(
+    config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[str] = ()
+) -> DataFacts | None:
+    """Raises ConfigError, DataError or RunError for what cannot run.  Reads and tokenizes the
+    files, touches no device, writes nothing.
     """
-    stages = config.stages if stages is None else stages
-    check_config(config, stages)
-    check_run(Path(config.out), dataclasses.asdict(config))
-    check_other_runs(config)
-    facts = None if config.files is None else read_files(config, config.files, stages)
-    check_tokenizers(config)
+    check_config(config, stages, redo)
+    chosen = picked(config, stages, redo)
+    exists = check_run(Path(config.out))
+    run = Run(config, Path(config.out))
+    check_needs(run, chosen)
+    check_stages(run, chosen)
+    facts = None if config.data is None else read_data(run, config.data, chosen)
+    if exists:
+        check_identities(run, chosen, redo)
+    check_tokenizers(run, chosen)
     return facts
 
 
-def check_other_runs(config: RunConfig) -> None:
-    """The runs that this one begins with, or is measured beside, hold what is asked of them."""
-    tree, start = dataclasses.asdict(config), config.start
-    if start is not None:
-        path = Path(start.folder) / "config.yaml"
-        imported = (
-            start.stages == ("pretrain",) and os.path.isfile(path) and read_config(path).get("base")
-        )
-        sections = (
-            ["model"]
-            if imported
-            else [
-                "model",
-                "text",
-                "world",
-                "files",
-                *(stage for stage in start.stages if stage in tree),
-            ]
-        )
-        check_start(Path(start.folder), start.stages, tree, sections)
-    for key, place in other_models(config).items():
-        folder, _, stage = place.rpartition(":")
-        require(
-            os.path.isdir(Path(folder) / stage / "checkpoints"),
-            f"{key}={place}: {folder} has no checkpoints of a stage {stage}; run that first",
-        )
-        load_run(Path(folder) / "config.yaml")
-    earlier = config.compare.earlier
+def check_config(config: RunConfig, stages: Sequence[str] | None, redo: Sequence[str] = ()) -> None:
+    """What needs neither data, nor devices, nor other runs."""
+    for option, names in (("--stages", stages), ("--redo", redo)):
+        for name in names or ():
+            _check_named(config, option, name)
+    graph.order(config)
+    graph.check_uses(config)
+    _check_divided(config, "model", config.model, _known_sizes(config))
+    if config.rounds is not None:
+        check_rounds(config)
+        rounds_of(config)
+    if config.data is not None:
+        _check_kinds(config, picked(config, stages, redo))
+
+
+def _check_named(config: RunConfig, option: str, name: str) -> None:
+    all_names = ", ".join(config.stages)
     require(
-        earlier is None or os.path.isfile(Path(earlier) / "compare" / "done.json"),
-        f"compare.earlier={earlier} has not finished the stage compare; run it there first",
+        bool(name),
+        f"{option} has an empty name; write names with one comma between two, of {all_names}",
     )
+    near = difflib.get_close_matches(name, config.stages, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"use {all_names}"
+    kind = f", or add a stage {name} to the config" if name in KINDS else ""
+    require(name in config.stages, f"{option} {name} is no stage of this config; {hint}{kind}")
 
 
-def other_models(config: RunConfig) -> dict[str, str]:
-    """key of the config -> FOLDER:STAGE, of all models of other runs that this one reads."""
-    compare, others = config.compare, config.evaluation.others
-    judge = {} if compare.judge is None else {"compare.judge": compare.judge}
-    return (
-        {f"evaluation.others.{name}": place for name, place in others.items()}
-        | {f"compare.models.{p}": p for p in compare.models}
-        | judge
-    )
+def check_stages(run: Run, chosen: Sequence[str]) -> None:
+    """The settings of the stages fit their models, and the mesh divides these."""
+    sizes = _known_sizes(run.config)
+    for name in chosen:
+        stage = run.stage(name)
+        if stage.settings.leaves in ("policy", "scalar"):
+            spec = stage.spec
+            _check_divided(run.config, f"the model of stages.{name}:", spec.model, sizes)
+        KINDS[stage.settings.kind].check(stage)
 
 
-def check_tokenizers(config: RunConfig) -> None:
-    """Models that are there already (this run's, those that it begins with or is measured beside)
-    were made with its tokenizer: the ids of another one mean other words to them."""
-    start, others = config.start, other_models(config)
-    places = {Path(config.out) / stage: "out" for stage in config.stages}
-    places |= (
-        {Path(start.folder) / stage: "start.folder" for stage in start.stages} if start else {}
-    )
-    places |= {Path(*place.rpartition(":")[::2]): key for key, place in others.items()}
-    made = {place: saved_fingerprints(place / "checkpoints").get("tokenizer") for place in places}
-    if not any(made.values()):
-        return
-    now = fingerprint(task_tokenizer(config, Path(config.out) / "tokenizer"))
-    for place, then in made.items():
-        require(
-            then in (None, now),
-            f"{places[place]}: the model {place} was made with the tokenizer {then}, and the one of"
-            f" this run is {now}"
-            f" ({config.files.tokenizer if config.files else f'the world, seed={config.seed}'});"
-            " use the same tokenizer in both",
-        )
-
-
-def check_config(config: RunConfig, stages: Sequence[str]) -> None:
-    """What needs neither data nor devices."""
-    for stage in stages:
-        near = difflib.get_close_matches(stage, STAGES, n=1)
-        require(
-            bool(stage),
-            "--stages has an empty name; write names with one comma between two, of"
-            f" {', '.join(STAGES)}",
-        )
-        require(
-            stage in STAGES,
-            f"--stages {stage} is unknown; "
-            + (f"did you mean {near[0]}?" if near else f"use {', '.join(STAGES)}"),
-        )
-        require(
-            stage in (*config.stages, *ON_REQUEST),
-            f"--stages {stage} needs a section {stage}; add it",
-        )
-    _check_models(config)
-    _check_divided(config, _known_sizes(config))
-    for name, sft in config.sfts.items():
-        mixed = round(sft.batch * sft.pretrain_mix)
-        require(
-            mixed < sft.batch and (mixed > 0) == (sft.pretrain_mix > 0),
-            f"{name}.pretrain_mix={sft.pretrain_mix} makes {mixed} of the {sft.batch} rows of a"
-            f" batch pretraining rows; raise {name}.batch",
-        )
-    for name, ppo in config.rl.items():
-        require(
-            ppo.ptx_batch == 0 or ppo.ptx_length <= config.model.context,
-            f"{name}.ptx_length={ppo.ptx_length} exceeds model.context={config.model.context};"
-            " lower it or raise model.context",
-        )
-        require(
-            ppo.value_init != "policy" or config.reward_model in (None, config.model),
-            f"{name}.value_init=policy needs a value function of the policy's shape; remove"
-            " reward_model, or use value_init reward",
-        )
-    if config.files is not None:
-        _check_kinds(config, config.files, stages)
-
-
-def _check_models(config: RunConfig) -> None:
-    """The reward model reads what the policy writes; a mesh divides the arrays of both."""
-    judge, ppo = config.reward_model or config.model, config.rl.values()
-    longest = config.text.max_prompt + max(
-        [config.text.max_completion, *(p.sampler.max_tokens for p in ppo)]
-    )
-    require(
-        longest <= judge.context,
-        f"text.max_prompt + text.max_completion or sampler.max_tokens = {longest} exceeds"
-        f" reward_model.context={judge.context}; raise it",
-    )
-    require(
-        not (config.lora or config.frozen_layers) or judge == config.model,
-        "reward_model is another model, and with lora or frozen_layers all share one base; remove"
-        " reward_model, or these",
-    )
-    require(
-        judge.vocab_size == config.model.vocab_size,
-        f"reward_model.vocab_size={judge.vocab_size} is not"
-        f" model.vocab_size={config.model.vocab_size}; make them equal",
-    )
-
-
-def _check_divided(config: RunConfig, sizes: dict[str, int]) -> None:
-    """The mesh divides the arrays of both models, in both layouts."""
-    for name, model in (
-        ("model", config.model),
-        ("reward_model", config.reward_model or config.model),
-    ):
-        split = {
-            "vocab": ("vocab_size", model.vocab_rows),
-            "heads": ("heads", model.heads),
-            "kv_heads": ("kv_heads", model.groups),
-            "mlp": ("mlp_width", model.mlp_size),
-            "embed": ("width", model.width),
-        }
-        for rules in (
-            sharding.TRAINING | config.mesh.training,
-            sharding.SAMPLING | config.mesh.sampling,
-        ):
-            for logical, (key, size) in split.items():
-                axes = rules[logical]
-                parts = math.prod(sizes[axis] for axis in axes)
-                repair = (
-                    f"set {name}.vocab_multiple={parts}, or change the mesh"
-                    if logical == "vocab"
-                    else "change one of them"
-                )
-                require(
-                    size % parts == 0,
-                    f"mesh.{'*'.join(axes)}={parts} does not divide {name}.{key}={size}; {repair}",
-                )
-
-
-def _check_kinds(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -> None:
-    """Each stage finds the files that it learns from."""
-    require(
-        all(following.samples_ranked for following in rounds_of(config)[1:]),
-        f"rounds.count={config.rounds and config.rounds.count}, but nobody ranks the samples of"
-        " later rounds, files.rankings are those of the first; set rounds.people or rounds.judge",
-    )
-    needs = {
-        "pretrain": () if config.base else ("texts",),
-        **{
-            name: ("demonstrations", "texts") if sft.pretrain_mix else ("demonstrations",)
-            for name, sft in config.sfts.items()
-        },
-        "compare": ("prompts",) if config.samples_ranked else ("rankings",),
-        "reward": ("demonstrations",) if config.samples_ranked else ("rankings", "demonstrations"),
-        "select": ("prompts",),
-        **{
-            name: ("prompts", "texts") if ppo.ptx_batch else ("prompts",)
-            for name, ppo in config.rl.items()
-        },
-        "evaluate": ("prompts",),
+def _check_divided(config: RunConfig, name: str, model: ModelConfig, sizes: dict[str, int]) -> None:
+    """The mesh divides the arrays of a model, in both layouts."""
+    split_axes = {
+        "vocab": ("vocab_size", model.vocab_rows),
+        "heads": ("heads", model.heads),
+        "kv_heads": ("kv_heads", model.groups),
+        "mlp": ("mlp_width", model.mlp_size),
+        "embed": ("width", model.width),
     }
-    for stage in stages:
-        for kind in needs.get(stage, ()):
-            mixes = {
-                "pretrain": "",
-                **{
-                    name: f" ({name}.pretrain_mix={sft.pretrain_mix})"
-                    for name, sft in config.sfts.items()
-                },
-            }
-            why = mixes.get(stage, " (ptx_coef > 0)") if kind == "texts" else ""
+    key_prefix = name if name.endswith(":") else f"{name}."
+    for rules in (
+        sharding.TRAINING | config.mesh.training,
+        sharding.SAMPLING | config.mesh.sampling,
+    ):
+        for logical, (key, size) in split_axes.items():
+            axes = rules[logical]
+            parts = math.prod(sizes[axis] for axis in axes)
+            fix = "change one of them"
+            if logical == "vocab":
+                fix = f"set model.vocab_multiple={parts}, or change the mesh"
+            shown = f"{key_prefix} {key}" if name.endswith(":") else f"{key_prefix}{key}"
             require(
-                bool(getattr(files, kind)),
-                f"files.{kind}=[] but stage {stage}{why} needs some; name files, or leave {stage}"
-                " out of --stages",
+                size % parts == 0,
+                f"mesh.{'*'.join(axes)}={parts} does not divide {shown}={size}; {fix}",
             )
+
+
+def _check_kinds(config: RunConfig, chosen: Sequence[str]) -> None:
+    """Each stage finds the files that it learns from."""
+    assert config.data is not None
+    for name in chosen:
+        settings = config.stages[name]
+        data = merged_data(config.data, settings.data)
+        for kind in KINDS[settings.kind].reads(config, settings):
+            require(
+                bool(getattr(data, kind)),
+                f"data.{kind}=[] but the stage {name}{_why(settings, kind)} needs some; name files,"
+                f" or leave {name} out of --stages",
+            )
+
+
+def _why(settings: Any, kind: str) -> str:
+    if kind == "texts" and settings.kind == "sft":
+        return f" (pretrain_mix={settings.pretrain_mix})"
+    if kind == "texts" and settings.kind == "ppo":
+        return " (ptx_coef > 0)"
+    return ""
 
 
 def _known_sizes(config: RunConfig) -> dict[str, int]:
@@ -268,37 +159,24 @@ def _known_sizes(config: RunConfig) -> dict[str, int]:
 def check_mesh(config: RunConfig, devices: int | None, stages: Sequence[str] | None = None) -> None:
     """The mesh fits the devices and divides the models, and the rows that the stages (None: all)
     compute at one time divide among the devices; devices None: as far as that can be known without
-    them."""
-    sizes: dict[str, int] = (
-        _known_sizes(config)
-        if devices is None
-        else dict(zip(MESH, config.mesh.shape(devices), strict=True))
-    )
-    _check_divided(config, sizes)
-    asked_for = config.stages if stages is None else stages
-    in_parts = {"pretrain": config.pretrain, **config.sfts, "reward": config.reward}
-    rows = {
-        f"{name}.batch / {name}.micro_batches": stage.batch / stage.micro_batches
-        for name, stage in in_parts.items()
-        if name in asked_for
-    }
-    sampled = {"sample_batch": config.sample_batch}
-    for name, ppo in config.rl.items():
-        if name in asked_for:
-            rows |= {
-                f"{name}.{key} / {name}.micro_batches": getattr(ppo, key) / ppo.micro_batches
-                for key in ("minibatch", "ptx_batch")
-            }
-            sampled[f"{name}.batch"] = ppo.batch
-    training, sampling = (
-        sharding.TRAINING | config.mesh.training,
-        sharding.SAMPLING | config.mesh.sampling,
-    )
+    them.
+    """
+    sizes = _known_sizes(config)
+    if devices is not None:
+        sizes = dict(zip(MESH, config.mesh.shape(devices), strict=True))
+    _check_divided(config, "model", config.model, sizes)
+    rows: dict[str, float] = {}
+    sampled: dict[str, float] = {"sample_batch": config.sample_batch}
+    for name in picked(config, stages):
+        settings: Any = config.stages[name]
+        rows |= KINDS[settings.kind].rows(name, settings)
+        if hasattr(settings, "sampler"):
+            sampled[f"{name}.batch"] = settings.batch
+    training = sharding.TRAINING | config.mesh.training
+    sampling = sharding.SAMPLING | config.mesh.sampling
     for asked, axes in ((rows, training["batch"]), (sampled, sampling["rows"])):
-        parts, says = (
-            math.prod(sizes[axis] for axis in axes),
-            " * ".join(f"{axis} {sizes[axis]}" for axis in axes),
-        )
+        parts = math.prod(sizes[axis] for axis in axes)
+        says = " * ".join(f"{axis} {sizes[axis]}" for axis in axes)
         for key, size in asked.items():
             require(
                 size % parts == 0,
@@ -309,15 +187,24 @@ def check_mesh(config: RunConfig, devices: int | None, stages: Sequence[str] | N
 
 def missing_files(config: RunConfig) -> list[str]:
     """The models and data that are neither here nor, as far as it can be reached, on the hub."""
-    files, imports = config.files, config.start is None or "pretrain" not in config.start.stages
-    models = [config.base if imports else None, files.tokenizer if files else None]
-    data = [path for kind in KINDS for path in getattr(files, kind, ())]
-    gone = [name for name in models if name is not None and not _is_model(name)]
-    return list(
-        dict.fromkeys(
-            [*gone, *(path for path in data if not readers.exists(adapters.split_path(path)[1]))]
-        )
-    )
+    places = []
+    for name in config.stages:
+        places += [p.model for p in graph.uses(config, name).values() if p.model is not None]
+    data = config.data
+    if data is not None and data.tokenizer is not None:
+        places.append(data.tokenizer)
+    gone = [name for name in places if not _is_model(name)]
+    for path in _all_files(config):
+        if not readers.exists(public_sets.split_path(path)[1]):
+            gone.append(path)
+    return list(dict.fromkeys(gone))
+
+
+def _all_files(config: RunConfig) -> Iterator[str]:
+    sources = [config.data, *(settings.data for settings in config.stages.values())]
+    for source in sources:
+        for kind in RECORD_KINDS:
+            yield from getattr(source, kind, ())
 
 
 def _is_model(name: str) -> bool:
@@ -327,70 +214,77 @@ def _is_model(name: str) -> bool:
         return False
 
 
-def read_files(config: RunConfig, files: FilesConfig, stages: Sequence[str]) -> FileFacts:
+def read_data(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
     """Reads, checks and tokenizes all records; texts are only read, as they may be many."""
-    form = config.text
+    config = run.config
+    for name in chosen:
+        override = config.stages[name].data
+        if override is not None:
+            _read(run, merged_data(data, override), [name])
+    return _read(run, data, [name for name in chosen if config.stages[name].data is None])
+
+
+def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
+    config, form = run.config, run.config.text
     dropped: list[str] = []
-    tok = files_tokenizer(files)
+    tok = run_tokenizer(config, run.folder).load()
     check_vocabulary(tok, config.model.vocab_size, config.model.vocab_rows)
-    skip: Any = files.on_bad_record
-    found: dict[str, list[readers.Records]] = {
-        kind: [_noting(dropped, adapters.load(kind, path, skip)) for path in getattr(files, kind)]
-        for kind in KINDS
-    }
+    skip: Any = data.on_bad_record
+    found: dict[str, list[readers.Records]] = {}
+    for kind in RECORD_KINDS:
+        files = getattr(data, kind)
+        found[kind] = [_noting(dropped, public_sets.load(kind, path, skip)) for path in files]
     for texts in found["texts"]:
         encode.check_texts(tok, texts)
     usable: dict[str, list[Record]] = {"texts": list(itertools.chain(*found["texts"]))}
 
     def encoded(kind: str, to_ids: Callable[..., encode.Encoded]) -> list[Any]:
-        parts = [
-            _encode(tok, path, records, to_ids, form, dropped)
-            for path, records in zip(getattr(files, kind), found[kind], strict=True)
-        ]
-        usable[kind] = [
-            records[i] for part, records in zip(parts, found[kind], strict=True) for i in part.kept
-        ]
-        return [item for part in parts for item in part.items]
+        items, usable[kind] = [], []
+        for path, records in zip(getattr(data, kind), found[kind], strict=True):
+            part = _encode(tok, path, records, to_ids, form, dropped)
+            usable[kind] += [records[i] for i in part.kept]
+            items += part.items
+        return items
 
     samples = encoded("demonstrations", encode.encode_demonstrations)
     rankings = encoded("rankings", encode.encode_rankings)
     encoded("prompts", encode.encode_prompts)
-    _check_split(
-        config,
-        files,
-        split(
-            {kind: list(itertools.chain(*found[kind])) for kind in KINDS},
-            files.held_out,
-            config.seed,
-        ),
-        usable,
-        stages,
-    )
-    rows = {}
-    for name, sft in config.sfts.items():
-        try:
-            rows[name] = len(packing.pack(samples, sft.length, pad=0).tokens)
-        except DataError as error:
-            raise ConfigError(
-                f"{name}.length={sft.length} is too short for the demonstrations: {error}"
-            ) from error
+    everything = {kind: list(itertools.chain(*found[kind])) for kind in RECORD_KINDS}
+    parts = split(everything, data.held_out, config.seed)
+    _check_split(config, data, parts, usable, chosen)
     sizes = [len(ranks) for _, ranks in rankings]
-    return FileFacts(
+    return DataFacts(
         len(tok),
-        {kind: len(usable[kind]) for kind in KINDS},
-        rows,
+        {kind: len(usable[kind]) for kind in RECORD_KINDS},
+        len(parts.rankings),
+        _sft_rows(run, chosen, samples),
         sum(sizes),
         max(sizes, default=0),
         dropped,
     )
 
 
+def _sft_rows(run: Run, chosen: Sequence[str], samples: list[Any]) -> dict[str, int]:
+    rows = {}
+    for name in chosen:
+        settings: Any = run.config.stages[name]
+        if settings.kind != "sft":
+            continue
+        try:
+            rows[name] = len(packing.pack(samples, settings.length, pad=0).tokens)
+        except DataError as error:
+            raise ConfigError(
+                f"{name}.length={settings.length} is too short for the demonstrations: {error}"
+            ) from error
+    return rows
+
+
 def _check_split(
     config: RunConfig,
-    files: FilesConfig,
+    data: DataConfig,
     parts: Split,
     usable: dict[str, list[Record]],
-    stages: Sequence[str],
+    chosen: Sequence[str],
 ) -> None:
     """Each part of the records has enough to go on; a batch of PPO holds no prompt twice."""
     short = {id(record) for records in usable.values() for record in records}
@@ -398,24 +292,30 @@ def _check_split(
     def left(records: list[Record]) -> int:
         return sum(id(record) in short for record in records)
 
-    apart = f"files.held_out={files.held_out} sets whole conversations apart"
+    apart = f"data.held_out={data.held_out} sets whole conversations apart"
     for kind in ("demonstrations", "rankings"):
+        files = getattr(data, kind)
         require(
-            not getattr(files, kind) or left(getattr(parts, kind)) > 0,
-            f"files.{kind}={list(getattr(files, kind))}: of {len(usable[kind])} records none is"
-            f" left to learn from, {apart}; add some of other prompts",
+            not files or left(getattr(parts, kind)) > 0,
+            f"data.{kind}={list(files)}: of {len(usable[kind])} records none is left to learn from,"
+            f" {apart}; add some of other prompts",
         )
     require(
-        not files.prompts or left(parts.held_out_prompts) > 0,
-        f"files.prompts={list(files.prompts)}: of {len(usable['prompts'])} records none is left to"
+        not data.prompts or left(parts.held_out_prompts) > 0,
+        f"data.prompts={list(data.prompts)}: of {len(usable['prompts'])} records none is left to"
         f" measure with, {apart}; add prompts",
     )
-    for name in config.rl:
-        batch, prompts = config.rl[name].batch, left(parts.prompts)
+    for name in chosen:
+        settings: Any = config.stages[name]
+        if settings.kind != "ppo":
+            continue
+        batch, prompts = settings.batch, left(parts.prompts)
+        fitting = 1 << (max(prompts, 1).bit_length() - 1)  # a power of two
         require(
-            name not in stages or prompts >= batch,
-            f"{name}.batch={batch}, but of {len(usable['prompts'])} records in files.prompts"
-            f" {prompts} are left to learn from, {apart}; add prompts, or lower {name}.batch",
+            prompts >= batch,
+            f"{name}.batch={batch}, but of {len(usable['prompts'])} records in data.prompts"
+            f" {prompts} are left to learn from, {apart}; add prompts, or set {name}.batch to"
+            f" {fitting} and {name}.minibatch to {min(fitting, settings.minibatch)}",
         )
 
 
@@ -429,8 +329,11 @@ def _encode(
 ) -> encode.Encoded:
     found = to_ids(tok, records, form)
     if not found.items:
-        raise DataError(f"{path}: all {len(records)} records are longer than text.max_prompt={form.max_prompt} or text.max_completion="
-                        f"{form.max_completion} and text.on_long={form.on_long} leaves none; raise them")  # fmt: skip
+        raise DataError(
+            f"{path}: all {len(records)} records are longer than text.max_prompt={form.max_prompt}"
+            f" or text.max_completion={form.max_completion} and text.on_long={form.on_long} leaves"
+            " none; raise them"
+        )
     if found.long_prompts or found.long_completions:
         dropped.append(f"{path}: {found.message} (on_long={form.on_long})")
     return found

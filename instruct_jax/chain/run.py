@@ -1,143 +1,212 @@
-"""The whole chain in one folder; each stage is skipped where it is done, so the same command
+"""The stages of a config in one folder; each is skipped where it is done, so the same command
 resumes.
 """
 
+import contextlib
 import dataclasses
-import functools
 import json
-from collections.abc import Callable, Sequence
+import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 
-from instruct_jax.chain import compare, evaluate, train
-from instruct_jax.chain.base_model import import_base
-from instruct_jax.chain.cross_validation import cross_validation
-from instruct_jax.chain.settings import STAGES, CompareConfig, RunConfig
-from instruct_jax.chain.task import open_task
-from instruct_jax.chain.workspace import Workspace, stage_folder
+from instruct_jax.chain import graph, identity
+from instruct_jax.chain.context import Run, Stage
+from instruct_jax.chain.kinds import KINDS
+from instruct_jax.chain.settings import RunConfig
+from instruct_jax.chain.spec import NAME, read_spec
 from instruct_jax.errors import RunError
-from instruct_jax.runtime.folders import link_stages, open_run, write_atomic
+from instruct_jax.runtime.checkpoints import saved_fingerprints
+from instruct_jax.runtime.folders import (
+    begin_stage,
+    finish_stage,
+    open_run,
+    read_config,
+    read_note,
+    stage_done,
+    write_atomic,
+)
 from instruct_jax.runtime.hosts import barrier, is_main
 from instruct_jax.runtime.metrics import peak_memory
 
-NEEDS = {
-    "pretrain": (),
-    "sft": ("pretrain",),
-    "compare": ("sft",),
-    "reward": ("sft", "compare"),
-    "cross_validation": ("sft", "compare"),
-    "select": ("sft", "reward"),
-    "ppo_start": ("pretrain",),
-    "ppo": ("select", "reward"),
-    "ppo_ptx": ("select", "reward"),
-}
 
+def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[str] = ()) -> Path:
+    """Runs the stages that are asked for (None: all of the config, and the report) and not done;
+    returns the run folder.
 
-def run(config: RunConfig, stages: Sequence[str] | None = None) -> Path:
-    """Runs the stages that are asked for (None: all that the config has) and not done; returns the
-    run folder, which ends with summary.json and report.html.
-
-    The config has passed validate.validate and validate.check_mesh.
+    redo: stages that are made again, with all that is made from them.  The config has passed
+    preflight.validate and preflight.check_mesh.
     """
-    folder, stages = Path(config.out), config.stages if stages is None else stages
-    _check_needs(folder, config, stages)
+    folder = Path(config.out)
+    chosen = picked(config, stages, redo)
     if is_main():
         open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
-        if config.start is not None:
-            link_stages(folder, Path(config.start.folder), config.start.stages)
+        write_atomic(folder / "graph.json", json.dumps(graph_of(config), indent=1) + "\n")
+        for name in graph.descendants(config, redo) if redo else ():
+            shutil.rmtree(folder / name, ignore_errors=True)
     barrier("run folder")
-    ws = Workspace(config, folder, open_task(config, folder))
-    work: dict[str, Callable[[], dict[str, Any]]] = {
-        "pretrain": lambda: import_base(ws) if config.base else train.pretrain(ws),
-        "sft": lambda: train.sft(ws),
-        "compare": lambda: compare.compare(ws),
-        "reward": lambda: train.reward(ws),
-        "cross_validation": lambda: cross_validation(ws),
-        "select": lambda: compare.select(ws),
-        "ppo_start": lambda: train.sft(ws, "ppo_start"),
-        **{name: functools.partial(train.ppo, ws, name) for name in config.rl},
-        "evaluate": lambda: evaluate.evaluate(ws),
-    }
-    for name in work:
-        if name in stages:
-            ws.stage(name, needs_of(name, config), work[name])
-    if "report" in stages:
-        from instruct_jax.report.page import build
-
+    context = Run(config, folder)
+    context.begin()
+    for name in chosen:
+        run_stage(context.stage(name))
+    if is_main():
         write_atomic(folder / "summary.json", json.dumps(summary(folder), indent=2) + "\n")
-        if is_main():
-            build(folder)
+    if stages is None and is_main():
+        from instruct_jax.report import build
+
+        build(folder)
     return folder
 
 
-def needs_of(stage: str, config: RunConfig) -> tuple[str, ...]:
-    """The stages whose results a stage reads; those of other runs as FOLDER:STAGE."""
-    start = () if config.ppo_start is None else ("ppo_start",)
-    if stage == "evaluate":
-        return ("pretrain", "select", "reward", *start, *config.rl)
-    others = _of_other_rounds(config.compare) if stage == "compare" else ()
-    return (*NEEDS.get(stage, ()), *(start if stage in config.rl else ()), *others)
+def run_stage(stage: Stage) -> None:
+    """Runs a stage unless its done.json says that it was done from the same inputs."""
+    inputs = identity.identity(stage)
+    if stage_done(stage.folder, inputs):
+        if is_main():
+            print(f"{stage.name} is done", flush=True)
+        return
+    barrier(f"{stage.name} begins")  # all have seen that it is not done before one of them does it
+    begin_stage(stage.folder, inputs)
+    started = time.monotonic()
+    kind = stage.settings.kind
+    output = KINDS[kind].run(stage)
+    seconds = time.monotonic() - started
+    finish_stage(stage.folder, inputs, kind=kind, output=output, seconds=seconds)
+    barrier(stage.name)  # the next stage reads what this one wrote
 
 
-def _of_other_rounds(cfg: CompareConfig) -> tuple[str, ...]:
-    earlier = () if cfg.earlier is None else (f"{cfg.earlier}:compare",)
-    return (*cfg.models, *earlier, *(() if cfg.judge is None else (cfg.judge,)))
+def picked(config: RunConfig, stages: Sequence[str] | None, redo: Sequence[str] = ()) -> list[str]:
+    """The stages that a command runs, in order."""
+    order = graph.order(config)
+    if stages is None:
+        return order
+    again = graph.descendants(config, redo) if redo else []
+    return [name for name in order if name in stages or name in again]
 
 
-def _check_needs(folder: Path, config: RunConfig, stages: Sequence[str]) -> None:
-    """Every stage finds what it reads: made in this run, or done before."""
-    given = (*stages, *(config.start.stages if config.start else ()))
-    for stage in stages:
-        missing = [
-            n
-            for n in needs_of(stage, config)
-            if n not in given and not (stage_folder(folder, n) / "done.json").exists()
-        ]
-        if missing:
+def check_needs(run: Run, chosen: Sequence[str]) -> None:
+    """RunError unless every stage finds what it uses: made by this command, or done before."""
+    for name in chosen:
+        for key, place in run.stage(name).uses.items():
+            if place.model is not None or (place.own and place.stage in chosen):
+                continue
+            if (run.stage_folder(place) / "done.json").exists():
+                continue
+            if place.own:
+                raise RunError(
+                    f"--stages {name} needs {place}, which {run.folder} does not have; add"
+                    f" {place} to --stages"
+                )
             raise RunError(
-                f"--stages {stage} needs {', '.join(missing)}, which {folder} does not have; add"
-                f" {missing[0]} to --stages"
+                f"stages.{name}.{key}={place}: {place.run} has not finished a stage"
+                f" {place.stage}; run it there first, or name another"
             )
+
+
+def check_identities(run: Run, chosen: Sequence[str], redo: Sequence[str] = ()) -> None:
+    """RunError where a finished stage, of those chosen or of what they are made from, was made from
+    something else.
+    """
+    again = set(graph.descendants(run.config, redo)) if redo else set()
+    wanted = set(chosen)
+    for name in reversed(graph.order(run.config)):
+        if name in wanted:
+            wanted |= {str(p.stage) for p in run.stage(name).uses.values() if p.own}
+    for name in graph.order(run.config):
+        stage = run.stage(name)
+        if name in again or name not in wanted or not (stage.folder / "done.json").exists():
+            continue
+        with contextlib.suppress(_Unfinished):
+            stage_done(stage.folder, _identity_of_done(stage))
+
+
+class _Unfinished(Exception):
+    """Something that a finished stage uses is not finished."""
+
+
+def _identity_of_done(stage: Stage) -> dict[str, Any]:
+    for place in stage.uses.values():
+        if place.stage and not (stage.run.stage_folder(place) / "done.json").exists():
+            raise _Unfinished
+    return identity.identity(stage)
+
+
+def check_tokenizers(run: Run, chosen: Sequence[str]) -> None:
+    """RunError where saved parameters were made with another tokenizer than the one that is read
+    now: its ids mean other words to them.
+    """
+    for name in chosen:
+        for key, place in run.stage(name).uses.items():
+            if place.stage is None or not (run.stage_folder(place) / NAME).exists():
+                continue
+            folder = run.folder if place.run is None else Path(place.run)
+            spec, left = read_spec(folder, place.stage)
+            then = saved_fingerprints(folder / left.stage / "checkpoints").get("tokenizer")
+            now = identity.tokenizer_fingerprint(run, spec.tokenizer)
+            if then not in (None, now):
+                raise RunError(
+                    f"stages.{name}.{key}={place} was made with the tokenizer {then}, and"
+                    f" {spec.tokenizer.place} is {now} now; put the tokenizer back"
+                )
+
+
+def graph_of(config: RunConfig) -> dict[str, Any]:
+    """The stages for the report: what each is, uses and leaves, and which curves show it."""
+    rows = []
+    for name in graph.order(config):
+        settings = config.stages[name]
+        places = graph.uses(config, name)
+        rows.append(
+            {
+                "name": name,
+                "kind": settings.kind,
+                "leaves": settings.leaves,
+                "uses": {key: str(place) for key, place in places.items()},
+                "curves": [curve._asdict() for curve in KINDS[settings.kind].curves],
+            }
+        )
+    return {"stages": rows}
 
 
 def summary(folder: Path) -> dict[str, Any]:
     """The numbers of a run, from what its stages left behind."""
-    done = {
-        name: json.loads(path.read_text())
-        for name in STAGES
-        if (path := folder / name / "done.json").exists()
-    }
-    found = done.get("evaluate", {}).get("output", {})
-    sessions = [
-        json.loads(line)
-        for name in STAGES
-        if (path := folder / name / "sessions.jsonl").exists()
-        for line in path.read_text().splitlines()
-    ]
-    peaks = [s["host_peak_gib"] for s in sessions] + [peak_memory()["host_peak_gib"]]
-    reward = found.get("reward_model", {})
-    keys = (
-        "accuracy_heldout_prompts",
-        "accuracy_heldout_labelers",
-        "accuracy_longer",
-        "labeler_agreement",
-    )
+    stages = json.loads((folder / "graph.json").read_text(encoding="utf-8"))["stages"]
+    done, sessions = {}, []
+    for row in stages:
+        place = folder / row["name"]
+        if (place / "done.json").exists():
+            done[row["name"]] = read_note(place / "done.json")
+        if (place / "sessions.jsonl").exists():
+            lines = (place / "sessions.jsonl").read_text().splitlines()
+            sessions += [json.loads(line) for line in lines]
+    outputs = {name: note["output"] for name, note in done.items()}
+    leaves = {row["name"]: row["leaves"] for row in stages}
+    evaluations, reward_models = {}, {}
+    for name, output in outputs.items():
+        if "win_rate" in output:
+            evaluations[name] = output
+        if leaves[name] == "scalar":
+            reward_models[name] = {key: output.get(key) for key in ACCURACIES}
+    unigrams = [output["nll_unigram"] for output in outputs.values() if "nll_unigram" in output]
+    peaks = [session["host_peak_gib"] for session in sessions]
     return {
-        "seconds": {name: record["seconds"] for name, record in done.items()},
-        "win_rate_vs_sft": {
-            "sft" if m == "sft_control" else m: rate
-            for m, rate in found.get("win_rate_vs_sft", {}).items()
-        },
-        "gold_score": found.get("gold_score", {}),
-        "reward_model": {key: reward.get(key) for key in keys},
-        "kl_to_sft": found.get("kl_to_sft", {}),
-        "pretrain_nll": found.get("pretrain_nll", {}),
-        "nll_unigram": done.get("pretrain", {}).get("output", {}).get("nll_unigram"),
+        "seconds": {name: note["seconds"] for name, note in done.items()},
+        "evaluations": evaluations,
+        "reward_models": reward_models,
+        "nll_unigram": unigrams[0] if unigrams else None,
         "recompiles_after_warmup": sum(s["recompiles_after_warmup"] for s in sessions),
-        "peak_memory_gib": max(peaks),
-        "seed": yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["seed"],
+        "peak_memory_gib": max([*peaks, peak_memory()["host_peak_gib"]]),
+        "seed": read_config(folder / "config.yaml")["seed"],
         "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+
+
+ACCURACIES = (
+    "accuracy_heldout_prompts",
+    "accuracy_heldout_labelers",
+    "accuracy_longer",
+    "labeler_agreement",
+)

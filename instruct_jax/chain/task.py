@@ -1,141 +1,115 @@
-"""Where a run's records come from: the embedded world, or files.
-
-The stages see a Task and do not know which.
+"""Where the records of a run come from: the embedded world, or files.  The stages see a Task and do
+not know which.
 """
 
 import dataclasses
+import functools
 import hashlib
-import json
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from instruct_jax.chain.settings import FilesConfig, RunConfig, WorldConfig
-from instruct_jax.data import public_sets as adapters
+from instruct_jax.chain.settings import DataConfig, RunConfig, StageData, WorldConfig
+from instruct_jax.data import public_sets
+from instruct_jax.data.held_out import Split, split
 from instruct_jax.data.schemas import Record
-from instruct_jax.data.tokenize import load_tokenizer
+from instruct_jax.errors import require
 from instruct_jax.runtime.hosts import barrier, is_main
 
 ROUND = 1_000_000_007  # seeds of the world are so far apart from round to round
-LONG = 100_000  # characters: a longer text is not held out whole, but its end is
+GROUPS = ("train", "held_out_prompts", "held_out_labelers")  # of rankings; train is learned from
+KINDS = tuple(public_sets.SCHEMAS)  # of records
+N_TUNING_PROMPTS = 256  # prompts on which settings and epochs are chosen
+
+# what prompts are asked for -> split of the world, and whether each round has its own
+PURPOSES = {
+    "compare": ("comparisons", True),
+    "compare_held_out": ("comparisons", True),
+    "normalisation": ("normalisation", False),
+    "tuning": ("tuning", False),
+    "ppo": ("ppo", True),
+    "report": ("report", False),
+}
+
 # (prompt record, completion, ended) -> {"score": in [0, 1], ...}
-Judge = Callable[[Record, str, bool], dict[str, Any]]
+GoldScorer = Callable[[Record, str, bool], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rankings:
-    """Ranked completions by the group that they measure; `train` is learned from."""
+    """Ranked completions by the group that they measure."""
 
     train: list[Record]
     held_out_prompts: list[Record]  # same labelers, other prompts
     held_out_labelers: list[Record]  # other labelers, other prompts; may be empty
-    agreement: float | None  # between two training labelers, where it is known
+    agreement: float | None = None  # between two training labelers, where it is known
     noise: float | None = None  # of simulated labelers: they are as noisy in later rounds
+
+
+# (samples to learn from, held-out samples, noise once it is known) -> rankings
+Ranker = Callable[[list[Record], list[Record], float | None], Rankings]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    tokenizer: PreTrainedTokenizerBase
-    texts: list[Record]
+    """The records of a run, and what is known about them."""
+
+    texts: Callable[[int], list[Record]]  # at least so many tokens of text, or all there are
     held_out_texts: list[Record]
     demonstrations: list[Record]
-    # compare, compare_held_out, normalisation, tuning, ppo, report
-    prompts: dict[str, list[Record]]
-    # samples for training, held out; noise, once known -> rankings
-    rank: Callable[[list[Record], list[Record], float | None], Rankings]
-    judge: Judge | None = None  # the truth that nothing is trained on, where there is one
+    rankings: Rankings | None  # that the data brings
+    prompts: Callable[[str, int], list[Record]]  # (purpose, at most so many)
+    rank: Ranker | None = None  # simulated labelers
+    gold_scorer: GoldScorer | None = None  # the truth that nothing is trained on
     # prompt, answer, kind: has copying emerged?
     probes: list[Record] = dataclasses.field(default_factory=list)
-    shots: str = ""  # a few-shot prefix for the base model
+    examples: Callable[[int], str] = lambda count: ""  # a few-shot prefix for a base model
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """The records of files, as a run divides them."""
-
-    texts: list[Record]
-    held_out_texts: list[Record]
-    demonstrations: list[Record]  # but for those of held-out prompts
-    rankings: list[Record]
-    held_out_rankings: list[Record]
-    prompts: list[Record]
-    held_out_prompts: list[Record]
-
-
-def open_task(config: RunConfig, folder: Path) -> Task:
-    """The task of a run; a world trains its tokenizer into folder/tokenizer the first time."""
+def open_task(config: RunConfig, override: StageData | None = None) -> Task:
+    """The task of a run, with other files where a stage names its own."""
     if config.world is not None:
-        return _world(config, config.world, folder / "tokenizer")
-    assert config.files is not None
-    return _files(config, config.files)
+        require(
+            override is None,
+            "data: a stage of the embedded world has no files of its own; remove it",
+        )
+        return _of_world(config, config.world)
+    assert config.data is not None
+    return _of_files(config, merged_data(config.data, override))
 
 
-def tokenizer_only(config: RunConfig, folder: Path) -> Task:
-    """The task of a run without its records, for those who only use its models."""
-    return Task(
-        task_tokenizer(config, folder / "tokenizer"),
-        [],
-        [],
-        [],
-        {},
-        lambda samples, held_out, noise: Rankings([], [], [], None),
-    )
+def merged_data(data: DataConfig, override: StageData | None) -> DataConfig:
+    """The files of a run, with those that a stage names in place of its own."""
+    if override is None:
+        return data
+    named = {kind: files for kind in KINDS if (files := getattr(override, kind))}
+    return dataclasses.replace(data, **named)
 
 
-def files_tokenizer(files: FilesConfig) -> PreTrainedTokenizerBase:
-    return load_tokenizer(files.tokenizer, pad_token=files.pad_token, eos_token=files.eos_token)
-
-
-def task_tokenizer(config: RunConfig, folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that the task of a run has, or will have once the world has saved it in
-    `folder`.  Writes nothing that stays.
-    """
-    if config.files is not None:
-        return files_tokenizer(config.files)
-    if folder.exists():
-        return load_tokenizer(folder)
+def save_world_tokenizer(seed: int, folder: Path) -> None:
+    """Trains the tokenizer of the world into the folder, the first time."""
     from instruct_jax.world.tokenizer import save_tokenizer
 
-    with tempfile.TemporaryDirectory() as place:
-        save_tokenizer(config.seed, place)
-        return load_tokenizer(place)
-
-
-def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
-    from instruct_jax.world import corpus, demonstrations, gold, instructions, labelers, probes
-    from instruct_jax.world.tokenizer import save_tokenizer
-
-    seed, compare, later = config.seed, config.compare, ROUND * (config.round - 1)
-    if is_main() and not tokenizer.exists():
-        save_tokenizer(seed, partial := tokenizer.with_name("tokenizer.partial"))
-        partial.rename(tokenizer)  # a run that is killed leaves no half of it
+    if is_main() and not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial")
+        save_tokenizer(seed, partial)
+        partial.rename(folder)  # a run that is killed leaves no half of it
     barrier("tokenizer")
-    train, others = labelers.labelers(seed, "train"), labelers.labelers(seed, "held_out")
-    row_tokens = config.pretrain.batch * config.pretrain.length
-    ptx_rows = max(
-        (p.iterations * p.updates * p.ptx_batch * p.ptx_length for p in config.rl.values()),
-        default=0,
-    )
-    tokens = max(config.pretrain.steps * row_tokens, min(ptx_rows, 500_000))
-    asked = {
-        "compare": (compare.prompts, "comparisons"),
-        "compare_held_out": (compare.held_out_prompts, "comparisons"),
-        "normalisation": (256, "normalisation"),
-        "tuning": (256, "tuning"),
-        "ppo": (config.ppo.iterations * config.ppo.batch, "ppo"),
-        "report": (config.evaluation.prompts, "report"),
-    }
-    # prompts of each round; all rounds are measured on the same ones
-    own = {"compare", "compare_held_out", "ppo"}
-    seeds = {name: seed + i + (later if name in own else 0) for i, name in enumerate(asked)}
-    prompts = {
-        name: instructions.prompts(seeds[name], n, split) for name, (n, split) in asked.items()
-    }
-    held_out = {r["prompt"] for r in prompts["compare_held_out"]}
-    prompts["compare"] = [r for r in prompts["compare"] if r["prompt"] not in held_out]
+
+
+def _of_world(config: RunConfig, world: WorldConfig) -> Task:
+    from instruct_jax.world import corpus, demonstrations, gold, instructions, labelers, probes
+
+    seed = config.seed
+    later = ROUND * (config.round - 1)
+    train = labelers.labelers(seed, "train")
+    others = labelers.labelers(seed, "held_out")
+    numbers = {name: number for number, name in enumerate(PURPOSES)}
+
+    def prompts(purpose: str, count: int) -> list[Record]:
+        part, own_of_round = PURPOSES[purpose]
+        shift = later if own_of_round else 0
+        return instructions.prompts(seed + numbers[purpose] + shift, count, part)
 
     def rank(samples: list[Record], held_out: list[Record], noise: float | None) -> Rankings:
         sigma = labelers.calibrate_sigma(seed, held_out, train) if noise is None else noise
@@ -148,122 +122,65 @@ def _world(config: RunConfig, world: WorldConfig, tokenizer: Path) -> Task:
         )
 
     return Task(
-        tokenizer=load_tokenizer(tokenizer),
-        texts=_texts(corpus.documents(seed, tokens)),
+        texts=functools.cache(lambda tokens: _texts(corpus.documents(seed, tokens))),
         held_out_texts=_texts(corpus.documents(seed + 1_000_003, world.held_out_tokens)),
         demonstrations=demonstrations.demonstrations(
             seed, world.demonstrations, careless=world.careless, lazy=world.lazy
         ),
-        prompts=prompts,
+        rankings=None,
+        prompts=functools.cache(prompts),
         rank=rank,
-        judge=lambda record, text, ended: gold.gold_parts(record["task"], text, ended),
+        gold_scorer=lambda record, text, ended: gold.gold_parts(record["task"], text, ended),
         probes=probes.copy_probes(seed, 300),
-        shots=demonstrations.few_shot_prefix(seed, config.evaluation.shots),
+        examples=lambda count: demonstrations.few_shot_prefix(seed, count),
     )
 
 
-def load_files(files: FilesConfig) -> dict[str, list[Record]]:
+def load_files(data: DataConfig) -> dict[str, list[Record]]:
     """All records, by their kind."""
-    on_bad: Any = files.on_bad_record
-    return {
-        kind: [
-            record for path in getattr(files, kind) for record in adapters.load(kind, path, on_bad)
-        ]
-        for kind in adapters.SCHEMAS
-    }
-
-
-def _files(config: RunConfig, files: FilesConfig) -> Task:
-    parts = split(load_files(files), files.held_out, config.seed)
-    return Task(
-        tokenizer=files_tokenizer(files),
-        texts=parts.texts,
-        held_out_texts=parts.held_out_texts,
-        demonstrations=parts.demonstrations,
-        prompts=(_compared(config, parts) if config.samples_ranked else {})
-        | {
-            "normalisation": parts.prompts[:256],
-            "tuning": parts.prompts[:256],
-            "ppo": parts.prompts,
-            "report": parts.held_out_prompts[: config.evaluation.prompts],
-        },
-        rank=lambda samples, held_out, noise: Rankings(
-            parts.rankings, parts.held_out_rankings, [], None
-        ),
-    )
-
-
-def _compared(config: RunConfig, parts: Split) -> dict[str, list[Record]]:
-    """The prompts whose completions are ranked: each round goes on where the one before it stopped."""
-    cfg, found = config.compare, {}
-    for name, count, records in (
-        ("compare", cfg.prompts, parts.prompts),
-        ("compare_held_out", cfg.held_out_prompts, parts.held_out_prompts),
-    ):
-        count, start = min(count, len(records)), (config.round - 1) * count
-        order = sorted(
-            range(len(records)),
-            key=lambda i: hashlib.sha256(f"{config.seed} {name} {i}".encode()).digest(),
-        )
-        found[name] = [records[order[(start + i) % len(order)]] for i in range(count)]
+    on_bad: Any = data.on_bad_record
+    found: dict[str, list[Record]] = {}
+    for kind in KINDS:
+        found[kind] = []
+        for path in getattr(data, kind):
+            found[kind] += public_sets.load(kind, path, on_bad)
     return found
 
 
-def split(records: Mapping[str, list[Record]], share: float, seed: int) -> Split:
-    """All records of files, by their kind, into what is learned from and what is held out."""
-    texts, held_out_texts = hold_out_texts(records["texts"], share, seed)
-    rankings, held_out_rankings = hold_out(records["rankings"], share, seed)
-    prompts, held_out_prompts = hold_out(records["prompts"], share, seed)
-    measured = {_beginning(record) for record in held_out_rankings + held_out_prompts}
-    demonstrations = [
-        record for record in records["demonstrations"] if _beginning(record) not in measured
-    ]
-    return Split(
-        texts,
-        held_out_texts,
-        demonstrations,
-        rankings,
-        held_out_rankings,
-        prompts,
-        held_out_prompts,
+def _of_files(config: RunConfig, data: DataConfig) -> Task:
+    parts = split(load_files(data), data.held_out, config.seed)
+    given = Rankings(parts.rankings, parts.held_out_rankings, [])
+    return Task(
+        texts=lambda tokens: parts.texts,
+        held_out_texts=parts.held_out_texts,
+        demonstrations=parts.demonstrations,
+        rankings=given if given.train else None,
+        prompts=lambda purpose, count: _prompts(config, parts, purpose, count),
     )
 
 
-def hold_out(records: list[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """(training, held out): one order of conversations for all kinds of records, so that what is
-    held out of one is (but for the last conversations of the share) held out of the others; the
-    turns of a conversation stay together.  A record that occurs twice, as where a config names a
-    file twice to let it weigh twice, is trained on twice and measured once."""
-    lots = [hashlib.sha256(f"{seed} {_beginning(record)}".encode()).digest() for record in records]
-    order = sorted(range(len(records)), key=lambda i: (lots[i], i))
-    cut = max(int(len(records) * share), 1) if len(records) > 1 else 0
-    while 0 < cut < len(records) - 1 and lots[order[cut]] == lots[order[cut - 1]]:
-        cut += 1  # to the end of the conversation
-    held_out = {json.dumps(records[i], sort_keys=True): records[i] for i in order[:cut]}
-    return [records[i] for i in order[cut:]], list(held_out.values())
+def _prompts(config: RunConfig, parts: Split, purpose: str, count: int) -> list[Record]:
+    if purpose == "report":
+        return parts.held_out_prompts[:count]
+    if purpose == "ppo":
+        return parts.prompts
+    if purpose == "compare":
+        return _of_round(config, purpose, parts.prompts, count)
+    if purpose == "compare_held_out":
+        return _of_round(config, purpose, parts.held_out_prompts, count)
+    return parts.prompts[:count]
 
 
-def hold_out_texts(
-    records: list[Record], share: float, seed: int
-) -> tuple[list[Record], list[Record]]:
-    """(training, held out): the end of every long text, and some short texts whole."""
-    train, held_out = hold_out(
-        [record for record in records if len(record["text"]) <= LONG], share, seed
-    )
-    for record in records:
-        text = record["text"]
-        if len(text) > LONG:
-            at = int(len(text) * (1 - share))
-            at = text.find("\n", at) + 1 or at  # between two lines where there are some
-            train.append({**record, "text": text[:at]})
-            held_out += [{**record, "text": text[at:]}] if text[at:].strip() else []
-    return train, held_out
+def _of_round(config: RunConfig, purpose: str, records: list[Record], count: int) -> list[Record]:
+    """Prompts whose completions are ranked: each round begins where the one before it stopped."""
+    count = min(count, len(records))
+    start = (config.round - 1) * count
 
+    def place(i: int) -> bytes:
+        return hashlib.sha256(f"{config.seed} {purpose} {i}".encode()).digest()
 
-def _beginning(record: Record) -> str:
-    """What a conversation began with; a text is its own beginning."""
-    prompt = record.get("prompt", record.get("text"))
-    return prompt[0]["content"] if isinstance(prompt, list) else str(prompt)
+    order = sorted(range(len(records)), key=place)
+    return [records[order[(start + i) % len(order)]] for i in range(count)]
 
 
 def _texts(texts: list[str]) -> list[Record]:

@@ -122,22 +122,14 @@ def draw(logits: jax.Array, key: jax.Array, sampler: SamplerConfig) -> jax.Array
     return sampling.draw(key, sampling.filter_logits(logits, **cut))
 
 
-class Speaker:
+class ChatModel:
     """A model with its compiled functions, and the conversation as it remembers it."""
 
     def __init__(self, model: Opened, context: int, limit: int):
-        self.name, self.ws, self.params, lm = (
-            model.name,
-            model.ws,
-            model.params,
-            model.ws.models.sampler,
-        )
-        self.tok, self.form, self.room, self.limit = (
-            model.ws.task.tokenizer,
-            model.ws.config.text,
-            context - limit,
-            limit,
-        )
+        self.name, self.net, self.params = model.name, model.net, model.params
+        self.tok, self.form = model.net.tokenizer, model.net.text
+        self.room, self.limit = context - limit, limit
+        lm = model.net.models.sampler
         self.messages: list[Message] = []
         self.replies = 0
         self.weights = lm.unstacked(model.params)
@@ -152,7 +144,7 @@ class Speaker:
 
         self._read, self._extend = jax.jit(read), jax.jit(extend, donate_argnums=1)
         for _ in zip(
-            range(2), self.stream([self.ws.pad], SamplerConfig(), jax.random.key(0)), strict=False
+            range(2), self.stream([self.net.pad], SamplerConfig(), jax.random.key(0)), strict=False
         ):
             pass  # compiled before anyone waits for it
 
@@ -161,7 +153,7 @@ class Speaker:
 
         key: as make_rollout takes it.
         """
-        rows: Any = pad_prompts([ids], rounded(len(ids), self.room), pad=self.ws.pad)
+        rows: Any = pad_prompts([ids], rounded(len(ids), self.room), pad=self.net.pad)
         logits, cache = self._read(self.params, PromptBatch(*rows))
         for t in range(self.limit):
             token = draw(logits, jax.random.fold_in(key, t), sampler)
@@ -173,7 +165,7 @@ class Speaker:
         """The tokens of a reply, eos included."""
         for token in self.stream(ids, sampler, key):
             yield token
-            if token == self.ws.eos:
+            if token == self.net.eos:
                 return
 
 
@@ -182,7 +174,7 @@ class Session:
 
     def __init__(
         self,
-        speakers: Sequence[Speaker],
+        speakers: Sequence[ChatModel],
         judge: Callable[[Ids], float] | None,
         sampler: SamplerConfig,
         key: jax.Array,
@@ -234,7 +226,7 @@ class Session:
         else:
             self.active = self.speakers if name == "both" else {name: self.speakers[name]}
 
-    def answer(self, speaker: Speaker, text: str) -> None:
+    def answer(self, speaker: ChatModel, text: str) -> None:
         """Streams the reply to the screen and keeps the exchange."""
         tok, form, before = (
             speaker.tok,
@@ -267,7 +259,7 @@ class Session:
         if not said:
             self.note("stopped by Ctrl-C")
             return
-        if len(said) == speaker.limit and said[-1] != speaker.ws.eos:
+        if len(said) == speaker.limit and said[-1] != speaker.net.eos:
             facts.append("cut off by --max_tokens")
         speaker.messages = [
             *messages,
@@ -321,10 +313,10 @@ def chat(
     judge = None if reward is None else open_reward(reward, overrides)
     speakers = []
     for model in (open_policy(name, overrides) for name in names):
-        most = model.ws.config.model.context
+        most = model.net.spec.model.context
         if judge is not None:
             _check_same_ids(model, judge)
-            most = min(most, judge.ws.scalar.lm.config.context)
+            most = min(most, judge.net.spec.model.context)
         slots = min(most, CONTEXT) if context is None else context
         limit = min(REPLY, slots // 2) if max_tokens is None else max_tokens
         require(
@@ -336,7 +328,7 @@ def chat(
             f"--max_tokens {limit} must be at least 1, and less than the context of {slots};"
             " lower it",
         )
-        speakers.append(Speaker(model, slots, limit))
+        speakers.append(ChatModel(model, slots, limit))
     session = Session(speakers, judge and _scorer(judge), sampler, jax.random.key(seed))
     for speaker in speakers:
         size = parameter_count(speaker.params)
@@ -352,18 +344,19 @@ def chat(
 
 def _scorer(model: Opened) -> Callable[[Ids], float]:
     """The reward of prompt + reply."""
-    ws = model.ws
+    net = model.net
 
     def score(ids: Ids) -> float:
-        rows: Any = pad_rows([ids], rounded(len(ids), ws.scalar.lm.config.context), pad=ws.pad)
-        return ws.score(model.params, *rows).item()
+        width = rounded(len(ids), net.spec.model.context)
+        rows: Any = pad_rows([ids], width, pad=net.pad)
+        return net.score(model.params, *rows).item()
 
     return score
 
 
 def _check_same_ids(policy: Opened, reward: Opened) -> None:
     """A reward model reads the ids of the policy as they are."""
-    (words, eos), (others, end) = (_ids(model.ws.task.tokenizer) for model in (policy, reward))
+    (words, eos), (others, end) = (_ids(model.net.tokenizer) for model in (policy, reward))
     if words != others or eos != end:
         raise RunError(
             f"--reward {reward.name} has another tokenizer than {policy.name} ({len(others)} ids"

@@ -3,28 +3,31 @@
 Nothing runs, and no device is touched.
 """
 
-import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
+from instruct_jax.chain.context import Run
+from instruct_jax.chain.kinds import KINDS
 from instruct_jax.chain.preflight import (
-    FileFacts,
+    DataFacts,
     check_config,
     check_mesh,
-    check_other_runs,
-    check_tokenizers,
+    check_stages,
     missing_files,
-    read_files,
+    read_data,
 )
 from instruct_jax.chain.rounds import rounds_of
-from instruct_jax.chain.settings import CompareConfig, RunConfig
-from instruct_jax.chain.steps import parted
+from instruct_jax.chain.run import check_identities, check_needs, check_tokenizers, picked
+from instruct_jax.chain.settings import RunConfig
+from instruct_jax.chain.spec import ModelSpec
 from instruct_jax.config import MESH, ModelConfig
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel, parameter_count
+from instruct_jax.models.lora import split
 from instruct_jax.runtime.folders import check_run
 from instruct_jax.text import in_bytes, plural, table
 
@@ -32,292 +35,184 @@ F32 = 4  # bytes
 TRAINED = 4 * F32  # bytes per parameter: weight, gradient, two moments of Adam
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Parameters of the two models, and of what is trained of them."""
+class Sizes(NamedTuple):
+    """Parameters of a model."""
 
-    policy: int
-    scalar: int  # reward model, and value function
-    trained: tuple[int, int]  # of policy and scalar model, after pretraining
-    frozen: int  # the base that they share
+    frozen: int  # what no stage trains
+    policy: int  # of the policy, trained
+    scalar: int  # of the same backbone with a scalar head, trained
+
+    @property
+    def whole(self) -> int:
+        return self.frozen + self.policy
 
 
-def check(config: RunConfig, stages: Sequence[str] | None = None) -> str:
+def check(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[str] = ()) -> str:
     """The text; ConfigError, DataError or RunError where `run` could not begin.
 
     Models and files that are not here are only reported.
     """
-    stages = config.stages if stages is None else stages
-    check_config(config, stages)
+    check_config(config, stages, redo)
     check_mesh(config, None, stages)
-    goes_on = check_run(Path(config.out), dataclasses.asdict(config))
-    check_other_runs(config)
+    chosen = picked(config, stages, redo)
+    exists = check_run(Path(config.out))
+    run = Run(config, Path(config.out))
+    check_needs(run, chosen)
     missing = missing_files(config)
-    facts = (
-        read_files(config, config.files, stages)
-        if config.files is not None and not missing
-        else None
-    )
+    facts = None
     if not missing:
-        check_tokenizers(config)
-    sizes = _sizes(config)
-    judge = (
-        _shape(config.reward_model) if config.reward_model else "as the policy, with a scalar head"
-    )
-    starts = ", ".join(dict.fromkeys(ppo.value_init for ppo in config.rl.values()))
+        check_stages(run, chosen)
+        if config.data is not None:
+            facts = read_data(run, config.data, chosen)
+        if exists:
+            check_identities(run, chosen, redo)
+        check_tokenizers(run, chosen)
     lines = [
-        f"run folder     {config.out} ({'exists, the run goes on' if goes_on else 'new'})",
+        f"run folder     {config.out} ({'exists, the run resumes' if exists else 'new'})",
         f"seed           {config.seed}",
-        *(
-            [
-                f"rounds         {config.rounds.count}, each as below:"
-                f" {', '.join(r.out for r in rounds_of(config))}"
-            ]
-            if config.rounds
-            else []
-        ),
-        f"policy         {sizes.policy:,} parameters: {_shape(config.model)}",
-        f"reward model   {sizes.scalar:,} parameters: {judge}",
-        f"value function {sizes.scalar:,} parameters, starts from: {starts}",
-        *(
-            [
-                f"trained        {sizes.trained[0]:,} parameters of the policy, on a frozen base of"
-                f" {sizes.frozen:,}"
-            ]
-            if sizes.frozen
-            else []
-        ),
-        f"mesh           {_mesh(config)}",
-        "",
-        *table(
-            ("stage", "steps", "batch", "tokens"),
-            [row for row in _stages(config, facts) if row[0] in stages],
-        ),
-        "",
-        *_memory(config, sizes),
-        "",
-        *(_world(config) if config.files is None else _files(config, facts, missing)),
     ]
+    if config.rounds:
+        folders = ", ".join(each.out for each in rounds_of(config))
+        lines.append(f"rounds         {config.rounds.count}, each as below: {folders}")
+    lines.append(f"mesh           {_mesh(config)}")
+    if not missing or config.base is None:
+        lines += ["", *_models(run, chosen)]
+    lines += ["", *_stages(run, chosen, facts)]
+    if not missing or config.base is None:
+        lines += ["", *_memory(run, chosen)]
+    lines += ["", *_data(config, facts, missing)]
     return "\n".join(lines)
 
 
-def _sizes(config: RunConfig) -> Sizes:
-    policy, judge = (
-        LanguageModel(m, None, config.lora, config.frozen_layers)
-        for m in (config.model, config.reward_model or config.model)
-    )
-    whole, scalar = (
-        jax.eval_shape(lambda init=m.init: init(jax.random.key(0)))
-        for m in (policy, ScalarModel(judge))
-    )
-    frozen, own = parted(whole, config)
-    trained = parameter_count(own), parameter_count(parted(scalar, config)[1])
-    return Sizes(parameter_count(whole), parameter_count(scalar), trained, parameter_count(frozen))
+def sizes(spec: ModelSpec) -> Sizes:
+    """Counted on shapes; no array is made."""
+    lm = LanguageModel(spec.model, None, spec.lora, spec.frozen_layers)
+    counts = []
+    for init in (lm.init, ScalarModel(lm).init):
+        whole = jax.eval_shape(init, jax.random.key(0))
+        parts = ({}, whole) if spec.whole else split(whole, adapters=spec.lora is not None)
+        counts.append([parameter_count(part) for part in parts])
+    return Sizes(counts[0][0], counts[0][1], counts[1][1])
 
 
-def _shape(m: ModelConfig) -> str:
-    heads = f"{m.heads} heads of {m.head_size}" + (
-        f" ({m.groups} for keys and values)" if m.groups != m.heads else ""
-    )
+def _models(run: Run, chosen: Sequence[str]) -> list[str]:
+    """The models of the stages that train one, those of one shape in one line."""
+    shapes: dict[ModelSpec, list[str]] = {}
+    for name in chosen:
+        stage = run.stage(name)
+        if stage.settings.leaves in ("policy", "scalar"):
+            shapes.setdefault(stage.spec, []).append(name)
+    rows = []
+    for spec, names in shapes.items():
+        size = sizes(spec)
+        trained = f"{size.policy:,}" if size.frozen else "all"
+        rows.append((", ".join(names), f"{size.whole:,}", trained, shape_text(spec.model)))
+    return table(("model of", "parameters", "trained", "shape"), rows)
+
+
+def shape_text(model: ModelConfig) -> str:
+    """A model in a line."""
+    heads = f"{model.heads} heads of {model.head_size}"
+    if model.groups != model.heads:
+        heads += f" ({model.groups} for keys and values)"
     return (
-        f"{plural(m.layers, 'layer')}, width {m.width}, {heads}, context {m.context}, vocabulary"
-        f" {m.vocab_size}, {m.dtype}"
+        f"{plural(model.layers, 'layer')}, width {model.width}, {heads}, context {model.context},"
+        f" vocabulary {model.vocab_size}, {model.dtype}"
     )
 
 
 def _mesh(config: RunConfig) -> str:
     axes = {axis: getattr(config.mesh, axis) for axis in MESH}
     known = abs(math.prod(axes.values()))
-    devices = (
-        plural(known, "device")
-        if -1 not in axes.values()
-        else f"a multiple of {known} devices"
-        if known > 1
-        else "any number of devices"
-    )
-    sizes = " x ".join(
-        f"{name} {'(all the rest)' if size == -1 else size}" for name, size in axes.items()
-    )
-    return f"{sizes}: needs {devices}"
-
-
-def _stages(config: RunConfig, facts: FileFacts | None) -> Iterator[tuple[str, str, str, str]]:
-    """(stage, steps, batch, tokens) in the order in which they run."""
-    pre, reward, form = config.pretrain, config.reward, config.text
-    if config.base is not None:
-        yield "pretrain", "-", f"the weights of {config.base}", "-"
+    if -1 not in axes.values():
+        devices = plural(known, "device")
     else:
-        yield (
-            "pretrain",
-            f"{pre.steps:,}",
-            f"{pre.batch} x {pre.length}",
-            f"{pre.steps * pre.batch * pre.length:,}",
-        )
-    yield _fine_tuning(config, facts, "sft")
-    compare, response = config.compare, config.ppo.sampler.max_tokens
-    if config.samples_ranked:
-        asked = compare.prompts + compare.held_out_prompts
-        yield (
-            "compare",
-            "-",
-            f"{asked:,} prompts x {compare.max_completions}",
-            (
-                f"at most {asked * compare.max_completions * response:,} sampled; ranked by"
-                f" {_who_ranks(compare)}"
-            ),
-        )
-    rankings = (
-        _kept(facts.counts["rankings"], config)
-        if facts
-        else compare.prompts
-        if config.world
-        else None
-    )
-    steps = None if rankings is None else reward.epochs * -(-rankings // reward.batch)
-    k = facts.most_completions if facts else compare.max_completions
-    batch = f"{reward.batch} prompts x {k} x {form.max_prompt + form.max_completion}"
-    yield "reward", _epochs(reward.epochs, steps, "about "), batch, "-"
-    yield (
-        "select",
-        "-",
-        f"{plural(config.sft.epochs if config.sft.select else 1, 'epoch')} x 256 prompts",
-        "-",
-    )
-    if config.ppo_start is not None:
-        yield _fine_tuning(config, facts, "ppo_start")
-    for name, ppo in config.rl.items():
-        episodes = ppo.iterations * ppo.batch
-        ptx = (
-            f" + {ppo.updates} x {ppo.ptx_batch} x {ppo.ptx_length} of text"
-            if ppo.ptx_batch
-            else ""
-        )
-        batch = (
-            f"{ppo.batch} x ({form.max_prompt} + {ppo.sampler.max_tokens}), {ppo.updates} updates"
-            f" of {ppo.minibatch}{ptx}"
-        )
-        yield (
-            name,
-            f"{ppo.iterations:,}",
-            batch,
-            f"{episodes:,} episodes, at most {episodes * ppo.sampler.max_tokens:,} sampled",
-        )
-    yield "evaluate", "-", f"{config.evaluation.prompts} prompts", "-"
-    yield "report", "-", "-", "-"
+        devices = f"a multiple of {known} devices" if known > 1 else "any number of devices"
+    parts = [f"{name} {'(all the rest)' if n == -1 else n}" for name, n in axes.items()]
+    return f"{' x '.join(parts)}: needs {devices}"
 
 
-def _who_ranks(cfg: CompareConfig) -> str:
-    return f"people ({cfg.people.store})" if cfg.people else cfg.judge or "simulated labelers"
+def _stages(run: Run, chosen: Sequence[str], facts: DataFacts | None) -> list[str]:
+    rows = []
+    for name in chosen:
+        stage = run.stage(name)
+        uses = ", ".join(f"{key} {place}" for key, place in stage.uses.items())
+        line = KINDS[stage.settings.kind].line(stage, facts)
+        rows.append((name, stage.settings.kind, *line, uses or "-"))
+    return table(("stage", "kind", "steps", "batch", "tokens", "uses"), rows)
 
 
-def _fine_tuning(
-    config: RunConfig, facts: FileFacts | None, name: str
-) -> tuple[str, str, str, str]:
-    sft = config.sfts[name]
-    demonstrations = config.world.demonstrations if config.world else None
-    rows = facts.sft_rows[name] if facts else demonstrations
-    own, most = sft.batch - round(sft.batch * sft.pretrain_mix), "" if facts else "at most "
-    steps = None if rows is None else sft.epochs * -(-rows // own)
-    return (
-        name,
-        _epochs(sft.epochs, steps, most),
-        f"{sft.batch} x {sft.length}",
-        _count(steps, sft.batch * sft.length, most),
-    )
-
-
-def _epochs(epochs: int, steps: int | None, hedge: str) -> str:
-    return (
-        plural(epochs, "epoch")
-        if steps is None
-        else f"{hedge}{steps:,} ({plural(epochs, 'epoch')})"
-    )
-
-
-def _count(steps: int | None, tokens: int, hedge: str) -> str:
-    return "-" if steps is None else f"{hedge}{steps * tokens:,}"
-
-
-def _kept(records: int, config: RunConfig) -> int:
-    """Records that are left to train on."""
-    held_out = config.files.held_out if config.files else 0.0
-    return records - (max(int(records * held_out), 1) if records > 1 else 0)
-
-
-def _memory(config: RunConfig, sizes: Sizes) -> list[str]:
-    """What is certain: states and caches.
-
-    Activations and the compiler's scratch space come on top.
+def _memory(run: Run, chosen: Sequence[str]) -> list[str]:
+    """What is certain: states and caches.  Activations and the compiler's scratch space come on
+    top.
     """
-    mesh, ppo = config.mesh, config.ppo
+    config, mesh = run.config, run.config.mesh
     shards = max(mesh.fsdp, 1) * max(mesh.tensor, 1)
-    divided = (
-        f"/ {shards} (fsdp * tensor)"
-        if mesh.fsdp != -1
-        else f"/ {shards} (tensor), and further by fsdp"
+    divided = f"/ {shards} (fsdp * tensor)"
+    if mesh.fsdp == -1:
+        divided = f"/ {shards} (tensor), and further by fsdp"
+    rows, notes = [], []
+    for name in chosen:
+        stage = run.stage(name)
+        kind = KINDS[stage.settings.kind]
+        if kind.training is None:
+            continue
+        size, what = _state(stage)
+        rows.append((name, in_bytes(size), in_bytes(size / shards), what))
+        if hasattr(stage.settings, "sampler"):
+            notes.append(
+                f"KV cache of one rollout of {name} {in_bytes(_cache(stage))} over all devices"
+            )
+    logits = config.model.logprob_chunk * config.model.vocab_size * F32
+    notes.append(
+        f"logits of one chunk of {config.model.logprob_chunk} positions {in_bytes(logits)}"
     )
-    base, policy, scalar = (
-        sizes.frozen * (2 if config.model.dtype == "bfloat16" else F32),
-        *sizes.trained,
+    head = ("memory", "in all", "per device", f"states {divided}; activations come on top")
+    return [*table(head, rows), *notes]
+
+
+def _state(stage: Any) -> tuple[float, str]:
+    """(bytes, what they are) of the state of a training stage and what lies beside it."""
+    own, settings = sizes(stage.spec), stage.settings
+    frozen = own.frozen * (2 if stage.spec.model.dtype == "bfloat16" else F32)
+    on_base = "frozen base; of what is trained on it " if frozen else ""
+    if not hasattr(settings, "sampler"):
+        trained = own.scalar if settings.leaves == "scalar" else own.policy
+        return frozen + TRAINED * trained, f"{on_base}weights, gradient, Adam"
+    reward = sizes(stage.run.spec(stage.used("reward")))
+    value = reward if settings.value_init == "reward" else own
+    size = frozen + (TRAINED + 2 * F32) * own.policy + TRAINED * value.scalar
+    what = (
+        f"{on_base}policy and value function: weights, gradient, Adam; average of the policy;"
+        " reference; reward model"
     )
-    on_base = "frozen base; of what is trained on it " if base else ""
-    states = {
-        "sft" if base else "pretrain, sft": (
-            base + TRAINED * policy,
-            f"{on_base}policy: weights, gradient, Adam",
-        ),
-        "reward": (base + TRAINED * scalar, f"{on_base}reward model: weights, gradient, Adam"),
-        "ppo": (
-            base + (TRAINED + 2 * F32) * policy + (TRAINED + F32) * scalar,
-            (
-                f"{on_base}policy and value function: weights, gradient, Adam; average of the"
-                " policy; reference; reward model"
-            ),
-        ),
-    }
-    rows = [
-        (name, in_bytes(size), in_bytes(size / shards), what)
-        for name, (size, what) in states.items()
-    ]
-    model, width = config.model, 2 if config.model.dtype == "bfloat16" else 4
-    length = config.text.max_prompt + ppo.sampler.max_tokens
-    cache = 2 * model.layers * ppo.batch * length * model.groups * model.head_size * width
-    logits = model.logprob_chunk * model.vocab_size * F32
-    return [
-        *table(
-            ("memory", "in all", "per device", f"states {divided}; activations come on top"), rows
-        ),
-        f"KV cache of one PPO rollout {in_bytes(cache)} over all devices",
-        f"logits of one chunk of {model.logprob_chunk} positions {in_bytes(logits)}",
-    ]
+    return size + F32 * reward.scalar, what
 
 
-def _world(config: RunConfig) -> list[str]:
-    return (
-        [
-            f"data           the embedded world: {config.world.demonstrations} demonstrations, made"
-            " by the run"
-        ]
-        if config.world
-        else []
-    )
+def _cache(stage: Any) -> float:
+    model, settings = stage.spec.model, stage.settings
+    length = stage.run.config.text.max_prompt + settings.sampler.max_tokens
+    width = 2 if model.dtype == "bfloat16" else 4
+    return 2 * model.layers * settings.batch * length * model.groups * model.head_size * width
 
 
-def _files(config: RunConfig, facts: FileFacts | None, missing: list[str]) -> list[str]:
+def _data(config: RunConfig, facts: DataFacts | None, missing: list[str]) -> list[str]:
+    if config.world is not None:
+        count = config.world.demonstrations
+        return [f"data           the embedded world: {count} demonstrations, made by the run"]
     if facts is None:
         return [
             "data           not found, so the data part is skipped (`run` would stop here):",
             *(f"  {path}" for path in missing),
         ]
-    c, out = facts.counts, config.files.held_out if config.files else 0.0
+    counts, held_out = facts.counts, config.data.held_out if config.data else 0.0
     return [
         f"tokenizer      {facts.vocabulary:,} ids of {config.model.vocab_rows:,} in the model",
-        (
-            f"data           {c['texts']:,} texts, {c['prompts']:,} prompts; {out:.0%} of texts,"
-            " rankings and prompts are held out"
-        ),
-        f"               {c['demonstrations']:,} demonstrations in {facts.sft_rows['sft']:,} rows",
-        f"               {c['rankings']:,} rankings of {facts.completions:,} completions",
+        f"data           {counts['texts']:,} texts, {counts['prompts']:,} prompts;"
+        f" {held_out:.0%} of texts, rankings and prompts are held out",
+        f"               {counts['demonstrations']:,} demonstrations"
+        + "".join(f", {rows:,} rows in {name}" for name, rows in facts.sft_rows.items()),
+        f"               {counts['rankings']:,} rankings of {facts.completions:,} completions",
         f"dropped or cut {len(facts.dropped)}",
         *(f"  {line}" for line in facts.dropped[:10]),
     ]

@@ -4,21 +4,25 @@ model card.
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import AutoConfig
 
-from instruct_jax.chain.settings import RunConfig
-from instruct_jax.chain.task import tokenizer_only
-from instruct_jax.chain.workspace import Workspace
+from instruct_jax.chain import parameters
+from instruct_jax.chain.context import Run, Stage
+from instruct_jax.chain.graph import Place, order, resolve, uses
+from instruct_jax.chain.read import load_run
+from instruct_jax.chain.settings import BASE
+from instruct_jax.chain.spec import NAME
 from instruct_jax.errors import RunError, require
 from instruct_jax.huggingface.families import FAMILIES, Family, write_config
 from instruct_jax.huggingface.peft import write_adapter
 from instruct_jax.huggingface.weights import write_params
 from instruct_jax.models.lora import merged
-from instruct_jax.runtime.folders import read_note
+from instruct_jax.runtime.folders import read_note, require_local
 from instruct_jax.runtime.hosts import barrier, is_main
 
 BIASED = '''"""A reward model whose score has a bias: load it with AutoModelForSequenceClassification and trust_remote_code=True.
@@ -39,78 +43,86 @@ class RewardModel({base}):
 
 
 def export(
-    config: RunConfig, run: Path, stage: str, out: Path, dtype: str, *, adapter: bool = False
+    model: str, out: Path, dtype: str, overrides: Sequence[str] = (), *, adapter: bool = False
 ) -> None:
     """Writes `out`, which must not exist; it appears whole or not at all.
 
-    ConfigError or RunError for what cannot be exported.
+    model: RUN:STAGE.  ConfigError or RunError for what cannot be exported.
     """
-    kinds = ("pretrain", *config.sfts, "reward", *config.rl)
+    run, place = _find(model, overrides)
+    stage = run.stage(str(place.stage))
+    is_reward = stage.settings.leaves == "scalar"
+    net = stage.network
+    lora = net.spec.lora
     require(
-        stage in kinds, f"--stage {stage} is no model of this run; use one of {', '.join(kinds)}"
+        not adapter or (lora is not None and not is_reward),
+        f"--adapter: {model} has no adapter that peft can hold; leave --adapter out",
     )
-    if not (run / stage / "done.json").exists():
-        raise RunError(f"{run} has not finished the stage {stage}; run it first")
-    require(
-        not adapter or config.lora is not None,
-        "--adapter: this run trained all weights, it has no lora; leave --adapter out",
-    )
-    require(
-        not adapter or stage not in ("reward", "pretrain"),
-        f"--adapter: stage {stage} has no adapter that peft can hold; leave it out",
-    )
+    require_local(out, "--out")
     if out.exists():
         raise RunError(f"{out} exists; give another folder to --out, or remove it")
-    ws = Workspace(config, run, tokenizer_only(config, run))
-    model = ws.scalar.lm.config if stage == "reward" else config.model
-    family = FAMILIES[write_config(model)["model_type"]]
+    shape = net.spec.model
+    family = FAMILIES[write_config(shape)["model_type"]]
+    rows, biased = shape.vocab_size, False
     partial = out.with_name(f"{out.name}.partial")
     if is_main():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     barrier("export begins")
-    if adapter:
-        assert config.lora is not None
-        write_adapter(partial, family, model, config.lora, ws.policy_of(stage), config.base)
-        rows, biased = model.vocab_size, False
-    elif stage == "reward":
-        params = ws.reward_params()
-        rows = max(model.vocab_size, ws.pad + 1)  # torch looks PAD up
-        head, biased = params["head"], float(params["head"]["bias"]) != 0.0
-        write_params(
-            partial,
-            family,
-            model,
-            merged(params["backbone"], config.lora),
-            dtype=dtype,
-            head=head,
-            vocabulary=rows,
-        )
+    if is_reward:
+        params = parameters.scalar(run, place).params
+        rows = max(rows, net.pad + 1)  # torch looks PAD up
+        head = params["head"]
+        biased = float(head["bias"]) != 0.0
+        backbone = merged(params["backbone"], lora)
+        write_params(partial, family, shape, backbone, dtype=dtype, head=head, vocabulary=rows)
     else:
-        rows, biased = model.vocab_size, False
-        write_params(partial, family, model, merged(ws.policy_of(stage), config.lora), dtype=dtype)
+        params = parameters.policy(run, place).params
+        if adapter:
+            assert lora is not None
+            root = net.spec.root
+            base = root.model if root is not None else None
+            write_adapter(partial, family, shape, lora, params, base)
+        else:
+            write_params(partial, family, shape, merged(params, lora), dtype=dtype)
     if is_main():
         if adapter:
-            (partial / "README.md").write_text(_card(ws, stage), encoding="utf-8")
+            (partial / "README.md").write_text(_card(stage), encoding="utf-8")
         else:
-            _write_rest(
-                ws,
-                family,
-                partial,
-                stage,
-                dtype,
-                write_config(model) | {"vocab_size": rows},
-                biased,
-            )
+            keys = write_config(shape) | {"vocab_size": rows}
+            _write_rest(stage, family, partial, dtype, keys, biased)
         partial.rename(out)
     barrier("export")
 
 
+def _find(model: str, overrides: Sequence[str]) -> tuple[Run, Place]:
+    """RUN:STAGE, where the stage has left a model."""
+    folder, _, name = model.rpartition(":")
+    if Path(model, "config.yaml").is_file():
+        folder, name = model, ""
+    if not folder or not Path(folder, "config.yaml").is_file():
+        raise RunError(
+            f"{model} is no stage of a run; give RUN:STAGE, RUN being the folder that `out` names"
+        )
+    config = load_run(Path(folder) / "config.yaml", overrides)
+    run = Run(config, Path(folder))
+    names = [n for n, stage in config.stages.items() if stage.leaves in ("policy", "scalar")]
+    require(
+        name in names,
+        f"{model}: name a stage that leaves a model: {folder}:STAGE, one of {', '.join(names)}",
+    )
+    if not (run.folder / name / NAME).exists():
+        raise RunError(f"{folder} has not finished the stage {name}; run it first")
+    return run, Place(None, name)
+
+
 def _write_rest(
-    ws: Workspace, family: Family, out: Path, stage: str, dtype: str, keys: Any, biased: bool
+    stage: Stage, family: Family, out: Path, dtype: str, keys: Any, biased: bool
 ) -> None:
-    tok = ws.task.tokenizer
-    if stage != "reward" and ws.pad >= keys["vocab_size"]:
+    net, is_reward = stage.network, stage.settings.leaves == "scalar"
+    tok = net.tokenizer
+    eos, pad = net.eos, net.pad
+    if not is_reward and pad >= keys["vocab_size"]:
         tok.pad_token = None  # ours alone: the model has no row for it
     ids = {
         "bos_token_id": tok.bos_token_id,
@@ -118,7 +130,7 @@ def _write_rest(
         "pad_token_id": tok.pad_token_id,
     }
     classes, labels = [family.classes + family.causal], {}
-    if stage == "reward":
+    if is_reward:
         classes, labels = [f"{family.scalar}ForSequenceClassification"], {"num_labels": 1}
     theirs: Any = AutoConfig.for_model(
         **keys | ids | labels | {"architectures": classes, "dtype": dtype}
@@ -128,66 +140,65 @@ def _write_rest(
         (out / "reward_model.py").write_text(BIASED.format(base=classes[0]), encoding="utf-8")
     theirs.save_pretrained(out)
     tok.save_pretrained(out)
-    if stage != "reward":
-        sampling = {
-            "do_sample": True,
-            **ids,
-            "pad_token_id": ws.eos if tok.pad_token_id is None else ws.pad,
-        }
-        (out / "generation_config.json").write_text(
-            json.dumps(sampling, indent=2) + "\n", encoding="utf-8"
-        )
-    (out / "README.md").write_text(_card(ws, stage), encoding="utf-8")
+    if not is_reward:
+        pad_id = eos if tok.pad_token_id is None else pad
+        sampling = {"do_sample": True, **ids, "pad_token_id": pad_id}
+        text = json.dumps(sampling, indent=2) + "\n"
+        (out / "generation_config.json").write_text(text, encoding="utf-8")
+    (out / "README.md").write_text(_card(stage), encoding="utf-8")
 
 
-def _card(ws: Workspace, stage: str) -> str:
+def _card(stage: Stage) -> str:
     """The model card: what the model is, and from what it was made."""
-    run = json.loads((ws.folder / "run.json").read_text(encoding="utf-8"))
-    front = {"library_name": "transformers", "tags": ["rlhf", "instruct-jax"]} | (
-        {"base_model": ws.config.base} if ws.config.base else {}
-    )
-    lineage = []
-    for name in ws.config.stages:
-        if (path := ws.folder / name / "done.json").exists():
-            inputs = read_note(path)["inputs"]
-            made_from = [
-                f"{need} {digest.partition(':')[2][:12]}" for need, digest in inputs.items()
-            ]
-            lineage.append(f"| {name} | {', '.join(made_from) or '-'} |")
-    text = ws.config.text
-    config = yaml.safe_dump(
-        yaml.safe_load((ws.folder / "config.yaml").read_text(encoding="utf-8")), sort_keys=False
-    )
-    kind = (
-        "reward model (num_labels=1, the score is read at the last token)"
-        if stage == "reward"
-        else "language model"
-    )
+    folder, base = stage.run.folder, stage.run.config.base
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    front: dict[str, Any] = {"library_name": "transformers", "tags": ["rlhf", "instruct-jax"]}
+    if base and resolve(stage.run.config, BASE, BASE).model is not None:
+        front["base_model"] = base
+    text = stage.network.text
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    kind = "language model"
+    if stage.settings.leaves == "scalar":
+        kind = "reward model (num_labels=1, the score is read at the last token)"
     return "\n".join(
         [
             "---",
             yaml.safe_dump(front, sort_keys=False).strip(),
             "---",
             "",
-            f"# {ws.folder.name}, stage {stage}",
+            f"# {folder.name}, stage {stage.name}",
             "",
-            f"A {kind}, trained with instruct-jax at commit {run['commit']}.",
-            (
-                f"A text prompt goes into the template {text.template!r}, a completion begins with"
-                f" {text.completion_prefix!r} and ends with {ws.task.tokenizer.eos_token!r}."
-            ),
+            f"A {kind}, trained with instruct-jax at commit {about['commit']}.",
+            f"A text prompt goes into the template {text.template!r}, a completion begins with"
+            f" {text.completion_prefix!r} and ends with {stage.network.tokenizer.eos_token!r}.",
             "",
             "## Lineage",
             "",
-            "| stage | made from (sha256 of its done.json) |",
-            "|---|---|",
-            *lineage,
+            "| stage | kind | made from |",
+            "|---|---|---|",
+            *_lineage(stage),
             "",
             "## Config",
             "",
             "```yaml",
-            config.strip(),
+            yaml.safe_dump(config, sort_keys=False).strip(),
             "```",
             "",
         ]
     )
+
+
+def _lineage(stage: Stage) -> list[str]:
+    """A row for each finished stage of the run: what it uses, with the hash of that."""
+    rows = []
+    for name in order(stage.run.config):
+        path = stage.run.folder / name / "done.json"
+        if not path.exists():
+            continue
+        note = read_note(path)
+        used = []
+        for key, place in uses(stage.run.config, name).items():
+            digest = str(note["inputs"].get(f"uses.{key}", "")).partition(":")[2]
+            used.append(f"{place} ({digest[:12]})")
+        rows.append(f"| {name} | {note['kind']} | {', '.join(used) or 'data alone'} |")
+    return rows

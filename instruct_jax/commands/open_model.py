@@ -1,15 +1,15 @@
-"""Models by what a user calls them: a finished stage of a run (RUN or RUN:STAGE), or a Hugging Face
-folder or name.
-"""
+"""Models by what a user calls them: RUN:STAGE, a Hugging Face folder, or OWNER/NAME of the hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from instruct_jax.chain.base_model import imported_as, load_run, read_base
-from instruct_jax.chain.settings import RunConfig
-from instruct_jax.chain.task import Task, tokenizer_only
-from instruct_jax.chain.workspace import Workspace
+from instruct_jax.chain import graph, parameters
+from instruct_jax.chain.context import Run
+from instruct_jax.chain.graph import Place
+from instruct_jax.chain.networks import Network
+from instruct_jax.chain.read import imported_as, load_run
+from instruct_jax.chain.spec import NAME
 from instruct_jax.config import MESH
 from instruct_jax.data.tokenize import MESSAGES
 from instruct_jax.errors import RunError, require
@@ -19,55 +19,67 @@ ONE_DEVICE = [f"--mesh.{axis}=1" for axis in MESH]
 
 
 class Opened(NamedTuple):
-    """A model with the workspace that can run it."""
+    """A model with its parameters, and the run that reads it."""
 
     name: str
-    ws: Workspace
+    run: Run
+    place: Place
+    net: Network
     params: Params
 
 
 def open_policy(name: str, overrides: Sequence[str] = ()) -> Opened:
-    """A language model, its parameters as the sampler wants them; of a run the last stage that made
-    one, unless it is named.
-    """
-    run, stage = _run_of(name)
-    if run is None:
-        ws = _of_folder(name, overrides)
-        return Opened(name, ws, ws.for_sampling(read_base(ws)))
-    ws = _of_run(run, overrides)
-    kinds = ("pretrain", *ws.config.sfts, *ws.config.rl)
-    require(
-        stage in ("", *kinds),
-        f"{name}: {stage} is no language model of this run; use one of {', '.join(kinds)}",
-    )
-    stage = stage or next(
-        (kind for kind in reversed(kinds) if kind != "ppo_start" and _done(run, kind)), "pretrain"
-    )
-    _check_done(run, stage)
-    return Opened(f"{run}:{stage}", ws, ws.for_sampling(ws.policy_of(stage)))
+    """A language model, its parameters as the sampler wants them."""
+    run, place = find(name, "policy", overrides)
+    model = parameters.policy(run, place)
+    return Opened(shown(run, place), run, place, model.net, model.net.for_sampling(model.params))
 
 
 def open_reward(name: str, overrides: Sequence[str] = ()) -> Opened:
     """A reward model."""
-    run, stage = _run_of(name)
-    if run is None:
-        ws = _of_folder(name, overrides)
-        return Opened(name, ws, read_base(ws, head=True))
-    require(stage in ("", "reward"), f"{name}: {stage} is no reward model; use {run}:reward")
-    _check_done(run, "reward")
-    ws = _of_run(run, overrides)
-    return Opened(f"{run}:reward", ws, ws.reward_params())
+    run, place = find(name, "scalar", overrides)
+    model = parameters.scalar(run, place)
+    return Opened(shown(run, place), run, place, model.net, model.params)
 
 
-def of_other_run(place: str, task: Task) -> tuple[Workspace, str]:
-    """FOLDER:STAGE as (the run that it is from, its stage), to be read beside a run of this task:
-    the tokenizer is the same.
+def find(name: str, leaves: str, overrides: Sequence[str] = ()) -> tuple[Run, Place]:
+    """The place of a model; RunError or ConfigError where it leaves something else or is not done.
+
+    Of a run folder without a stage it is the last stage that left such a model.
     """
-    folder, _, stage = place.rpartition(":")
-    return Workspace(load_run(Path(folder) / "config.yaml"), Path(folder), task), stage
+    folder, stage = _run_and_stage(name)
+    if folder is None:
+        asked = ["--text.template", MESSAGES] if leaves == "policy" else []
+        config = imported_as(name, name, [*ONE_DEVICE, *asked, *overrides])
+        run = Run(config, Path(name))
+        _check_mesh(run)
+        return run, Place(None, None, name)
+    config = load_run(folder / "config.yaml", [*ONE_DEVICE, *overrides])
+    run = Run(config, folder)
+    _check_mesh(run)
+    fitting = [n for n in graph.order(config) if config.stages[n].leaves == leaves]
+    done = [n for n in fitting if (folder / n / NAME).exists()]
+    what = graph.LEAVES_WORDS[leaves]
+    if not stage:
+        if not done:
+            raise RunError(f"{folder} has no finished stage that leaves {what}; run it first")
+        return run, Place(None, done[-1])
+    require(
+        stage in fitting,
+        f"{name}: {stage} is no stage of this run that leaves {what}; use one of"
+        f" {', '.join(fitting) or 'another run'}",
+    )
+    if stage not in done:
+        raise RunError(f"{folder} has not finished the stage {stage}; run it first")
+    return run, Place(None, stage)
 
 
-def _run_of(name: str) -> tuple[Path | None, str]:
+def shown(opened_run: Run, place: Place) -> str:
+    """RUN:STAGE of a place that `find` found."""
+    return str(place) if place.model is not None else f"{opened_run.folder}:{place.stage}"
+
+
+def _run_and_stage(name: str) -> tuple[Path | None, str]:
     """The run folder, if it is one, and the stage, if one is named."""
     if Path(name, "config.yaml").is_file():
         return Path(name), ""
@@ -82,29 +94,9 @@ def _run_of(name: str) -> tuple[Path | None, str]:
     return Path(folder), stage
 
 
-def _done(run: Path, stage: str) -> bool:
-    return (run / stage / "done.json").exists()
-
-
-def _check_done(run: Path, stage: str) -> None:
-    if not _done(run, stage):
-        raise RunError(f"{run} has not finished the stage {stage}; run it first")
-
-
-def _of_run(run: Path, overrides: Sequence[str]) -> Workspace:
-    return _workspace(load_run(run / "config.yaml", [*ONE_DEVICE, *overrides]), run)
-
-
-def _of_folder(name: str, overrides: Sequence[str]) -> Workspace:
-    return _workspace(
-        imported_as(name, name, [*ONE_DEVICE, "--text.template", MESSAGES, *overrides]), Path(name)
-    )
-
-
-def _workspace(config: RunConfig, folder: Path) -> Workspace:
-    mesh = config.mesh
+def _check_mesh(run: Run) -> None:
+    mesh = run.config.mesh
     require(
         mesh.data == mesh.fsdp == mesh.context == 1,
         "a conversation is one row, which only mesh.tensor can split; leave the other axes 1",
     )
-    return Workspace(config, folder, tokenizer_only(config, folder))

@@ -1,4 +1,4 @@
-"""One step again: the one whose metrics were not finite, from what the loop kept of it.
+"""One step again: the one whose metrics were NaN or Inf, from what the loop kept of it.
 
 Writes nothing.
 """
@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from instruct_jax.chain.base_model import load_run
+from instruct_jax.chain.context import Run
+from instruct_jax.chain.kinds import KINDS
 from instruct_jax.chain.preflight import check_mesh
-from instruct_jax.chain.task import open_task
-from instruct_jax.chain.train import training_of
-from instruct_jax.chain.workspace import Workspace
-from instruct_jax.errors import ConfigError
+from instruct_jax.chain.read import load_run
+from instruct_jax.errors import ConfigError, require
 from instruct_jax.runtime.checkpoints import Checkpoints
 from instruct_jax.runtime.digests import named_leaves
 from instruct_jax.runtime.loop import freed
@@ -25,29 +24,35 @@ def replay(folder: Path) -> tuple[Path, dict[str, float]]:
     them.
     """
     place = find(folder)
-    stage, run, step = place.parent.name, place.parent.parent, int(place.name.rpartition("_")[2])
-    config = load_run(run / "config.yaml")
+    name, run_folder = place.parent.name, place.parent.parent
+    step = int(place.name.rpartition("_")[2])
+    config = load_run(run_folder / "config.yaml")
+    require(
+        name in config.stages,
+        f"{place}: {name} is no stage of {run_folder / 'config.yaml'}; put that file back as it was",
+    )
     check_mesh(config, jax.device_count())
-    training = training_of(Workspace(config, run, open_task(config, run)), stage)
+    stage = Run(config, run_folder).stage(name)
+    make = KINDS[stage.settings.kind].training
+    assert make is not None
+    training = make(stage)
     example = training.batch_at(step - 1)
     with Checkpoints(place / "state", fingerprints=training.fingerprints) as checkpoints:
         state = checkpoints.restore(freed(training.state))
     _, metrics = training.step(state, _read_batch(place / "batch.npz", example))
-    return place, {name: float(value) for name, value in jax.device_get(metrics).items()}
+    return place, {key: float(value) for key, value in jax.device_get(metrics).items()}
 
 
 def find(folder: Path) -> Path:
     """The one nonfinite_step_N of a run folder, or `folder` itself."""
-    found = (
-        [folder]
-        if folder.name.startswith("nonfinite_step_")
-        else sorted(folder.glob("*/nonfinite_step_*"))
-    )
+    found = sorted(folder.glob("*/nonfinite_step_*"))
+    if folder.name.startswith("nonfinite_step_"):
+        found = [folder]
     found = [place for place in found if (place / "batch.npz").exists()]
     if len(found) != 1:
         listed = ", ".join(map(str, found)) or "none"
         raise ConfigError(
-            f"{folder}: a replay takes one step that was not finite, and here is {listed}; name one"
+            f"{folder}: a replay takes one step that was NaN or Inf, and here is {listed}; name one"
             " STAGE/nonfinite_step_N"
         )
     return found[0].absolute()
@@ -55,19 +60,16 @@ def find(folder: Path) -> Path:
 
 def _read_batch(path: Path, example: Any) -> Any:
     """The batch of a file, on the devices as `example` is."""
-    names, (leaves, tree) = [*named_leaves(example)], jax.tree.flatten(example)
+    names = [*named_leaves(example)]
+    leaves, tree = jax.tree.flatten(example)
+    shapes = {name: leaf.shape for name, leaf in zip(names, leaves, strict=True)}
     with np.load(path) as arrays:
-        if {name: arrays[name].shape for name in arrays} != {
-            n: leaf.shape for n, leaf in zip(names, leaves, strict=True)
-        }:
+        if {name: arrays[name].shape for name in arrays} != shapes:
             raise ConfigError(
                 f"{path} holds a batch of another shape than the config makes; put config.yaml and"
                 " the data back as they were"
             )
+        rows = zip(names, leaves, strict=True)
         return jax.tree.unflatten(
-            tree,
-            [
-                jax.device_put(arrays[n], leaf.sharding)
-                for n, leaf in zip(names, leaves, strict=True)
-            ],
+            tree, [jax.device_put(arrays[name], leaf.sharding) for name, leaf in rows]
         )

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
-from instruct_jax.chain.workspace import Completion, stage_folder
+from instruct_jax.chain import networks
+from instruct_jax.chain.networks import Completion
 from instruct_jax.commands.open_model import Opened, open_policy
-from instruct_jax.data import encode
-from instruct_jax.data import public_sets as adapters
+from instruct_jax.data import encode, public_sets
 from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.schemas import Record
 from instruct_jax.errors import require
@@ -36,7 +36,8 @@ def sample(
 ) -> int:
     """Writes `completions` of each model to every prompt of the files into `out`; returns how many
     prompts that are.  A prompt that is too long for one of the models is left out, or refused, as
-    its text.on_long says."""
+    its text.on_long says.
+    """
     require(
         not out.exists(),
         f"--out {out} is there already; choose another name, nothing is overwritten",
@@ -53,12 +54,14 @@ def sample(
         temperature >= 0,
         f"--temperature {temperature} must not be negative; 0 takes the likeliest token",
     )
-    records = [record for path in prompts for record in adapters.load("prompts", path, "error")]
-    drawn: list[dict[int, list[Completion]]] = []
+    records = []
+    for path in prompts:
+        records += public_sets.load("prompts", path, "error")
+    samples: list[dict[int, list[Completion]]] = []
     settings: Record = {"temperature": temperature, "seed": seed, "models": {}}
     for number, name in enumerate(names):
         model = open_policy(name, overrides)
-        context = model.ws.config.model.context
+        context = model.net.spec.model.context
         sampler = SamplerConfig(
             max_tokens=max_tokens or min(REPLY, context // 2), temperature=temperature
         )
@@ -66,46 +69,42 @@ def sample(
             sampler.max_tokens < context,
             f"--max_tokens {sampler.max_tokens} fills the context of {name}, {context}; lower it",
         )
-        drawn.append(
-            _draw(
-                model,
-                records,
-                sampler,
-                jax.random.fold_in(jax.random.key(seed), number),
-                completions,
-            )
-        )
-        note = stage_folder(Path(), model.name) / "done.json"
-        # a run's stage; a folder of Hugging Face has no such note
-        made_from = file_hash(note) if note.exists() else None
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        samples.append(_draw(model, records, sampler, key, completions))
         settings["models"][name] = {
             "model": model.name,
             "max_tokens": sampler.max_tokens,
-            "checkpoint": made_from,
+            "checkpoint": _made_from(model),
         }
-    kept = sorted(set.intersection(*(set(found) for found in drawn)))
-    write_jsonl(
-        out, (_row(records[i], [found[i] for found in drawn], names, settings) for i in kept)
-    )
+    kept = sorted(set.intersection(*(set(found) for found in samples)))
+    rows = (_row(records[i], [found[i] for found in samples], names, settings) for i in kept)
+    write_jsonl(out, rows)
     return len(kept)
+
+
+def _made_from(model: Opened) -> str | None:
+    """The hash of the note of a run's stage; a folder of Hugging Face has none."""
+    if model.place.model is not None:
+        return None
+    return file_hash(model.run.stage_folder(model.place) / "done.json")
 
 
 def _draw(
     model: Opened, records: list[Record], sampler: SamplerConfig, key: jax.Array, samples: int
 ) -> dict[int, list[Completion]]:
     """Number of the record -> completions, a batch of prompts at a time."""
-    ws = model.ws
-    room = dataclasses.replace(
-        ws.config.text, max_prompt=ws.config.model.context - sampler.max_tokens
-    )
-    encoded = encode.encode_prompts(ws.task.tokenizer, records, room)
+    net = model.net
+    room = dataclasses.replace(net.text, max_prompt=net.spec.model.context - sampler.max_tokens)
+    encoded = encode.encode_prompts(net.tokenizer, records, room)
     # of all batches, so that one program is compiled
     width = max(map(len, encoded.items), default=0)
     found: dict[int, list[Completion]] = {}
+    size = net.sample_batch
     with StageProgress(f"sample {model.name}", step=0, total=len(encoded.items)) as progress:
-        for start in range(0, len(encoded.items), size := ws.config.sample_batch):
+        for start in range(0, len(encoded.items), size):
             part = encoded.items[start : start + size]
-            made = ws.generate(
+            replies = networks.generate(
+                net,
                 model.params,
                 part,
                 sampler,
@@ -113,7 +112,7 @@ def _draw(
                 samples=samples,
                 width=width,
             )
-            found |= dict(zip(encoded.kept[start : start + size], made, strict=True))
+            found |= dict(zip(encoded.kept[start : start + size], replies, strict=True))
             progress.update(len(found), {})
     return found
 

@@ -3,6 +3,7 @@
 The ids are those that are trained on.
 """
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from instruct_jax.chain.settings import RunConfig
-from instruct_jax.chain.task import load_files, task_tokenizer
+from instruct_jax.chain.spec import run_tokenizer
+from instruct_jax.chain.task import load_files
 from instruct_jax.data import encode
 from instruct_jax.data.schemas import Record
+from instruct_jax.data.tokenize import load_tokenizer
 from instruct_jax.errors import require
 
 # read: it is seen, and nothing is learned or measured at it
@@ -25,53 +28,62 @@ STYLES = {"read": "dim", "learned": "green", "reward": "bold magenta"}
 def show_tokens(config: RunConfig, count: int, console: Console | None = None) -> None:
     """A table for each of the first `count` records of each kind; coloured on a terminal."""
     require(count >= 1, f"--show-tokens {count} must be at least 1")
-    console, tok = console or Console(), task_tokenizer(config, Path(config.out) / "tokenizer")
+    console, tok = console or Console(), tokenizer_of(config)
     for title, ids, uses in _sequences(config, tok, count):
         table = Table("position", "id", "piece", "mask", box=box.SIMPLE_HEAD)
         for position, (token, use) in enumerate(zip(ids, uses, strict=True)):
-            table.add_row(
-                str(position),
-                str(token),
-                Text(_piece(tok, token), STYLES[use]),
-                Text(use, STYLES[use]),
-            )
+            style = STYLES[use]
+            piece = Text(_piece(tok, token), style)
+            table.add_row(str(position), str(token), piece, Text(use, style))
         console.print(Text(title, "bold"), table)
 
 
-def _sequences(
-    config: RunConfig, tok: PreTrainedTokenizerBase, count: int
-) -> Iterator[tuple[str, Sequence[int], list[str]]]:
-    """(title, ids, what becomes of each) of texts, demonstrations, rankings (every completion) and
-    prompts.
+def tokenizer_of(config: RunConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that a run has, or will have once the world has saved it.  Writes nothing that
+    stays.
     """
+    source = run_tokenizer(config, Path(config.out))
+    if config.world is None or Path(source.place).exists():
+        return source.load()
+    from instruct_jax.world.tokenizer import save_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(config.seed, folder)
+        return load_tokenizer(folder)
+
+
+Shown = tuple[str, Sequence[int], list[str]]  # title, ids, what becomes of each
+
+
+def _sequences(config: RunConfig, tok: PreTrainedTokenizerBase, count: int) -> Iterator[Shown]:
+    """Of texts, demonstrations, rankings (every completion) and prompts."""
     records = {kind: found[:count] for kind, found in _records(config, count).items()}
     learned = {
-        "texts": encode.encode_texts(tok, records["texts"], config.pretrain.length)[:count],
-        "demonstrations": (
-            encode.encode_demonstrations(tok, records["demonstrations"], config.text).items
-        ),
+        "texts": encode.encode_texts(tok, records["texts"], _text_length(config))[:count],
+        "demonstrations": encode.encode_demonstrations(
+            tok, records["demonstrations"], config.text
+        ).items,
     }
     for kind, samples in learned.items():
         for number, (ids, learn) in enumerate(samples, 1):
             # nothing predicts the first
-            yield (
-                f"{kind} {number}",
-                ids,
-                ["learned" if own and i else "read" for i, own in enumerate(learn)],
-            )
-    for number, (completions, ranks) in enumerate(
-        encode.encode_rankings(tok, records["rankings"], config.text).items, 1
-    ):
+            uses = ["learned" if own and i else "read" for i, own in enumerate(learn)]
+            yield f"{kind} {number}", ids, uses
+    rankings = encode.encode_rankings(tok, records["rankings"], config.text).items
+    for number, (completions, ranks) in enumerate(rankings, 1):
         for k, (ids, rank) in enumerate(zip(completions, ranks, strict=True), 1):
-            yield (
-                f"rankings {number}, completion {k} of rank {rank}",
-                ids,
-                ["read"] * (len(ids) - 1) + ["reward"],
-            )
-    for number, ids in enumerate(
-        encode.encode_prompts(tok, records["prompts"], config.text).items, 1
-    ):
+            title = f"rankings {number}, completion {k} of rank {rank}"
+            yield title, ids, ["read"] * (len(ids) - 1) + ["reward"]
+    prompts = encode.encode_prompts(tok, records["prompts"], config.text).items
+    for number, ids in enumerate(prompts, 1):
         yield f"prompts {number}", ids, ["read"] * len(ids)
+
+
+def _text_length(config: RunConfig) -> int:
+    """Tokens of a row of text: as the run pretrains."""
+    for settings in config.of_kind("pretrain").values():
+        return getattr(settings, "length", config.model.context)
+    return config.model.context
 
 
 def _records(config: RunConfig, count: int) -> dict[str, list[Record]]:
@@ -79,14 +91,13 @@ def _records(config: RunConfig, count: int) -> dict[str, list[Record]]:
     but rankings, which need a model.
     """
     if config.world is None:
-        assert config.files is not None
-        return load_files(config.files)
+        assert config.data is not None
+        return load_files(config.data)
     from instruct_jax.world import corpus, demonstrations, instructions
 
+    documents = corpus.documents(config.seed, count * _text_length(config))
     return {
-        "texts": [
-            {"text": text} for text in corpus.documents(config.seed, count * config.pretrain.length)
-        ],
+        "texts": [{"text": text} for text in documents],
         "demonstrations": demonstrations.demonstrations(
             config.seed, count, careless=config.world.careless, lazy=config.world.lazy
         ),

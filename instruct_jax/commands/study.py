@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from instruct_jax.chain.base_model import load_run
 from instruct_jax.chain.load import load_config
 from instruct_jax.chain.preflight import check_config
+from instruct_jax.chain.read import load_run
 from instruct_jax.chain.rounds import rounds_of
 from instruct_jax.errors import ConfigError, RunError, require
 from instruct_jax.runtime.signals import Interrupted
@@ -61,10 +61,10 @@ class ArmRun:
 
     @property
     def done(self) -> bool:
-        last = [stage for stage in self.stages if stage != "report"][-1]
-        return (self.folder / last / "done.json").exists() and (
-            "report" not in self.stages or (self.folder / "summary.json").exists()
-        )
+        """Are all of its stages finished, and the report where it runs them all?"""
+        finished = all((self.folder / name / "done.json").exists() for name in self.stages)
+        whole = "--stages" not in self.command
+        return finished and (not whole or (self.folder / "report.html").exists())
 
 
 def load_study(path: Path, overrides: list[str]) -> tuple[StudyConfig, list[ArmRun]]:
@@ -79,31 +79,29 @@ def _runs(study: StudyConfig, path: Path, seed: int) -> Iterator[ArmRun]:
     base = path.parent / study.base
     for name, arm in study.arms.items():
         folder = Path(study.out) / name / f"seed_{seed}"
-        values = {
-            key: _filled(value, study.out, seed) for key, value in arm.items() if key != "stages"
-        }
-        values |= {"out": str(folder), "seed": seed}
-        overrides = [
-            text
-            for key, value in values.items()
-            for text in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
-        ]
+        values: Arm = {"out": str(folder), "seed": seed}
+        for key, value in arm.items():
+            if not (key == "stages" and isinstance(value, list)):
+                values[key] = _filled(value, study.out, seed)
+        overrides = []
+        for key, value in values.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            overrides += [f"--{key}", text]
         try:
             config = load_run(base, overrides)
-            stages = tuple(arm.get("stages", config.stages))
-            require(
-                bool(set(stages) - {"report"}),
-                f"stages={list(stages)} must name one besides report",
-            )
+            picked = arm.get("stages")
+            stages = tuple(picked if isinstance(picked, list) else config.stages)
+            require(len(stages) > 0, "stages=[] must name at least one")
             check_config(config, stages)
         except ConfigError as error:
-            raise ConfigError(
-                f"{path}: arms.{name}: {str(error).removeprefix('command line: ')}"
-            ) from error
-        if "stages" in arm:
+            reason = str(error).removeprefix("command line: ")
+            raise ConfigError(f"{path}: arms.{name}: {reason}") from error
+        if isinstance(picked, list):
             overrides = ["--stages", ",".join(stages), *overrides]
-        last = Path(rounds_of(config)[-1].out)
-        yield ArmRun(name, seed, ["run", "--config", str(base), *overrides], stages, last)
+        last = rounds_of(config)[-1]
+        run = [n for n in stages if n in last.stages]
+        command = ["run", "--config", str(base), *overrides]
+        yield ArmRun(name, seed, command, tuple(run), Path(last.out))
 
 
 def _filled(value: Any, out: str, seed: int) -> Any:
@@ -112,17 +110,17 @@ def _filled(value: Any, out: str, seed: int) -> Any:
     """
     if isinstance(value, dict):
         return {key: _filled(part, out, seed) for key, part in value.items()}
-    return (
-        value.replace("{out}", out).replace("{seed}", str(seed))
-        if isinstance(value, str)
-        else value
-    )
+    if isinstance(value, list):
+        return [_filled(part, out, seed) for part in value]
+    if isinstance(value, str):
+        return value.replace("{out}", out).replace("{seed}", str(seed))
+    return value
 
 
 def run_study(study: StudyConfig, runs: list[ArmRun]) -> None:
     """Runs what is not done.
 
-    The first run that fails ends the study; the same command goes on from there.
+    The first run that fails ends the study; the same command resumes there.
     """
     for number, run in enumerate(runs):
         if run.done:
@@ -130,10 +128,10 @@ def run_study(study: StudyConfig, runs: list[ArmRun]) -> None:
         print(f"[{number + 1}/{len(runs)}] instruct-jax {shlex.join(run.command)}", flush=True)
         code = _wait(run.command, Path(study.out) / "compiled")
         if code == 130 or (code == 0 and not run.done):
-            raise Interrupted("the study was stopped; the same command goes on with it", code)
+            raise Interrupted("the study was stopped; the same command resumes it", code)
         if code:
             raise RunError(
-                f"arms.{run.arm}, seed {run.seed}: exit code {code}, see above; mend it and run the"
+                f"arms.{run.arm}, seed {run.seed}: exit code {code}, see above; fix it and run the"
                 " same command again"
             )
 

@@ -1,7 +1,8 @@
 """Win rates with their intervals, and best-of-n without drawing n times over."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -42,3 +43,42 @@ def best_of_n_kl(n: int) -> float:
     samples tie (Beirami et al. 2024).
     """
     return math.log(n) - (n - 1) / n
+
+
+def use_case(record: Mapping[str, Any]) -> str:
+    """What the scores are reported by: the use case, or the data set that the prompt is from."""
+    for key in ("use_case", "source"):
+        if record.get(key) is not None:
+            return str(record[key])
+    return "all"
+
+
+def by_use_case(
+    records: Sequence[Mapping[str, Any]], scores: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Use case -> model -> mean score and its standard error over prompts, from the score [n] of
+    each prompt.
+    """
+    cases = [use_case(record) for record in records]
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for case in sorted(set(cases)):
+        rows = [i for i, name in enumerate(cases) if name == case]
+        found[case] = {}
+        for model, score in scores.items():
+            mean, error = score[rows].mean(), score[rows].std() / len(rows) ** 0.5
+            found[case][model] = {"mean": float(mean), "se": float(error), "n": len(rows)}
+    return found
+
+
+def in_turns(cases: Sequence[str]) -> list[int]:
+    """Positions, one of each case in turn, in the order of their first appearance.
+
+    a a b a b -> 0 2 1 4 3
+    """
+    rows: dict[str, list[int]] = {}
+    for i, case in enumerate(cases):
+        rows.setdefault(case, []).append(i)
+    longest = max(map(len, rows.values()), default=0)
+    return [
+        positions[k] for k in range(longest) for positions in rows.values() if k < len(positions)
+    ]

@@ -1,11 +1,13 @@
-"""Somebody's text on a page: always text, never markup, and nothing in it works unseen."""
+"""Text of other people on a page: it stays text, never becomes markup, and hides nothing."""
 
 import unicodedata
 
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
-JOINERS = "\u200c\u200d"  # of Persian words and of emoji: harmless, and needed
+JOINERS = "\u200c\u200d"  # harmless, and needed in Persian words and in emoji
+# control, format, surrogate, private use, line and paragraph separators
+HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
 
 def visible(text: str) -> Markup:
@@ -22,14 +24,9 @@ def visible(text: str) -> Markup:
 
 
 def _hidden(char: str) -> bool:
-    return char not in "\n\t" + JOINERS and unicodedata.category(char) in (
-        "Cc",
-        "Cf",
-        "Cs",
-        "Co",
-        "Zl",
-        "Zp",
-    )
+    if char in "\n\t" + JOINERS:
+        return False
+    return unicodedata.category(char) in HIDDEN
 
 
 def rendered(markdown: str) -> Markup:

@@ -1,43 +1,13 @@
-"""Text that people read: names of models, numbers, and model output made harmless."""
+"""Text that people read: numbers, lists, and model output made harmless."""
 
 import html
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-MODELS = {  # in the order of the paper's figure 1, weakest first
-    "base": "base",
-    "base_prompted": "base, prompted",
-    "sft": "SFT",
-    "sft_control": "SFT again (control)",
-    "best_of_n": "best of n",
-    "ppo_start": "PPO's start",
-    "ppo": "PPO",
-    "ppo_ptx": "PPO-ptx",
-}
-IN_SENTENCES = {
-    "base": "the base model",
-    "base_prompted": "the prompted base model",
-    "best_of_n": "best-of-n",
-}
-_SHOWN_WHITESPACE = "\n\t"
-
-
-def ordered(models: Iterable[str]) -> list[str]:
-    """Known models in the paper's order, then the others by name."""
-    known = list(MODELS)
-    return sorted(
-        models, key=lambda name: (known.index(name) if name in known else len(known), name)
-    )
-
-
-def model_name(model: str) -> str:
-    return MODELS.get(model, plain(model))
-
-
-def in_sentence(model: str) -> str:
-    return IN_SENTENCES.get(model, model_name(model))
+SHOWN_WHITESPACE = "\n\t"
+UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, format, surrogate, private, separators
 
 
 def plain(text: object) -> str:
@@ -48,14 +18,7 @@ def plain(text: object) -> str:
 
 
 def _spelled(char: str) -> str:
-    if char in _SHOWN_WHITESPACE or unicodedata.category(char) not in (
-        "Cc",
-        "Cf",
-        "Cs",
-        "Co",
-        "Zl",
-        "Zp",
-    ):
+    if char in SHOWN_WHITESPACE or unicodedata.category(char) not in UNSEEN:
         return char
     return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
 
@@ -67,12 +30,15 @@ def escape(text: object) -> str:
 
 def prompt_text(prompt: object) -> str:
     """A prompt on disk is text or a list of messages."""
-    if isinstance(prompt, list):
-        return "\n".join(
-            f"{m.get('role', '?')}: {m.get('content', '')}" if isinstance(m, dict) else str(m)
-            for m in prompt
-        )
-    return str(prompt)
+    if not isinstance(prompt, list):
+        return str(prompt)
+    lines = []
+    for message in prompt:
+        if isinstance(message, dict):
+            lines.append(f"{message.get('role', '?')}: {message.get('content', '')}")
+        else:
+            lines.append(str(message))
+    return "\n".join(lines)
 
 
 def number(value: Any, digits: int = 2) -> str:
@@ -80,13 +46,19 @@ def number(value: Any, digits: int = 2) -> str:
     if value is None or isinstance(value, str) or not math.isfinite(value):
         return "–"
     text = f"{value:,.{digits}f}"
-    return (text if float(text.replace(",", "")) else text.lstrip("-")).replace("-", "−")
+    is_zero = float(text.replace(",", "")) == 0
+    return (text.lstrip("-") if is_zero else text).replace("-", "−")
 
 
 def percent(value: Any, digits: int = 0) -> str:
-    return (
-        number(value, digits) if number(value) == "–" else f"{number(100 * value, digits)}\u00a0%"
-    )
+    if number(value) == "–":
+        return "–"
+    return f"{number(100 * value, digits)}\u00a0%"
+
+
+def rate(win: dict[str, Any]) -> str:
+    low, high = win["ci95"]
+    return f"{number(win['mean'])}, 95\u00a0% interval {number(low)} to {number(high)}"
 
 
 def duration(seconds: float) -> str:
@@ -94,16 +66,24 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     if seconds < 600:
         return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
-    minutes, hours = round(seconds / 60), int(round(seconds / 60) // 60)
-    return f"{minutes} min" if minutes < 60 else f"{hours} h {minutes % 60:02d} min"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def moment(time: object) -> str:
+    """2026-01-02T03:04:05+00:00 as 2026-01-02 03:04."""
+    return str(time)[:16].replace("T", " ")
 
 
 def listed(parts: Sequence[str]) -> str:
     """a, b and c."""
-    return (
-        parts[0]
-        if len(parts) == 1
-        else ", ".join(parts[:-1]) + " and " + parts[-1]
-        if parts
-        else ""
-    )
+    if len(parts) < 2:
+        return "".join(parts)
+    return ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def count(items: int, noun: str) -> str:
+    """3 stages, 1 stage."""
+    return f"{items} {noun}" if items == 1 else f"{items} {noun}s"

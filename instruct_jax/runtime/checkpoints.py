@@ -1,20 +1,19 @@
-"""Checkpoints: orbax, asynchronous and strict.  What does not fit is refused by name; nothing is
-padded, renamed or rebuilt in silence.
+"""Checkpoints, written by orbax in the background.
 
-Orbax reads most flipped bits as other numbers.  So each checkpoint keeps a digest of every array,
-and every restore checks them.
+What does not fit is refused by name; nothing is padded, renamed or rebuilt in silence.  Orbax reads
+most flipped bits as other numbers, so each checkpoint keeps a digest of every array, and every
+restore checks them.
 """
 
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
-    BestN,
     EveryNSteps,
     LatestN,
     PreservationPolicy,
@@ -31,7 +30,7 @@ Types = dict[str, tuple[tuple[int, ...], str]]  # "params.block.w" -> (shape, dt
 class CheckpointError(InstructError, ValueError):
     """A checkpoint cannot be written, read, or used here.
 
-    The message names the place, both values and the repair.
+    The message names the place, both values and the fix.
     """
 
 
@@ -39,16 +38,15 @@ class DamagedError(CheckpointError):
     """The files of a checkpoint cannot be read, or hold other numbers than were saved."""
 
     def __init__(self, place: str, reason: object):
-        # tensorstore's go on for pages
+        # messages of tensorstore fill pages
         super().__init__(f"the checkpoint {place} is damaged: {str(reason)[:300]}")
 
 
 class Checkpoints:
-    """The checkpoints of one stage: the last `keep` ones, those of every `keep_every` steps, and
-    the best one by the metric `best`.
+    """The checkpoints of one stage: the last `keep` ones and those of every `keep_every` steps.
 
     `fingerprints` (say {"model": ..., "tokenizer": ..., "data": ...}) travel with each checkpoint
-    and must be the same when it is read. Saves go on in the background; a failed one is raised by
+    and must be the same when it is read.  Saves run in the background; a failed one is raised by
     the next save, wait or close, and leaves the earlier checkpoints as they were.
     """
 
@@ -59,28 +57,13 @@ class Checkpoints:
         fingerprints: Mapping[str, str],
         keep: int = 2,
         keep_every: int | None = None,
-        best: str | None = None,
-        best_mode: Literal["max", "min"] = "max",
     ):
-        self.folder, self.best, self.fingerprints = folder, best, dict(fingerprints)
-        worst = float("-inf") if best_mode == "max" else float("inf")
-
-        def score(metrics: Mapping[str, float]) -> float:
-            return metrics.get(best or "", worst)
-
+        self.folder, self.fingerprints = folder, dict(fingerprints)
         rules: list[PreservationPolicy] = [LatestN(keep)]
         if keep_every:
             rules.append(EveryNSteps(keep_every))
-        if best:
-            rules.append(BestN(get_metric_fn=score, reverse=best_mode == "min", n=1))
         self._manager = _manager(
-            folder,
-            cleanup_tmp_directories=True,
-            lightweight_initialize=best
-            is None,  # reads no checkpoint yet: a damaged one must not be in the way of the others
-            preservation_policy=AnyPreservationPolicy(rules),
-            best_fn=score if best else None,
-            best_mode=best_mode,
+            folder, cleanup_tmp_directories=True, preservation_policy=AnyPreservationPolicy(rules)
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -101,11 +84,7 @@ class Checkpoints:
         """Step of the newest checkpoint."""
         return self._manager.latest_step()
 
-    def best_step(self) -> int | None:
-        """Step of the best checkpoint; of the newest one where nothing was measured."""
-        return self._manager.best_step() if self.best else self.latest()
-
-    def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
+    def save(self, state: TrainState) -> None:
         """Copies the state to the host and writes it in the background.
 
         A step that is saved already is not saved again.
@@ -117,7 +96,6 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)),
-                metrics={k: v for k, v in (metrics or {}).items() if k == self.best},
                 custom_metadata={**self.fingerprints, "digests": digests(state)},
             )
         except Exception as error:
@@ -141,8 +119,8 @@ class Checkpoints:
         )
 
     def restore_good(self, abstract: TrainState) -> tuple[TrainState, list[str]]:
-        """The newest state that is whole, and what was wrong with newer ones, which are then out of
-        the way.
+        """The newest state that is whole, and what was wrong with newer ones, which are moved out
+        of the way.
 
         CheckpointError where there are checkpoints but none is whole: a stage never starts afresh
         in silence.  Several processes may not see the same damage, so they stop at the first one.
@@ -154,26 +132,24 @@ class Checkpoints:
             except DamagedError as error:
                 if is_multihost():
                     raise CheckpointError(
-                        f"{error}\nRemove it and start all processes again: they go on from the"
+                        f"{error}\nRemove it and start all processes again: they resume from the"
                         " checkpoint before it."
                     ) from error
                 damaged[step] = error
                 continue
-            return state, [
-                f"{error}.  It is now in {self._moved_away(bad)}" for bad, error in damaged.items()
+            messages = [
+                f"{error}.  It is now in {self._move_away(bad)}" for bad, error in damaged.items()
             ]
-        raise CheckpointError(
-            "\n".join(
-                [
-                    f"no checkpoint of {self.folder} is whole:",
-                    *(f"  {error}" for error in damaged.values()),
-                ]
-            )
-            + f"\nNothing was changed.  Bring one back from a copy, or remove {self.folder.parent}"
-            " to begin this stage again."
+            return state, messages
+        lines = [f"no checkpoint of {self.folder} is whole:"]
+        lines += [f"  {error}" for error in damaged.values()]
+        lines.append(
+            f"Nothing was changed.  Bring one back from a copy, or remove {self.folder.parent} to"
+            " begin this stage again."
         )
+        raise CheckpointError("\n".join(lines))
 
-    def _moved_away(self, step: int) -> Path:
+    def _move_away(self, step: int) -> Path:
         """Its new place; the step will be reached and saved again."""
         aside = self.folder.with_name(f"damaged_checkpoint_{step}")
         shutil.rmtree(aside, ignore_errors=True)
@@ -183,14 +159,14 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> CheckpointError:
         self._manager.reload()
-        good = (
-            "There is none before it"
-            if self.latest() is None
-            else f"The last good checkpoint is step {self.latest()}"
-        )
+        latest = self.latest()
+        if latest is None:
+            good = "There is none before it"
+        else:
+            good = f"The last good checkpoint is step {latest}"
         return CheckpointError(
             f"cannot save a checkpoint in {self.folder}: {str(error)[:300]}\n"
-            f"{good}.  Make room on the disk and run the same command again to go on from there."
+            f"{good}.  Make room on the disk and run the same command again to resume from there."
         )
 
 
@@ -202,8 +178,10 @@ def restore_params(
     step: int | None = None,
     fingerprints: Mapping[str, str] | None = None,
 ) -> Params:
-    """Only the params of a finished stage; `part` is where in the state: "params", "ema",
-    "params/policy", ...
+    """Only the parameters of a finished stage, laid out as `abstract`.
+
+    `part` is their place in the state: "params", "ema", "params/policy", ...  `step` is the newest
+    one unless given.
     """
     if not folder.is_dir():
         raise CheckpointError(
@@ -212,17 +190,17 @@ def restore_params(
     names = part.split("/")
     for name in reversed(names):
         abstract = {name: abstract}
-    with _manager(folder, create=False, lightweight_initialize=True) as manager:
+    with _manager(folder, create=False) as manager:
         try:
-            found = _restore(manager, folder, abstract, fingerprints or {}, step, partial=True)
+            restored = _restore(manager, folder, abstract, fingerprints or {}, step, partial=True)
         except DamagedError as error:
             raise CheckpointError(
                 f"{error}\nBring it back from a copy, or remove {folder.parent} to run that stage"
                 " again."
             ) from error
     for name in names:
-        found = found[name]
-    return found
+        restored = restored[name]
+    return restored
 
 
 def saved_fingerprints(folder: Path) -> dict[str, str]:
@@ -230,14 +208,13 @@ def saved_fingerprints(folder: Path) -> dict[str, str]:
 
     Reads one small file and touches no device.
     """
-    found = {
-        int(path.parent.name): path
-        for path in folder.glob("*/_CHECKPOINT_METADATA")
-        if path.parent.name.isdigit()
-    }
-    if not found:
+    by_step = {}
+    for path in folder.glob("*/_CHECKPOINT_METADATA"):
+        if path.parent.name.isdigit():
+            by_step[int(path.parent.name)] = path
+    if not by_step:
         return {}
-    path = found[max(found)]
+    path = by_step[max(by_step)]
     try:
         notes = json.loads(path.read_text(encoding="utf-8"))["custom_metadata"] or {}
         return {name: value for name, value in notes.items() if name != "digests"}
@@ -247,14 +224,16 @@ def saved_fingerprints(folder: Path) -> dict[str, str]:
 
 def kept_steps(folder: Path) -> list[int]:
     """The steps of a finished stage whose checkpoints are there, ascending."""
-    with _manager(folder, create=False, lightweight_initialize=True) as manager:
+    with _manager(folder, create=False) as manager:
         return sorted(manager.all_steps())
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """The loop asks jax, not orbax too: jax agrees on a number of calls, which must not be
-        mixed with those of a background thread.
+        """Never: the loop asks jax itself.
+
+        The processes agree on a number of calls to jax, and calls from a background thread of orbax
+        would be counted among them.
         """
         return False
 
@@ -265,7 +244,8 @@ def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     registry.add("state", ocp.args.PyTreeRestore)
     return _Manager(
         folder.absolute(),
-        options=ocp.CheckpointManagerOptions(**options),
+        # lightweight: nothing is read yet, so a damaged checkpoint is not in the way of the others
+        options=ocp.CheckpointManagerOptions(lightweight_initialize=True, **options),
         handler_registry=registry,
     )
 
@@ -296,11 +276,11 @@ def _restore(
     try:
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
         request = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=partial)
-        found = manager.restore(step, args=ocp.args.Composite(state=request))["state"]
+        restored = manager.restore(step, args=ocp.args.Composite(state=request))["state"]
     except Exception as error:
         raise DamagedError(place, error) from error
-    _check_digests(place, notes.get("digests", {}), digests(found))
-    return found
+    _check_digests(place, notes.get("digests", {}), digests(restored))
+    return restored
 
 
 def _types(tree: Any) -> Types:
@@ -317,7 +297,8 @@ def _check_fingerprints(place: str, saved: Mapping[str, str], now: Mapping[str, 
 
 
 def _check_types(place: str, saved: Types, now: Types, partial: bool) -> None:
-    for name in sorted(now.keys() | (() if partial else saved.keys())):
+    compared = now.keys() if partial else now.keys() | saved.keys()
+    for name in sorted(compared):
         there, here = saved.get(name, "nothing"), now.get(name, "nothing")
         if there != here:
             raise CheckpointError(
@@ -331,9 +312,11 @@ def _check_digests(place: str, saved: Mapping[str, int], now: Mapping[str, int])
         raise DamagedError(
             place, "it has no digests of its arrays, so nobody can tell whether they are whole"
         )
-    if wrong := [name for name in sorted(now) if saved.get(name) != now[name]]:
-        more = f" and {len(wrong) - 1} more arrays" if len(wrong) > 1 else ""
-        raise DamagedError(place, f"{wrong[0]}{more} is not what was saved")
+    wrong = [name for name in sorted(now) if saved.get(name) != now[name]]
+    if not wrong:
+        return
+    more = f" and {len(wrong) - 1} more arrays" if len(wrong) > 1 else ""
+    raise DamagedError(place, f"{wrong[0]}{more} is not what was saved")
 
 
 def _show(leaf: Any) -> str:

@@ -1,5 +1,7 @@
-"""The run folder: it explains itself, is never overwritten, and the same command on it goes on
-where it stopped.
+"""The run folder, and the folders of its stages.
+
+It says what it was made from, results in it are never overwritten, and the same command on it
+resumes where it stopped.
 """
 
 import contextlib
@@ -13,7 +15,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,104 +36,97 @@ PACKAGES = (
     "chex",
     "numpy",
 )
+SHOWN_CHANGES = 3  # of the inputs of a stage, in a message
 
 
-def check_run(folder: Path, config: Mapping[str, Any]) -> bool:
-    """True = a run with this config goes on in the folder, False = it can begin there; RunError for
-    neither.  Writes nothing.
+def require_local(path: str | Path, key: str) -> None:
+    """RunError where the path is an address such as gs://bucket/run, which nothing here can write.
 
-    Place, mesh and saving may change from session to session: they do not change what is computed.
+    Path() makes a local folder called "gs:" of it, so this is asked before anything is written.
     """
+    address = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(path))
+    if address is None:
+        return
+    rest = str(path)[address.end() :]
+    raise RunError(
+        f"{key}={address[1]}://{rest} is no folder on this machine, and only those can be written"
+        " to: give a local path; to write to a bucket, mount it and give the folder where it is"
+        " mounted"
+    )
+
+
+def check_run(folder: Path) -> bool:
+    """Whether the folder holds a run already; RunError where it cannot be a run folder.
+
+    Writes nothing.  What the run there was made from is the business of its stages (`stage_done`).
+    """
+    require_local(folder, "out")
     try:
-        there = folder.exists()
+        exists = folder.exists()
     except OSError as error:
         raise RunError(
             f"{str(folder)[:60]} cannot be a run folder ({error.strerror}): choose another folder"
         ) from error
-    if there and not folder.is_dir():
+    if not exists:
+        _require_writable_parent(folder)
+        return False
+    if not folder.is_dir():
         raise RunError(f"{folder} is a file, so it cannot be a run folder: choose another folder")
-    path = folder / "config.yaml"
-    if path.exists():
-        _check_config(path, read_config(path), yaml.safe_load(yaml.safe_dump(dict(config))))
-        if not os.access(folder, os.W_OK):
-            raise RunError(
-                f"{folder} is read-only for this user: let it be written to, or go on with a copy"
-                " of it"
-            )
-        return True
-    if there and any(
-        entry.name.removesuffix(".partial") not in ("run.json", "config.yaml")
-        for entry in folder.iterdir()
-    ):
+    is_run = (folder / "config.yaml").exists()
+    if not is_run:
+        _require_empty(folder)
+    if not os.access(folder, os.W_OK):
         raise RunError(
-            f"{folder} is not empty and has no config.yaml, so it is not a run folder: choose"
-            " another folder"
+            f"{folder} is read-only for this user: let it be written to, or continue with a copy"
+            " of it"
         )
-    home = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not home.is_dir() or not os.access(home, os.W_OK):
+    return is_run
+
+
+def _require_writable_parent(folder: Path) -> None:
+    parent = folder.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise RunError(
-            f"{folder} cannot be made, {home} is no folder that you may write to: choose another"
+            f"{folder} cannot be made, {parent} is no folder that you may write to: choose another"
             " folder"
         )
-    return False
+
+
+def _require_empty(folder: Path) -> None:
+    """A run that was killed while its folder was made may have left these files."""
+    for entry in folder.iterdir():
+        if entry.name.removesuffix(".partial") not in ("run.json", "config.yaml"):
+            raise RunError(
+                f"{folder} is not empty and has no config.yaml, so it is not a run folder: choose"
+                " another folder"
+            )
 
 
 def open_run(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Makes the folder with config.yaml and run.json, or checks that an existing one has the same
-    config.  True = it goes on.
+    """Makes the folder, or opens the one of an earlier start; returns whether there was one.
+
+    run.json tells of the first start; config.yaml is the config of the newest one.
     """
-    if check_run(folder, config):
-        return True
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {
-        "command": sys.argv,
-        "started": _now(),
-        "python": platform.python_version(),
-        "commit": _commit(),
-    }
-    write_atomic(
-        folder / "run.json", json.dumps(about | {"versions": _versions()}, indent=2) + "\n"
-    )
-    text = yaml.safe_dump(dict(config), sort_keys=False)
+    resumed = check_run(folder)
+    if not resumed:
+        folder.mkdir(parents=True, exist_ok=True)
+        first_start = {
+            "command": sys.argv,
+            "started": _now(),
+            "python": platform.python_version(),
+            "commit": _commit(),
+            "versions": _versions(),
+        }
+        write_atomic(folder / "run.json", json.dumps(first_start, indent=2) + "\n")
     # last: a folder with a config is a complete run folder
-    write_atomic(folder / "config.yaml", text)
-    return False
-
-
-def link_stages(folder: Path, start: Path, stages: Sequence[str]) -> None:
-    """Links finished stages of another run (check_start) into a run folder; what is there already
-    stays.
-    """
-    for stage in stages:
-        if not (folder / stage).exists():
-            (folder / stage).symlink_to((start / stage).resolve(), target_is_directory=True)
-
-
-def check_start(
-    start: Path, stages: Sequence[str], config: Mapping[str, Any], same: Sequence[str]
-) -> None:
-    """RunError unless the run folder `start` has finished the stages, with the same values as
-    `config` in the sections `same`.
-    """
-    for stage in stages:
-        if not os.path.exists(start / stage / "done.json"):
-            raise RunError(
-                f"start.folder={start} has not finished the stage {stage}; run it there, or take"
-                f" {stage} out of start.stages"
-            )
-    there, here = read_config(start / "config.yaml"), yaml.safe_load(yaml.safe_dump(dict(config)))
-    if changed := _differences(
-        {key: there.get(key) for key in same}, {key: here.get(key) for key in same}
-    ):
-        key, old, new = changed[0]
-        raise RunError(
-            f"start.folder={start} was run with {key}: {old}, and here it is {new}; make them"
-            " equal, or start from another run"
-        )
+    write_atomic(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    return resumed
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config of another session or run."""
+    """The config.yaml of a run folder; RunError where it cannot be read."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -147,7 +142,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """done.json or inputs.json of a stage."""
+    """done.json or inputs.json of a stage; RunError where it is damaged."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -158,48 +153,76 @@ def read_note(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def stage_done(folder: Path, inputs: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `finish_stage` wrote, or None where the stage is not finished; RunError where it was
-    made from other inputs.
+def stage_done(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `finish_stage` wrote, or None where the stage is not finished.
+
+    inputs: what the stage would be made from now, by name, such as {"settings.epochs": 4,
+    "data.demonstrations": "sha256:..."}; any values that JSON can hold.  RunError where it was made
+    from something else.
     """
     path = folder / "done.json"
     if not path.exists():
         return None
     done = read_note(path)
-    _check_inputs(path, done["inputs"], inputs)
+    _check_inputs(folder, done.get("inputs", {}), inputs)
     return done
 
 
-def begin_stage(folder: Path, inputs: Mapping[str, str]) -> None:
-    """Makes the folder of a stage and notes what it is made from; RunError where it was begun from
-    other inputs.
+def begin_stage(folder: Path, inputs: Mapping[str, Any]) -> None:
+    """Makes the folder of a stage and notes what it is made from (see `stage_done`).
+
+    RunError where it was begun from something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "inputs.json"
     if path.exists():
-        _check_inputs(path, read_note(path), inputs)
+        _check_inputs(folder, read_note(path), inputs)
     else:
         write_atomic(path, json.dumps(dict(inputs), indent=2) + "\n")
 
 
-def _check_inputs(path: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:
-    if changed := _differences(dict(there), dict(here)):
-        key, old, new = changed[0]
-        raise RunError(
-            f"{path}: the input {key} changed, {old} then, {new} now.  Remove {path.parent} to make"
-            " it again, or start a new run."
-        )
-
-
-def finish_stage(folder: Path, inputs: Mapping[str, str], *, output: Any, seconds: float) -> None:
-    """Marks a stage as finished; inputs are the hashes of all that it was made from."""
+def finish_stage(
+    folder: Path, inputs: Mapping[str, Any], *, kind: str, output: Any, seconds: float
+) -> None:
+    """Marks a stage as finished: done.json, with what it was made from (see `stage_done`)."""
     done = {
+        "kind": kind,
         "finished": _now(),
         "seconds": round(seconds, 3),
         "inputs": dict(inputs),
         "output": output,
     }
     write_atomic(folder / "done.json", json.dumps(done, indent=2) + "\n")
+
+
+def _check_inputs(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = []
+    for key in [*then, *(key for key in now if key not in then)]:
+        old, new = _as_json(then, key), _as_json(now, key)
+        if old != new:
+            changed.append(f"  {key}: {_short(old)} then, {_short(new)} now")
+    if not changed:
+        return
+    lines = changed[:SHOWN_CHANGES]
+    if len(changed) > SHOWN_CHANGES:
+        lines.append(f"  ... and {len(changed) - SHOWN_CHANGES} more")
+    stage = folder.name
+    raise RunError(
+        "\n".join([f"the stage {stage} in {folder.parent} was made from something else:", *lines])
+        + f"\nGive the changed stage another name, make it again with --redo {stage} (which also"
+        " makes again what was made from it), or choose another out."
+    )
+
+
+def _as_json(inputs: Mapping[str, Any], key: str) -> str:
+    """The value as it is written into the note, so that a tuple equals the list read back."""
+    return json.dumps(inputs[key], sort_keys=True) if key in inputs else "absent"
+
+
+def _short(value: str) -> str:
+    """At most 100 characters, and 12 of each hash."""
+    value = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1", value)
+    return value if len(value) <= 100 else value[:97] + "..."
 
 
 def file_hash(path: Path) -> str:
@@ -210,7 +233,7 @@ def file_hash(path: Path) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """An OSError of write() says which file it is about, as that of open() does."""
+    """Makes an OSError of write() say which file it is about, as that of open() does."""
     try:
         yield
     except OSError as error:
@@ -219,7 +242,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes all of the text or nothing: a reader, or the next run, never sees half a file.
+    """Writes all of the text or nothing, so that nobody ever reads half a file.
 
     Of several processes, the first one writes.
     """
@@ -234,56 +257,19 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """One line of JSON more, in one write."""
+    """Adds one line of JSON to a file."""
     with writing(path), path.open("ab", buffering=0) as file:
         write_row(file, row)
 
 
 def write_row(file: io.FileIO, row: Mapping[str, Any]) -> None:
-    """One line of JSON, without a buffer that would be written, and fail, a second time when the
-    file is closed.
+    """Writes one line of JSON into an unbuffered file.
+
+    A buffer would be written, and fail, a second time when the file is closed.
     """
     line = json.dumps(row, allow_nan=False).encode() + b"\n"
     while line:
         line = line[file.write(line) :]
-
-
-def _check_config(path: Path, there: Any, here: Any) -> None:
-    if changed := [
-        change
-        for change in _differences(there, here)
-        if not re.fullmatch(r"out|mesh\..*|.*\.save_every", change[0])
-    ]:
-        lines = [f"  {key}: {old} there, {new} now" for key, old, new in changed[:3]]
-        more = [f"  ... and {len(changed) - 3} more"] if len(changed) > 3 else []
-        raise RunError(
-            "\n".join([f"{path} belongs to a run with another config:", *lines, *more])
-            + "\nSet the keys back to go on with that run, or choose another run folder."
-        )
-
-
-def _differences(there: Any, here: Any) -> list[tuple[str, str, str]]:
-    """(dotted key, value there, value here) of all that differs, in the order of the config."""
-    old, new = _flat(there), _flat(here)
-    keys = [*old, *(key for key in new if key not in old)]
-    shown = [
-        (
-            key,
-            json.dumps(old[key]) if key in old else "absent",
-            json.dumps(new[key]) if key in new else "absent",
-        )
-        for key in keys
-    ]
-    return [(key, a, b) for key, a, b in shown if a != b]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _now() -> str:
@@ -291,23 +277,17 @@ def _now() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the code that runs, "-dirty" where it was edited since; None outside a
-    repository.
+    """The commit of the code that runs, with "-dirty" where it was edited since.
+
+    None outside a repository.
     """
-    describe = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    describe = "git describe --always --dirty --abbrev=40 --exclude=*".split()
+    here = Path(__file__).parent
     try:
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(describe, cwd=here, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return done.stdout.strip()
 
 
 def _versions() -> dict[str, str]:

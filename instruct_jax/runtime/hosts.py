@@ -1,4 +1,4 @@
-"""Several processes, one job: how they find each other, who writes, who waits for whom."""
+"""One job of several processes: how they find each other, which one writes, how they wait."""
 
 import importlib.util
 import os
@@ -14,9 +14,7 @@ HEARTBEAT_TIMEOUT = 30  # seconds without a sign of life after which a process c
 
 
 class HostLostError(InstructError):
-    """Other processes of the job are gone, or cannot be reached any more; the message says how to
-    go on.
-    """
+    """Other processes of the job are gone or cannot be reached; the message says how to resume."""
 
     exit_code = 1
 
@@ -24,29 +22,28 @@ class HostLostError(InstructError):
         super().__init__(
             f"process {jax.process_index()} of {jax.process_count()} lost the others"
             f" ({str(error).splitlines()[0]}).  Start all of them again with the same command: they"
-            " go on from the last checkpoint."
+            " resume from the last checkpoint."
         )
 
 
 def settle_fake_devices() -> None:
-    """Before jax starts on a CPU that plays several devices: threads for all that may wait at a
-    time.
+    """Gives a CPU that plays several devices enough threads; call it before jax starts.
 
     XLA gives a device no order in which to run collectives that do not depend on each other.  With
-    as many threads as devices (its default where cores are fewer) each may wait in another one, for
-    ever; XLA aborts after 40 s.
+    as many threads as devices (its default where cores are fewer), each thread may wait in another
+    collective for ever; XLA aborts after 40 s.
     """
-    if fake := re.search(
-        r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
-    ):
-        # where XLA looks for the size of its pools
+    flags = os.environ.get("XLA_FLAGS", "")
+    fake = re.search(r"xla_force_host_platform_device_count=(\d+)", flags)
+    if fake:
+        # XLA takes the size of its thread pools from here
         os.environ.setdefault("NPROC", str(8 * int(fake[1])))
 
 
 def initialize(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Makes this process one of its job, before anything touches a device.
+    """Joins this process to its job; call it before anything touches a device.
 
     TPU VMs, SLURM, Open MPI and Kubernetes tell by themselves; elsewhere all three must be given:
     HOST:PORT of process 0, how many there are, and which one this is.  ConfigError where the others
@@ -54,11 +51,9 @@ def initialize(
     """
     settle_fake_devices()
     given = (coordinator, processes, process)
+    options = f"--coordinator {coordinator} --processes {processes} --process {process}"
     if None in given and given != (None, None, None):
-        raise ConfigError(
-            f"--coordinator {coordinator} --processes {processes} --process {process}: give all"
-            " three, or none"
-        )
+        raise ConfigError(f"{options}: give all three, or none")
     if None in given and not _launched():
         return
     try:
@@ -69,10 +64,8 @@ def initialize(
         )
     except ValueError as error:
         if None not in given:
-            raise ConfigError(
-                f"--coordinator {coordinator} --processes {processes} --process {process}: {error}"
-            ) from error
-        # a TPU machine of its own
+            raise ConfigError(f"{options}: {error}") from error
+        # otherwise it is a single TPU machine, which has no others to find
     except RuntimeError as error:
         raise ConfigError(
             f"cannot reach the other processes of this job ({error}); start all of them at about"
@@ -81,27 +74,29 @@ def initialize(
 
 
 def _launched() -> bool:
-    """Did something start several processes?  jax finds out more; here only whether to ask it: a
-    lone process must not wait for others.
+    """Whether a launcher may have started several processes.
+
+    jax finds out more; this only decides whether to ask it, as a single process must not wait for
+    others.
     """
     env = os.environ
-    if any(int(env.get(name) or 1) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")):
-        return True
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+        if int(env.get(name) or 1) > 1:
+            return True
     if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
         return True
-    on_tpu = importlib.util.find_spec("libtpu") is not None and "tpu" in (
-        env.get("JAX_PLATFORMS") or "tpu"
-    )
-    return on_tpu and "TPU_SKIP_MDS_QUERY" not in env
+    if importlib.util.find_spec("libtpu") is None or "TPU_SKIP_MDS_QUERY" in env:
+        return False
+    return "tpu" in (env.get("JAX_PLATFORMS") or "tpu")
 
 
 def is_multihost() -> bool:
-    """Is this process one of several?"""
+    """Whether this process is one of several."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_main() -> bool:
-    """Process 0 writes what all of them know."""
+    """Whether this is process 0, which writes what all of them know."""
     return not is_multihost() or jax.process_index() == 0
 
 
@@ -112,8 +107,9 @@ def barrier(name: str) -> None:
 
 
 def exit_now(code: int) -> int:
-    """The exit code; a process that failed leaves at once, as jax would wait for the others, who
-    may wait for it.
+    """Returns the exit code, but a failed process of several ends here and at once.
+
+    At a normal exit jax would wait for the other processes, which may wait for this one.
     """
     if code and is_multihost():
         sys.stdout.flush()

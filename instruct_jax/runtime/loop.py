@@ -1,13 +1,12 @@
-"""The loop that runs every stage: step, watch, save, stop, go on."""
+"""The loop that runs every training stage: it steps, checks, saves, stops and resumes."""
 
 import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +25,14 @@ from instruct_jax.runtime.signals import Interrupted, catch_signals
 Row = dict[str, float]
 
 
+class _Pending(NamedTuple):
+    """A step that was dispatched and whose metrics are not fetched yet."""
+
+    step: int  # counted from 1: how many steps are complete when it is done
+    metrics: Mapping[str, Any]
+    batch: Any
+
+
 def train(
     step_fn: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Any]]],
     state: TrainState,
@@ -36,8 +43,6 @@ def train(
     checkpoints: Checkpoints,
     save_every: int | None = None,
     save_seconds: float = 600.0,
-    evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
-    evaluate_every: int | None = None,
     stop_when: Callable[[Row], str | None] | None = None,
     show: Sequence[str] = (),
 ) -> TrainState:
@@ -45,11 +50,14 @@ def train(
     from the newest checkpoint if there is one.
 
     The data position is state.step, so a run that is stopped anywhere and started again ends
-    bitwise where it would have without. `state` is used up.  Row n of folder/metrics.jsonl and
-    checkpoint n belong to n completed steps.  Metrics are fetched while the next step runs, except
-    where `stop_when` (a reason ends the stage) must see them first.  `evaluate` runs every
-    `evaluate_every` steps and at the end; its metrics join the row of that step, which is then
-    saved.  `show` names the metrics of the bar.
+    bitwise where it would have ended without the stop.  `state` is used up.  Row n of
+    folder/metrics.jsonl and checkpoint n belong to n completed steps.  A checkpoint is saved every
+    `save_every` steps, when the last one is `save_seconds` old, and at the end.
+
+    Metrics are fetched while the next step runs, except where `stop_when` must see them first: it
+    gets the metrics of each step, and a string from it, the reason, ends the stage.  `show` names
+    the metrics of the progress bar.  NonFiniteError where a metric is NaN or Inf, Interrupted where
+    a signal asked the run to stop.
     """
     folder.mkdir(parents=True, exist_ok=True)
     damaged: list[str] = []
@@ -57,8 +65,7 @@ def train(
         state, damaged = checkpoints.restore_good(freed(state))
     first = step = int(state.step)
     saved_at = time.monotonic()
-    # the step whose metrics are not fetched yet
-    pending: tuple[int, Mapping[str, Any], Any] | None = None
+    pending: _Pending | None = None
     with (
         MetricsFile(folder / "metrics.jsonl", first) as file,
         StageProgress(folder.name, step=first, total=total_steps, keys=show) as progress,
@@ -66,42 +73,19 @@ def train(
         catch_signals() as request,
     ):
 
-        def check(at: int, metrics: Mapping[str, Any], batch: Any) -> Row:
-            row = _fetch(metrics)
-            if bad := _not_finite(row):
-                _keep_for_replay(
-                    folder / f"nonfinite_step_{at}", at, state, batch, checkpoints.fingerprints
-                )
-                raise NonFiniteError(
-                    f"{folder.name} step {at}: {bad}.  The step was not applied.  The state before"
-                    f" it and its batch are in {folder}/nonfinite_step_{at}, and `instruct-jax"
-                    f" replay {folder}/nonfinite_step_{at}` runs it again.  Lower the learning"
-                    " rate, or look at the batch, and start a new run."
-                )
-            return row
+        def finite_row(done: _Pending) -> Row:
+            return _finite_row(done, state, folder, checkpoints.fingerprints)
 
-        def finish(
-            at: int,
-            metrics: Mapping[str, Any],
-            batch: Any,
-            measure: Callable[[], Mapping[str, Any]] | None = None,
-        ) -> Row:
-            row = check(at, metrics, batch)
-            if measure:
-                row |= _fetch(measure())
-                if bad := _not_finite(row):
-                    raise NonFiniteError(
-                        f"{folder.name}, evaluated after step {at}: {bad}.  Checkpoints of earlier"
-                        " steps are good."
-                    )
-            file.write(at, row)
-            progress.update(at, row)
-            return row
+        def write(done: _Pending) -> None:
+            row = finite_row(done)
+            file.write(done.step, row)
+            progress.update(done.step, row)
 
         for message in damaged:
-            progress.note(f"{message}; going on from step {first}")
-        # it may have ended here before
-        reason = stop_when(file.last) if stop_when and file.last else None
+            progress.note(f"{message}; resuming from step {first}")
+        reason = None
+        if stop_when and file.last:  # an earlier start may have ended here
+            reason = stop_when(file.last)
         ending = step >= total_steps or bool(reason)
         while not ending:
             batch = batch_at(step)
@@ -109,26 +93,23 @@ def train(
                 state, metrics = step_fn(state, batch)
             step += 1
             if pending:
-                finish(*pending)
-            pending = (step, metrics, batch)
+                write(pending)
+            pending = _Pending(step, metrics, batch)
             if stop_when:
-                reason = stop_when(check(*pending))
-            complete = step == total_steps or bool(reason)
-            ending = request.reached() or complete
-            evaluating = evaluate is not None and (complete or _due(step, evaluate_every))
-            # several clocks may disagree
+                reason = stop_when(finite_row(pending))
+            ending = request.reached() or step == total_steps or bool(reason)
+            # the clocks of several processes may disagree, so they do not save by the clock
             late = not is_multihost() and time.monotonic() - saved_at > save_seconds
-            if ending or evaluating or late or _due(step, save_every):
-                row = finish(
-                    *pending, partial(evaluate, state) if evaluate and evaluating else None
-                )
+            scheduled = save_every is not None and step % save_every == 0
+            if ending or late or scheduled:
+                write(pending)
                 if int(state.step) != step:
                     raise RuntimeError(
                         f"{folder.name}: state.step is {int(state.step)} after step {step}; step_fn"
                         " must add 1 to it"
                     )
                 file.sync()
-                checkpoints.save(state, row)
+                checkpoints.save(state)
                 pending, saved_at = None, time.monotonic()
             session.stepped(step, state)
         if checkpoints.latest() is None:
@@ -140,15 +121,15 @@ def train(
     if request.caught:
         raise Interrupted(
             f"{folder.name} was stopped by {request.name} after step {step} of {total_steps}; all"
-            " of it is saved.  Run the same command again to go on from there.",
+            " of it is saved.  Run the same command again to resume from there.",
             request.exit_code,
         )
     return state
 
 
 class _Session:
-    """One line of sessions.jsonl for each start of a stage: how far it came, why it ended, how fast
-    it was.
+    """Writes one line of sessions.jsonl for each start of a stage: how far it came, why it ended
+    and how fast it was.
     """
 
     def __init__(self, path: Path, step: int):
@@ -172,30 +153,35 @@ class _Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        if not is_main() or (self.step == self.first and error is None):
-            return  # nothing was left to do
-        now, warm_steps = time.monotonic(), self.step - self.first - 1
+        nothing_to_do = self.step == self.first and error is None
+        if nothing_to_do or not is_main():
+            return
+        now = time.monotonic()
+        warm_steps = self.step - self.first - 1
+        seconds_per_step = None
+        if warm_steps > 0:
+            seconds_per_step = round((now - self._warm) / warm_steps, 6)
         line = {
             "from_step": self.first,
             "to_step": self.step,
             "ended": f"{type(error).__name__}: {error}" if error else self.ended,
             "seconds": round(now - self._started, 3),
-            "seconds_per_step": (
-                round((now - self._warm) / warm_steps, 6) if warm_steps > 0 else None
-            ),
+            "seconds_per_step": seconds_per_step,
             "devices": jax.device_count(),
             "processes": jax.process_count(),
             "recompiles_after_warmup": self.recompiles.after_warmup,
             **peak_memory(),
         }
-        with (
-            contextlib.suppress(OSError) if error else contextlib.nullcontext()
-        ):  # an error on its way out matters more
+        # an error that is already on its way matters more than one of this file
+        quiet = contextlib.suppress(OSError) if error else contextlib.nullcontext()
+        with quiet:
             append_row(self.path, line)
 
 
 def freed(state: TrainState) -> TrainState:
-    """What to restore in the layout of `state`, whose memory is freed: both together may not fit."""
+    """The shapes, dtypes and shardings of a state, to restore into; its own memory is freed,
+    because the state and the restored one may not fit together.
+    """
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
@@ -204,32 +190,45 @@ def freed(state: TrainState) -> TrainState:
     return abstract
 
 
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
+def _finite_row(
+    done: _Pending, state: TrainState, folder: Path, fingerprints: Mapping[str, str]
+) -> Row:
+    """The metrics of a step as numbers.
 
-
-def _fetch(metrics: Mapping[str, Any]) -> Row:
-    return {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-
-
-def _not_finite(row: Row) -> str:
-    return ", ".join(
-        f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)
+    Where one is NaN or Inf, the state before the step and its batch are kept for a replay, and
+    NonFiniteError is raised.
+    """
+    fetched = jax.device_get(dict(done.metrics))
+    row = {name: float(value) for name, value in fetched.items()}
+    bad = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
+    if not bad:
+        return row
+    place = folder / f"nonfinite_step_{done.step}"
+    _keep_for_replay(place, done, state, fingerprints)
+    raise NonFiniteError(
+        f"{folder.name} step {done.step}: {', '.join(bad)}.  The step was not applied.  The state"
+        f" before it and its batch are in {place}, and `instruct-jax replay {place}` runs it again."
+        "  Lower the learning rate, or look at the batch, and make the stage again with --redo"
+        f" {folder.name}."
     )
 
 
 def _keep_for_replay(
-    place: Path, at: int, state: TrainState, batch: Any, fingerprints: Mapping[str, str]
+    place: Path, done: _Pending, state: TrainState, fingerprints: Mapping[str, str]
 ) -> None:
-    """The halted state, as it was before step `at`, and the batch of that step."""
-    if int(state.step) != ~(at - 1):
+    """Saves the halted state, as it was before the step, and the batch of that step.
+
+    A guarded step (sharding.only_finite) whose numbers are not finite leaves the state as it was,
+    except that `step` is ~step: the state is halted.
+    """
+    if int(state.step) != ~(done.step - 1):
         raise RuntimeError(
-            f"{place.parent.name}: step {at} is not finite and was applied; make step_fn with"
-            " sharding.compile_step"
+            f"{place.parent.name}: step {done.step} is not finite and was applied; make step_fn"
+            " with sharding.compile_step"
         )
     with Checkpoints(place / "state", fingerprints=fingerprints) as checkpoints:
         checkpoints.save(dataclasses.replace(state, step=~state.step))
-    arrays = named_leaves(sharding.fetch(batch))
+    arrays = named_leaves(sharding.fetch(done.batch))
     if is_main():
         with writing(place / "batch.npz"):
             np.savez(place / "batch.npz", **arrays)

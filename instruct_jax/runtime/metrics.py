@@ -16,49 +16,57 @@ from instruct_jax.runtime.hosts import is_main
 
 
 def cut_after(path: Path, step: float) -> list[dict[str, Any]]:
-    """Drops the rows of later steps, and a torn last row, from a JSONL file; returns the rows that
-    stay.  No "step" is before all steps.
+    """Drops the rows of later steps, and a torn last row, from a JSONL file; returns the others.
+
+    A row without "step" stays.  RunError where the file is damaged elsewhere than at its end.
     """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):  # the process was killed while it wrote
         lines.pop()
+    rows, text = [], ""
     try:
-        rows = [(line, dict(json.loads(line))) for line in lines]
+        for line in lines:
+            row = dict(json.loads(line))
+            if row.get("step", 0) <= step:
+                rows.append(row)
+                text += line
     except (ValueError, TypeError) as error:
-        repair = f"restore it from a copy, or remove {path.parent} to make that stage again"
+        problem = " ".join(str(error).split())[:200]
         raise RunError(
-            f"{path} is damaged ({' '.join(str(error).split())[:200]}): {repair}"
+            f"{path} is damaged ({problem}): restore it from a copy, or remove {path.parent} to"
+            " make that stage again"
         ) from error
-    rows = [(line, row) for line, row in rows if row.get("step", 0) <= step]
-    text = "".join(line for line, _ in rows)
     if is_main() and path.stat().st_size != len(text.encode()):
         write_atomic(path, text)
-    return [row for _, row in rows]
+    return rows
 
 
 class MetricsFile:
-    """metrics.jsonl: one row {"step": n, "stage/name": x, ...} for each completed step; readable
-    while the run goes on.
+    """metrics.jsonl: one row {"step": n, "stage/name": x, ...} for each completed step.
 
-    Opened at a step, it forgets the rows after it: they will be written again.  `last` is the row
-    of that step, if any.
+    It can be read while the run writes it.  Opened at a step, it drops the rows after it, as they
+    will be written again.  `last` is the row of that step, if there is one.
     """
 
     def __init__(self, path: Path, step: int):
         rows = cut_after(path, step)
-        self.last: dict[str, float] | None = rows[-1] if rows and rows[-1]["step"] == step else None
+        self.last: dict[str, float] | None = None
+        if rows and rows[-1]["step"] == step:
+            self.last = rows[-1]
         self.path = path
-        self._file = (path if is_main() else Path(os.devnull)).open("ab", buffering=0)
+        written = path if is_main() else Path(os.devnull)
+        self._file = written.open("ab", buffering=0)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         with writing(self.path):
             write_row(self._file, {"step": step, **metrics})
 
     def sync(self) -> None:
-        """Returns when the rows are on disk; called before a checkpoint, which must not be ahead of
-        them.
+        """Returns when the rows are on disk.
+
+        Called before a checkpoint is saved, which must not be ahead of them.
         """
         if is_main():
             with writing(self.path):
@@ -72,8 +80,9 @@ class MetricsFile:
 
 
 class Recompiles:
-    """Counts the programs that XLA compiles while it is entered (as often as you like); `mark_warm`
-    starts the count that matters.
+    """Counts the programs that XLA compiles while it is entered, as often as you like.
+
+    `mark_warm` starts the count of `after_warmup`.
     """
 
     def __init__(self) -> None:
@@ -99,12 +108,18 @@ class Recompiles:
 
 
 def peak_memory() -> dict[str, float]:
-    """GiB: the most that this process and, where the backend tells, the fullest device ever held."""
+    """The most GiB that this process and the fullest device ever held.
+
+    Some backends do not tell about devices; then there is no "device_peak_gib".
+    """
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    peak = {"host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
-    devices = [
-        (device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()
-    ]
-    if known := [size for size in devices if size is not None]:
-        peak["device_peak_gib"] = max(known) / 2**30
-    return {name: round(size, 3) for name, size in peak.items()}
+    host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = {"host_peak_gib": round(host_bytes / 2**30, 3)}
+    device_bytes = []
+    for device in jax.local_devices():
+        size = (device.memory_stats() or {}).get("peak_bytes_in_use")
+        if size is not None:
+            device_bytes.append(size)
+    if device_bytes:
+        peak["device_peak_gib"] = round(max(device_bytes) / 2**30, 3)
+    return peak

@@ -1,5 +1,6 @@
-"""What a person sees while a stage runs: a live bar in a terminal, a line every ten seconds
-anywhere else.
+"""What a person sees while a stage runs.
+
+In a terminal it is a live bar, anywhere else a line every ten seconds.
 """
 
 import datetime
@@ -22,7 +23,7 @@ SECONDS_PER_LINE = 10.0
 
 
 class StageProgress:
-    """Shows stage name, steps, time left and the metrics named in `keys`."""
+    """Shows the name of the stage, steps, time left and the metrics named in `keys`."""
 
     def __init__(
         self,
@@ -54,24 +55,30 @@ class StageProgress:
         return self
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        shown = "  ".join(
-            f"{key.rpartition('/')[2]} {metrics[key]:.4g}" for key in self.keys if key in metrics
-        )
+        values = []
+        for key in self.keys:
+            if key in metrics:
+                name = key.rpartition("/")[2]
+                values.append(f"{name} {metrics[key]:.4g}")
+        shown = "  ".join(values)
         if self._bar:
             self._bar.update(self._task, completed=step, metrics=shown)
             return
         now = time.monotonic()
-        if step == self.total or now - self._line_at >= SECONDS_PER_LINE:
-            self._line_at = now
-            done = step - self.first
-            left = (
-                f"{datetime.timedelta(seconds=round((now - self._started) / done * (self.total - step)))}"
-                " left"
-                if done
-                else "waiting"
-            )
-            line = f"{self.name} {step}/{self.total}  {left}  {shown}"
-            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        if step != self.total and now - self._line_at < SECONDS_PER_LINE:
+            return
+        self._line_at = now
+        left = self._time_left(step, now - self._started)
+        line = f"{self.name} {step}/{self.total}  {left}  {shown}"
+        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def _time_left(self, step: int, seconds: float) -> str:
+        """In words; `seconds` have passed since the start."""
+        done = step - self.first
+        if not done:
+            return "waiting"
+        seconds_left = round(seconds / done * (self.total - step))
+        return f"{datetime.timedelta(seconds=seconds_left)} left"
 
     def note(self, text: str) -> None:
         """Prints a line that stays."""

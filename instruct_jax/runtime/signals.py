@@ -1,4 +1,4 @@
-"""Being stopped kindly: SIGTERM (a machine is taken away) and Ctrl-C."""
+"""Graceful shutdown on SIGTERM (a machine is taken away) and Ctrl-C."""
 
 import itertools
 import os
@@ -15,7 +15,9 @@ from instruct_jax.runtime.hosts import is_multihost
 
 
 class Interrupted(InstructError):
-    """The run was asked to stop and did so after a checkpoint; the message says how to go on."""
+    """A signal asked the run to stop, and it did so after a checkpoint; the message says how to
+    resume.
+    """
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -27,18 +29,16 @@ class StopRequest:
     """Which signal asked the run to stop, if any."""
 
     caught: signal.Signals | None = None
-    asked = itertools.count(
-        1
-        # of the whole process: jax agrees on the number to stop at, so a stage must not begin with
-        # 1
-        # again
-    )
+    # Counts for the whole process: the processes agree on the number to stop at, so a second stage
+    # must not begin with 1 again.
+    calls = itertools.count(1)
 
     def reached(self) -> bool:
-        """Is it time to stop, after this step?  Several processes stop after the same one,
-        whichever was asked; jax sees to that.
+        """Whether to stop after this step.
+
+        Several processes stop after the same one, whichever got the signal; jax sees to that.
         """
-        if is_multihost() and multihost_utils.reached_preemption_sync_point(next(self.asked)):
+        if is_multihost() and multihost_utils.reached_preemption_sync_point(next(self.calls)):
             self.caught = signal.SIGTERM
         return self.caught is not None
 
@@ -54,7 +54,10 @@ class StopRequest:
 @contextmanager
 def catch_signals() -> Iterator[StopRequest]:
     """While it lasts, the first SIGTERM or Ctrl-C is only noted, and a Ctrl-C after it kills at
-    once.  Elsewhere than in the main thread, where Python handles no signals, nothing changes."""
+    once.
+
+    Python handles signals in the main thread only; in other threads this changes nothing.
+    """
     request = StopRequest()
 
     def note(number: int, _: FrameType | None) -> None:
@@ -72,9 +75,10 @@ def catch_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    # of several processes, jax catches SIGTERM
-    ours = (signal.SIGINT,) if is_multihost() else (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, note) for number in ours}
+    handled = [signal.SIGINT]
+    if not is_multihost():  # of several processes, jax catches SIGTERM
+        handled.append(signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in handled}
     try:
         yield request
     finally:

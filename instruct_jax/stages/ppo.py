@@ -14,7 +14,7 @@ from instruct_jax.config import OptimizerConfig
 from instruct_jax.errors import require
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
-from instruct_jax.models.lora import join, scalar_base
+from instruct_jax.models.lora import join
 from instruct_jax.ops.kl_control import adaptive_kl
 from instruct_jax.ops.losses import policy_loss, value_loss
 from instruct_jax.optim import update_ema
@@ -130,11 +130,16 @@ def iteration_keys(state: TrainState) -> dict[str, jax.Array]:
 
 
 def make_losses(
-    policy: LanguageModel, value: ScalarModel, config: PpoConfig, base: Params | None = None
+    policy: LanguageModel,
+    value: ScalarModel,
+    config: PpoConfig,
+    bases: Params | None = None,
 ):
-    """(policy loss, value loss) over (experience, weight [B, T]), as weighted sums.  base: what the
-    parameters are adapters on, if they are."""
-    scalars = scalar_base(base)
+    """(policy loss, value loss) over (experience, weight [B, T]), as weighted sums.
+
+    bases: {"policy", "value"}, the frozen parameters that the trained ones lie on, if they do.
+    """
+    base, scalars = (bases["policy"], bases["value"]) if bases else (None, None)
 
     def policy_fn(
         params: Params, batch: tuple[Experience, jax.Array], key: jax.Array
@@ -165,7 +170,7 @@ def make_update(
     policy_optimizer: optax.GradientTransformation,
     value_optimizer: optax.GradientTransformation,
     *,
-    base: Params | None = None,
+    bases: Params | None = None,
 ) -> Callable[[TrainState, Experience, TokenBatch | None], tuple[TrainState, Metrics]]:
     """update(state, experience, ptx): `epochs` passes over the experience in random minibatches,
     one optimizer step each.
@@ -174,9 +179,11 @@ def make_update(
     None without PPO-ptx.  Both gradients are accumulated into one step: grad = grad_PPO + ptx_coef
     * grad_NLL, where NLL is a mean per token.
 
-    base: the frozen parameters that those of the state are adapters on; None where all are trained.
+    bases: {"policy", "value"}, the frozen parameters that those of the state lie on; None where all
+    are trained.
     """
-    policy_fn, value_fn = make_losses(policy, value, config, base)
+    policy_fn, value_fn = make_losses(policy, value, config, bases)
+    base = bases["policy"] if bases else None
     lm_fn = make_lm_loss(policy, "ptx")
 
     def ptx_fn(params: Params, batch: TokenBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:

@@ -22,8 +22,6 @@ class SftConfig:
     dropout: float = 0.2  # on residual branches
     loss_on_prompt: bool = False  # the paper does not say; the completion (and eos) always counts
     pretrain_mix: float = 0.0  # share of pretraining rows in each batch (C.3: 0.1)
-    # keep the epoch with the best reward-model score once a reward model exists, as the paper did
-    select: bool = True
 
     def __post_init__(self):
         require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1")

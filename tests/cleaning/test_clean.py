@@ -15,7 +15,7 @@ from data.wordtok import gpt2_folder
 from instruct_jax.chain.load import load_config
 from instruct_jax.cleaning.clean import (
     CleanConfig,
-    CleanFiles,
+    CleanData,
     LanguagesConfig,
     OverlapConfig,
     PersonalConfig,
@@ -24,14 +24,14 @@ from instruct_jax.cleaning.clean import (
 from instruct_jax.cleaning.filters import KINDS, SPLITS, contents, normal
 from instruct_jax.cleaning.summary import describe, table
 from instruct_jax.cli import main
-from instruct_jax.data import public_sets as adapters
+from instruct_jax.data import public_sets
 from instruct_jax.data import readers
 
 ROOT = os.environ.get("INSTRUCT_JAX_DATA", "")
 DOCS = Path(__file__).parents[2] / "docs" / "hygiene.md"
 CONFIG = """
 out: out
-files: {tokenizer: tok, prompts: [p1.jsonl, p2.jsonl], demonstrations: [demos.jsonl], rankings: [ranks.jsonl], on_bad_record: skip}
+data: {tokenizer: tok, prompts: [p1.jsonl, p2.jsonl], demonstrations: [demos.jsonl], rankings: [ranks.jsonl], on_bad_record: skip}
 max_prompt: 60
 prefix: 20
 per_user: 3
@@ -172,7 +172,7 @@ def test_what_is_written_can_be_read(place):
     """
     assert main(CLEAN) == 0
     found = {
-        (part, kind): adapters.load(kind, f"out/{part}/{kind}.jsonl")
+        (part, kind): public_sets.load(kind, f"out/{part}/{kind}.jsonl")
         for part in SPLITS
         for kind in KINDS
     }
@@ -208,7 +208,7 @@ def test_the_order_of_files_and_lines_changes_nothing(place):
     for name, rows in records(0).items():
         random.Random(1).shuffle(rows)
         userfiles.write(place / name, rows)
-    assert main([*CLEAN, "--out", "other", "--files.prompts", "[p2.jsonl, p1.jsonl]"]) == 0
+    assert main([*CLEAN, "--out", "other", "--data.prompts", "[p2.jsonl, p1.jsonl]"]) == 0
     assert files(place / "out") == files(place / "other") and files(place / "out")
     assert (place / "out/summary.json").read_text() == (place / "other/summary.json").read_text()
     assert main([*CLEAN, "--out", "third", "--seed", "1"]) == 0
@@ -272,9 +272,9 @@ def test_languages(place):
         "{}",
         "--max_prompt",
         "null",
-        "--files.rankings",
+        "--data.rankings",
         "[]",
-        "--files.demonstrations",
+        "--data.demonstrations",
         "[]",
     ]
     result = cleaned(load_config(CleanConfig, "clean.yaml", words))
@@ -293,11 +293,11 @@ def test_a_data_set_of_datasets(place):
         main(
             [
                 *CLEAN,
-                "--files.prompts",
+                "--data.prompts",
                 "[set]",
-                "--files.rankings",
+                "--data.rankings",
                 "[]",
-                "--files.demonstrations",
+                "--data.demonstrations",
                 "[]",
             ]
         )
@@ -327,10 +327,10 @@ def test_a_folder_that_exists_is_left_alone(place, capsys):
 
 
 BAD = {
-    "--files.prompts=[nowhere.jsonl]": "nowhere.jsonl: no such file",
-    "--files.on_bad_record=error": "p1.jsonl:61: prompt=1 must be text",
-    "--files.prompts=[p1.jsonl,p1.jsonl]": "names a file twice",
-    "--files={tokenizer: tok}": "names no records",
+    "--data.prompts=[nowhere.jsonl]": "nowhere.jsonl: no such file",
+    "--data.on_bad_record=error": "p1.jsonl:61: prompt=1 must be text",
+    "--data.prompts=[p1.jsonl,p1.jsonl]": "names a file twice",
+    "--data={tokenizer: tok}": "names no records",
     "--per_user=0": "per_user=0 must be at least 1",
     "--valid=0.9": "must lie in [0, 1)",
     "--overlap.files={questions.jsonl: answer}": (
@@ -365,7 +365,7 @@ def test_bad_input(word, place, capsys):
 )
 def test_an_extra_that_is_missing_is_named(module, words, place, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, module, None)
-    userfiles.refused(main, [*CLEAN, *words], ("pip install 'instruct-jax[",), capsys)
+    userfiles.refused(main, [*CLEAN, *words], ("pip install '.[",), capsys)
 
 
 def test_the_numbers_of_a_table():
@@ -397,7 +397,7 @@ def test_every_key_is_explained_with_its_default():
 
 SECTIONS = {
     "": CleanConfig,
-    "files.": CleanFiles,
+    "data.": CleanData,
     "languages.": LanguagesConfig,
     "overlap.": OverlapConfig,
     "pii.": PersonalConfig,

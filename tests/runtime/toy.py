@@ -81,20 +81,22 @@ def run(
     folder: Path,
     *,
     batches: Callable[[int], Any] = batch_at,
+    step_fn: Callable[..., Any] = step_fn,
     total_steps: int = STEPS,
+    save_every: int | None = 3,
+    keep: int = 2,
     **options: Any,
 ) -> TrainState:
-    best = {k: options.pop(k) for k in ("best", "best_mode", "keep") if k in options}
-    with Checkpoints(folder / "checkpoints", fingerprints=FINGERPRINTS, **best) as checkpoints:
-        options = {"save_every": 3} | options
-        step = options.pop("step_fn", step_fn)
+    """Trains the toy; the further options are those of `train`."""
+    with Checkpoints(folder / "checkpoints", fingerprints=FINGERPRINTS, keep=keep) as checkpoints:
         return train(
-            step,
+            step_fn,
             create(),
             batches,
             total_steps=total_steps,
             folder=folder,
             checkpoints=checkpoints,
+            save_every=save_every,
             **options,
         )
 

@@ -1,86 +1,76 @@
-"""Reward and the judge's score over KL, through the kept checkpoints of PPO runs: where reward
-rises and the score falls, they part.
+"""Reward and the judge's score over KL, through the kept checkpoints of policies: where the reward
+rises and the score falls, the reward model is over-optimized.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from instruct_jax.report.plots import style as canvas
-from instruct_jax.report.plots.style import TICKS, Picture
-from instruct_jax.report.run_data import Run
-from instruct_jax.report.text import model_name, number
+from instruct_jax.report.evaluations import BEST_OF_N, SHOWN, Evaluation
+from instruct_jax.report.looks import Look, look_in
+from instruct_jax.report.plots import style
+from instruct_jax.report.plots.style import INK, Picture
+from instruct_jax.report.text import number
 
 # step, kl (nats), reward, gold, and the standard errors reward_se, gold_se
 Row = Mapping[str, float]
+Line = tuple[Look, Sequence[Row]]
 
 
-def over_optimisation(run: Run) -> Picture | None:
-    """The PPO runs of one run folder."""
-    paths = run.evaluation.get("over_optimisation", {})
-    judge = "reward model" if run.evaluation.get("judge") == "reward model" else "gold score"
-    lines = {
-        model_name(stage): (canvas.colour(stage), rows) for stage, rows in paths.items() if rows
-    }
-    return picture(lines, run.evaluation.get("best_of_n", []), judge) if lines else None
+def over_optimization(evaluation: Evaluation) -> Picture | None:
+    """The policies of one run."""
+    lines: dict[str, Line] = {}
+    for model, rows in evaluation.table("over_optimization").items():
+        if rows:
+            lines[evaluation.shown(model)] = (look_in(evaluation, model), rows)
+    if not lines:
+        return None
+    name = f"over-optimization{evaluation.suffix}"
+    best_of_n = evaluation.numbers.get("best_of_n") or []
+    return picture(name, lines, best_of_n, evaluation.score_name, evaluation.baseline)
 
 
 def picture(
-    lines: Mapping[str, tuple[str, Sequence[Row]]], best_of_n: Sequence[Row], judge: str
+    name: str, lines: Mapping[str, Line], best_of_n: Sequence[Row], score_name: str, baseline: str
 ) -> Picture:
-    """Two panels over the KL from SFT, on the scale of its square root (Gao et al.
-
-    2022): reward above, the judge's score below.
-    """
-    figure, above = canvas.new(height=5.0)
-    above.remove()
-    panels = dict(zip(("reward", "gold"), figure.subplots(2, 1, sharex=True), strict=True))
-    for key, axes in panels.items():
-        for name, (colour, rows) in lines.items():
-            x, y = (np.array([row[k] for row in rows]) for k in ("kl", key))
-            x, error = (
-                np.maximum(x, 0),
-                1.96 * np.array([row.get(f"{key}_se", 0.0) for row in rows]),
-            )
-            axes.fill_between(x, y - error, y + error, color=colour, alpha=0.12, linewidth=0)
-            axes.plot(x, y, color=colour, marker="o", markersize=3.5, label=canvas.label(name))
+    """Two panels over the KL from the baseline: reward above, the judge's score below."""
+    figure, axes = style.new(height=5.0)
+    axes.remove()
+    above, below = figure.subplots(2, 1, sharex=True)
+    for panel, key in ((above, "reward"), (below, "gold")):
+        for line, (look, rows) in lines.items():
+            _draw(panel, rows, key, look, line)
         if best_of_n:
-            points = sorted(best_of_n, key=lambda p: p["kl"])
-            look = {
-                "color": canvas.INK,
-                "marker": "P",
-                "markersize": 5,
-                "linewidth": 1,
-                "linestyle": ":",
-            }
-            axes.plot(
-                [p["kl"] for p in points],
-                [p[key] for p in points],
-                label=model_name("best_of_n"),
-                **look,
-            )
-    panels["reward"].set_ylabel("reward-model score")
-    panels["gold"].set_ylabel(judge)
-    axes = panels["gold"]
-    axes.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
-    axes.set_xlim(0, axes.get_xlim()[1])
-    axes.set_xticks([tick for tick in TICKS if tick <= axes.get_xlim()[1]])
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("KL from the SFT model, nats per reply (square-root scale)")
-    canvas.legend_above(figure, panels["reward"], 3)
-    said = [_said(name, rows) for name, (_, rows) in lines.items()]
-    return Picture(
-        "over-optimisation",
-        "Reward and score over KL",
-        f"Over the KL from SFT: {'; '.join(said)}.",
-        figure,
-    )
+            points = sorted(best_of_n, key=lambda point: point["kl"])
+            kl = [point["kl"] for point in points]
+            score = [point[key] for point in points]
+            marks = {"marker": "P", "markersize": 5, "linewidth": 1, "linestyle": ":"}
+            panel.plot(kl, score, color=INK, label=SHOWN[BEST_OF_N], **marks)
+    above.set_ylabel("reward-model score")
+    below.set_ylabel(score_name)
+    style.kl_axis(below, baseline)
+    style.legend_above(figure, above, 3)
+    texts = [_in_words(line, rows) for line, (_, rows) in lines.items()]
+    alt = f"Over the KL from {baseline}: {'; '.join(texts)}."
+    return Picture(name, "Reward and score over KL", alt, figure)
 
 
-def _said(name: str, rows: Sequence[Row]) -> str:
-    last, top = rows[-1], max(rows, key=lambda row: row["gold"])
+def _draw(axes: Axes, rows: Sequence[Row], key: str, look: Look, label: str) -> None:
+    kl = np.maximum([row["kl"] for row in rows], 0)
+    mean = np.array([row[key] for row in rows])
+    half = 1.96 * np.array([row.get(f"{key}_se", 0.0) for row in rows])
+    color = look.color
+    axes.fill_between(kl, mean - half, mean + half, color=color, alpha=0.12, linewidth=0)
+    marks = {"marker": look.marker, "markersize": 3.5, "linestyle": look.line}
+    axes.plot(kl, mean, color=color, label=style.label(label), **marks)
+
+
+def _in_words(name: str, rows: Sequence[Row]) -> str:
+    last = rows[-1]
+    top = max(rows, key=lambda row: row["gold"])
     return (
-        f"{name} ends at {number(last['kl'], 1)} nats with reward {number(last['reward'])} and"
-        f" score {number(last['gold'])}, the highest score is {number(top['gold'])} at"
+        f"{name} ends at {number(last['kl'], 1)} nats with reward {number(last['reward'])}"
+        f" and score {number(last['gold'])}, the highest score is {number(top['gold'])} at"
         f" {number(top['kl'], 1)} nats"
     )

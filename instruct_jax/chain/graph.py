@@ -1,0 +1,153 @@
+"""Names in a config, and what they stand for: a stage of the run, one of another run, or a model of
+Hugging Face.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from instruct_jax.chain.settings import BASE, RunConfig
+from instruct_jax.errors import ConfigError, require
+
+DATA = "data"  # the rankings that the data brings
+DEFAULT_BASE = "pretrain"  # the stage that `base` stands for where the config does not say
+
+# first part of a key that uses a model -> what that may be
+WANTS: Mapping[str, tuple[str, ...]] = {
+    "start": ("policy", "scalar"),
+    "models": ("policy",),
+    "baseline": ("policy",),
+    "reward": ("scalar",),
+    "ranker": ("scalar",),
+    "rankings": ("records",),
+    "previous": ("records",),
+}
+
+
+class Place(NamedTuple):
+    """What a name stands for."""
+
+    run: str | None  # the folder of another run; None = this run
+    stage: str | None  # None = a model of Hugging Face
+    model: str | None = None  # its folder, or OWNER/NAME[@REVISION]
+
+    def __str__(self) -> str:
+        if self.model is not None:
+            return self.model
+        return str(self.stage) if self.run is None else f"{self.run}:{self.stage}"
+
+    @property
+    def own(self) -> bool:
+        """Is it a stage of this run?"""
+        return self.run is None and self.stage is not None
+
+
+def resolve(config: RunConfig, name: str, key: str) -> Place:
+    """The place that `name`, the value of `key`, stands for; ConfigError where it is none."""
+    if name == BASE and BASE not in config.stages:
+        return _base(config, key)
+    is_folder = Path(name, "config.json").is_file() or Path(name, "adapter_config.json").is_file()
+    if name in config.stages:
+        require(
+            not is_folder,
+            f"{key}={name} is a stage of this run and a model folder; write ./{name} for the"
+            " folder, or give the stage another name",
+        )
+        return Place(None, name)
+    run, _, stage = name.rpartition(":")
+    if run and stage and not Path(name).is_dir():
+        return Place(run, stage)
+    if is_folder or _is_hub_name(name):
+        return Place(None, None, name)
+    raise ConfigError(f"{key}={name} {_no_place(config, name)}")
+
+
+def _base(config: RunConfig, key: str) -> Place:
+    if config.base is not None:
+        require(config.base != BASE, "base=base names itself; name a stage or a model")
+        return resolve(config, config.base, BASE)
+    if DEFAULT_BASE in config.stages:
+        return Place(None, DEFAULT_BASE)
+    raise ConfigError(
+        f"{key}={BASE}, and this run has no base; set `base` to a model (a Hugging Face folder,"
+        f" OWNER/NAME, RUN:STAGE), or add a stage {DEFAULT_BASE}"
+    )
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and ":" not in name
+
+
+def _no_place(config: RunConfig, name: str) -> str:
+    if Path(name, "config.yaml").is_file():
+        return f"is a run; name one of its stages: {name}:STAGE"
+    near = difflib.get_close_matches(name, config.stages, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(config.stages)}"
+    return f"is no stage of this run, no RUN:STAGE, and no model folder or OWNER/NAME; {hint}"
+
+
+def uses(config: RunConfig, name: str) -> dict[str, Place]:
+    """What a stage of the run uses, by the key of its settings; nothing for data of the run."""
+    found = {}
+    for key, value in config.stages[name].uses().items():
+        if value != DATA:
+            found[key] = resolve(config, value, f"stages.{name}.{key}")
+    return found
+
+
+def order(config: RunConfig) -> list[str]:
+    """The stages so that each stands behind what it uses, else as the config has them."""
+    done: list[str] = []
+    for name in config.stages:
+        _visit(config, name, done, ())
+    last = [name for name in done if config.stages[name].leaves == "findings"]
+    return [name for name in done if name not in last] + last
+
+
+def _visit(config: RunConfig, name: str, done: list[str], above: tuple[str, ...]) -> None:
+    if name in done:
+        return
+    if name in above:
+        circle = (*above[above.index(name) :], name)
+        raise ConfigError(
+            f"stages.{name} is made from itself: {' <- '.join(circle)}; change one of these"
+        )
+    for place in uses(config, name).values():
+        if place.own:
+            _visit(config, str(place.stage), done, (*above, name))
+    done.append(name)
+
+
+def descendants(config: RunConfig, names: Sequence[str]) -> list[str]:
+    """The stages and all that is made from them, in order."""
+    found = set(names)
+    for name in order(config):
+        if any(place.own and place.stage in found for place in uses(config, name).values()):
+            found.add(name)
+    return [name for name in order(config) if name in found]
+
+
+def check_uses(config: RunConfig) -> None:
+    """ConfigError where a stage uses a stage of this run for what it is not."""
+    for name in config.stages:
+        for key, place in uses(config, name).items():
+            if not place.own:
+                continue
+            leaves = config.stages[str(place.stage)].leaves
+            wanted = WANTS[key.partition(".")[0]]
+            fitting = [n for n, stage in config.stages.items() if stage.leaves in wanted]
+            require(
+                leaves in wanted,
+                f"stages.{name}.{key}={place.stage} leaves {LEAVES_WORDS[leaves]}, and"
+                f" {' or '.join(LEAVES_WORDS[w] for w in wanted)} is needed; use"
+                f" {', '.join(fitting) or 'another stage or model'}",
+            )
+
+
+LEAVES_WORDS = {
+    "policy": "a policy",
+    "scalar": "a reward model",
+    "records": "rankings",
+    "findings": "only findings",
+}

@@ -1,0 +1,132 @@
+"""What a stage is made from: the settings that change its result, the content of the records that
+it reads, and the identities of what it starts from and uses.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from instruct_jax.chain.context import Run, Stage
+from instruct_jax.chain.graph import Place
+from instruct_jax.chain.kind import HOW
+from instruct_jax.chain.kinds import KINDS
+from instruct_jax.chain.spec import TokenizerSource, base_and_adapter
+from instruct_jax.chain.task import merged_data
+from instruct_jax.data.hub import model_folder
+from instruct_jax.data.tokenize import fingerprint, load_tokenizer
+from instruct_jax.errors import RunError
+from instruct_jax.runtime.folders import file_hash
+
+# keys of a model that only say how it is computed
+HOW_OF_MODELS = ("family", "remat", "logprob_chunk", "attention", "vocab_multiple")
+
+
+def identity(stage: Stage) -> dict[str, Any]:
+    """What the stage would be made from now, by dotted key."""
+    kind = KINDS[stage.settings.kind]
+    found: dict[str, Any] = {"kind": stage.settings.kind, "seed": stage.seed}
+    found |= flat("settings", _settings(stage.settings, (*HOW, *kind.how)))
+    for key in kind.run_keys:
+        value = getattr(stage.run.config, key)
+        found |= flat(key, dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value)
+    found |= _of_model(stage)
+    for name, records in kind.records(stage).items():
+        found[f"data.{name}"] = _named_files(stage, name) + records_hash(records)
+    for key, place in stage.uses.items():
+        found[f"uses.{key}"] = place_hash(stage.run, place)
+    return found
+
+
+def _settings(settings: Any, how: Iterable[str]) -> dict[str, Any]:
+    silent = {"kind", "seed", "data", "model", *how}
+    tree = dataclasses.asdict(settings)
+    return {key: value for key, value in tree.items() if key not in silent}
+
+
+def _of_model(stage: Stage) -> dict[str, Any]:
+    """Shape, adapters and tokenizer of what the stage makes."""
+    if stage.settings.leaves not in ("policy", "scalar"):
+        return {}
+    spec = stage.spec
+    model = dataclasses.asdict(spec.model)
+    shape = {key: value for key, value in model.items() if key not in HOW_OF_MODELS}
+    if not stage.settings.whole:
+        shape = {"dtype": shape["dtype"]}  # all else is what it starts from
+    lora = None if spec.lora is None else dataclasses.asdict(spec.lora)
+    return flat("model", shape) | {
+        "lora": lora,
+        "frozen_layers": spec.frozen_layers,
+        "tokenizer": tokenizer_fingerprint(stage.run, spec.tokenizer),
+    }
+
+
+def flat(prefix: str, tree: Any) -> dict[str, Any]:
+    """Dotted key -> value; lists are values."""
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(f"{prefix}.{key}", value)
+    return found
+
+
+def tokenizer_fingerprint(run: Run, source: TokenizerSource) -> str:
+    """Of a tokenizer; of the world's also before the run has saved it."""
+    world = run.config.world
+    if world is None or Path(source.place).exists():
+        return _fingerprint(source)
+    from instruct_jax.world.tokenizer import save_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(run.config.seed, folder)
+        return fingerprint(load_tokenizer(folder))
+
+
+@functools.lru_cache(maxsize=32)
+def _fingerprint(source: TokenizerSource) -> str:
+    return fingerprint(source.load())
+
+
+def _named_files(stage: Stage, kind: str) -> str:
+    """The files that the records are from, before their hash."""
+    data = stage.run.config.data
+    files = () if data is None else getattr(merged_data(data, stage.settings.data), kind, ())
+    return "".join(f"{file} " for file in files)
+
+
+def records_hash(records: Any) -> str:
+    """SHA-256 of records, whatever files they lie in."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode())
+        digest.update(b"\n")
+    return f"sha256:{digest.hexdigest()}"
+
+
+def place_hash(run: Run, place: Place) -> str:
+    """Of a finished stage, the hash of its note; of a model, that of its files."""
+    if place.model is not None:
+        return _model_hash(place.model)
+    note = run.stage_folder(place) / "done.json"
+    if not note.exists():
+        raise RunError(f"{note.parent} is not finished; run the stage {place} first")
+    return file_hash(note)
+
+
+@functools.lru_cache(maxsize=32)
+def _model_hash(name: str) -> str:
+    """SHA-256 of config and weights of a model of Hugging Face, of an adapter's base too."""
+    folder, adapter = base_and_adapter(model_folder(name))
+    digest = hashlib.sha256()
+    for place in (folder, adapter):
+        if place is None:
+            continue
+        for path in sorted(place.iterdir()):
+            if path.suffix in (".json", ".safetensors"):
+                digest.update(f"{path.name} {file_hash(path)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"

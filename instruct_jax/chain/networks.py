@@ -1,0 +1,367 @@
+"""A model on the mesh: its tokenizer, its compiled functions, and the host loops over them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from instruct_jax import sharding
+from instruct_jax.chain.spec import ModelSpec, model_fingerprint
+from instruct_jax.config import MeshConfig
+from instruct_jax.data.batches import Batches
+from instruct_jax.data.encode import encode_prompts
+from instruct_jax.data.packing import Ids, Rows, pad_prompts, pad_rows
+from instruct_jax.data.schemas import Record
+from instruct_jax.data.tokenize import (
+    check_vocabulary,
+    decode_completion,
+    encode_completion,
+    fingerprint,
+)
+from instruct_jax.errors import DataError
+from instruct_jax.models.heads import ScalarModel
+from instruct_jax.models.lm import LanguageModel
+from instruct_jax.models.lora import split
+from instruct_jax.records import Params, PromptBatch, Rollout, TokenBatch
+from instruct_jax.sharding import Layout
+from instruct_jax.stages import pretrain
+from instruct_jax.stages.experience import response_logprobs
+from instruct_jax.stages.rollout import SamplerConfig, make_rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One sampled response."""
+
+    text: str
+    ids: list[int]  # eos included
+    ended: bool
+    logp: float  # nats, of the whole response under the distribution that it was sampled from
+
+
+class Models(NamedTuple):
+    """A model and where its arrays lie."""
+
+    training: Layout
+    sampling: Layout
+    policy: LanguageModel
+    sampler: LanguageModel  # the policy in the sampling layout
+    scalar: ScalarModel  # the same backbone with a scalar head
+
+
+def build_models(spec: ModelSpec, mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Models:
+    """On the mesh of the config over these devices (all that are here)."""
+    training, sampling = sharding.layouts(mesh, sharding.make_mesh(mesh, devices))
+    frozen = (spec.lora, spec.frozen_layers)
+    policy = LanguageModel(spec.model, training, *frozen)
+    return Models(
+        training,
+        sampling,
+        policy,
+        LanguageModel(spec.model, sampling, *frozen),
+        ScalarModel(policy),
+    )
+
+
+class Network:
+    """A model shape on the mesh with its tokenizer, and the functions that are compiled for it.
+
+    It holds no parameters: chain/parameters.py reads them.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        mesh: MeshConfig,
+        sample_batch: int,
+        devices: Sequence[Any] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
+        self.spec, self.text, self.sample_batch = spec, spec.text, sample_batch
+        self.models = models = build_models(spec, mesh, devices)
+        self.layout, self.policy, self.scalar = models.training, models.policy, models.scalar
+        self._tokenizer = tokenizer
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        found = self._tokenizer or self.spec.tokenizer.load()
+        check_vocabulary(found, self.spec.model.vocab_size, self.spec.model.vocab_rows)
+        return found
+
+    @property
+    def eos(self) -> int:
+        return int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
+
+    @property
+    def pad(self) -> int:
+        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+    # --- parameters, abstract ---
+
+    @functools.cached_property
+    def boxed_policy(self) -> Params:
+        """Abstract policy parameters with their logical axis names."""
+        return jax.eval_shape(self.policy.init, jax.random.key(0))
+
+    @functools.cached_property
+    def boxed_scalar(self) -> Params:
+        return jax.eval_shape(self.scalar.init, jax.random.key(0))
+
+    @property
+    def boxed_whole(self) -> Params:
+        """Abstract policy parameters without adapters."""
+        return split(self.boxed_policy)[0] if self.spec.lora else self.boxed_policy
+
+    def split_frozen(self, params: Params) -> tuple[Params, Params]:
+        """(frozen, trained) parts of parameters, of abstract ones too; frozen is {} where all are
+        trained.
+        """
+        if self.spec.whole:
+            return {}, params
+        return split(params, adapters=self.spec.lora is not None)
+
+    def trained(self, params: Params) -> Params:
+        """What stages train and keep."""
+        return self.split_frozen(params)[1]
+
+    def for_sampling(self, params: Params) -> Params:
+        """The policy's parameters as the sampler wants them: in the dtype of the model, in the
+        sampling layout.
+        """
+        cast = self.policy.cast(params)
+        return sharding.reshard(cast, self.boxed_policy, self.models.sampling)
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """What must be the same when a checkpoint is read: tokenizer, model, and the adapters."""
+        spec = self.spec
+        found = {
+            "tokenizer": fingerprint(self.tokenizer),
+            "model": model_fingerprint(spec.model),
+        }
+        if spec.frozen_layers:
+            found["frozen_layers"] = str(spec.frozen_layers)
+        if spec.lora is not None:
+            targets = ", ".join(spec.lora.targets)
+            found["lora"] = f"rank {spec.lora.rank}, alpha {spec.lora.alpha}, {targets}"
+        return found
+
+    # --- compiled functions ---
+
+    @functools.cache  # noqa: B019  a run makes few of them, and each lives as long as it
+    def rollout(
+        self, sampler: SamplerConfig, samples: int = 1
+    ) -> Callable[[Params, PromptBatch, jax.Array], Rollout]:
+        """The compiled sampler; its parameters are those of for_sampling."""
+        return compile_rollout(self.models, sampler, self.eos, self.pad, samples)
+
+    @functools.cached_property
+    def score(self) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
+        return jax.jit(self.scalar.score, out_shardings=self.layout.sharding())
+
+    @functools.cached_property
+    def lm_loss(self) -> Callable:
+        return jax.jit(
+            pretrain.make_loss(self.policy, "eval"), out_shardings=self.layout.sharding()
+        )
+
+    @functools.cached_property
+    def sequence_logp(self) -> Callable[[Params, PromptBatch, jax.Array, jax.Array], jax.Array]:
+        """log p(response | prompt) in nats, [B], of prompts and responses (tokens [B, T], mask
+        [B, T]).
+        """
+
+        def run(
+            params: Params, prompts: PromptBatch, tokens: jax.Array, mask: jax.Array
+        ) -> jax.Array:
+            blank = jax.numpy.zeros(tokens.shape, jax.numpy.float32)
+            rollout = Rollout(prompts.tokens, prompts.mask, tokens, mask, blank, mask.any(axis=1))
+            logp, _ = response_logprobs(self.policy, params, rollout, 1.0)
+            return (logp * mask).sum(axis=1)
+
+        return jax.jit(run, out_shardings=self.layout.sharding())
+
+
+def compile_rollout(
+    models: Models, sampler: SamplerConfig, eos: int, pad: int, samples: int = 1
+) -> Callable:
+    """rollout.make_rollout, jitted."""
+    run = make_rollout(models.sampler, sampler, eos=eos, pad=pad, samples=samples)
+    return jax.jit(run, out_shardings=models.sampling.sharding("batch"))
+
+
+# --- host loops ---
+
+
+def put(net: Network, batch: Any) -> Any:
+    """A batch that every host has, on the mesh, split along its first axis."""
+    where, size = net.layout.sharding("batch"), len(jax.tree.leaves(batch)[0])
+    rows = sharding.rows_here(where, size)
+    return sharding.put(jax.tree.map(lambda x: x[rows], batch), where, size)
+
+
+def batches_on_mesh(net: Network, source: Batches, size: int) -> Callable[[int], Any]:
+    """step -> the batch of `size` rows on the mesh; each host makes only the rows that its devices
+    hold.
+    """
+    where = net.layout.sharding("batch")
+    rows = sharding.rows_here(where, size)
+    return lambda step: sharding.put(source.batch_at(step, rows), where, size)
+
+
+def rows_at_a_time(net: Network, count: int) -> int:
+    """`sample_batch`, or less where there are fewer rows: no device works on copies for nothing."""
+    parts = net.models.sampling.parts("rows")
+    return min(net.sample_batch, -(-count // parts) * parts)
+
+
+def encode(net: Network, records: Sequence[Record]) -> tuple[list[Record], list[list[int]]]:
+    """The prompts that are short enough (text.on_long), and their ids."""
+    encoded = encode_prompts(net.tokenizer, records, net.text)
+    return [records[i] for i in encoded.kept], encoded.items
+
+
+def same_ids(a: Network, b: Network) -> bool:
+    """Do both read the same token ids, made of text in the same way?"""
+    if a is b:
+        return True
+    one, other = a.fingerprints["tokenizer"], b.fingerprints["tokenizer"]
+    return one == other and a.text == b.text
+
+
+def ids_for(
+    net: Network, other: Network, prompts: Sequence[Record], ids: Sequence[Ids]
+) -> Sequence[Ids]:
+    """The prompts as `net` reads them, where `ids` are those of the network `other`."""
+    if same_ids(net, other):
+        return ids
+    encoded = encode_prompts(net.tokenizer, prompts, net.text)
+    if len(encoded.items) < len(prompts):
+        raise DataError(
+            f"{len(prompts) - len(encoded.items)} of {len(prompts)} prompts are too long for"
+            f" {net.spec.tokenizer.place} (text.max_prompt={net.text.max_prompt} tokens); raise"
+            " text.max_prompt, or set text.on_long to truncate_left"
+        )
+    return encoded.items
+
+
+def whole_ids(
+    net: Network,
+    other: Network,
+    prompts: Sequence[Record],
+    ids: Sequence[Ids],
+    completions: Sequence[Completion],
+) -> list[list[int]]:
+    """Prompt + completion as `net` reads them.
+
+    ids, and the ids of the completions, are those of the network `other`; where its tokenizer is
+    another one, the text is encoded again.
+    """
+    if same_ids(net, other):
+        return [[*p, *c.ids] for p, c in zip(ids, completions, strict=True)]
+    rows = []
+    prefix = net.text.completion_prefix
+    for prompt, completion in zip(ids_for(net, other, prompts, ids), completions, strict=True):
+        reply = encode_completion(net.tokenizer, completion.text, prefix=prefix)
+        rows.append([*prompt, *(reply if completion.ended else reply[:-1])])
+    return rows
+
+
+def generate(
+    net: Network,
+    params: Params,
+    prompts: Sequence[Ids],
+    sampler: SamplerConfig,
+    key: jax.Array,
+    *,
+    samples: int = 1,
+    width: int = 0,
+) -> list[list[Completion]]:
+    """`samples` completions of each prompt.
+
+    Prompts are padded to text.max_prompt, to `width`, or to the longest of them.
+    """
+    rollouts = list(draw_rollouts(net, params, prompts, sampler, key, samples=samples, width=width))
+    flat: list[Completion] = []
+    for rollout in sharding.fetch(rollouts):
+        lengths, logp = rollout.mask.sum(axis=1), rollout.logp.sum(axis=1)
+        for row, length in enumerate(lengths):
+            ids = rollout.tokens[row][:length].tolist()
+            text = decode_completion(net.tokenizer, ids, prefix=net.text.completion_prefix)
+            ended = bool(rollout.ended[row])
+            flat.append(Completion(text, ids, ended, float(logp[row])))
+    return [flat[i * samples : (i + 1) * samples] for i in range(len(prompts))]
+
+
+def draw_rollouts(
+    net: Network,
+    params: Params,
+    prompts: Sequence[Ids],
+    sampler: SamplerConfig,
+    key: jax.Array,
+    *,
+    samples: int = 1,
+    width: int = 0,
+) -> Iterator[Rollout]:
+    """Rollouts of up to `sample_batch` prompts at a time; the last batch is filled up with the
+    first prompts.
+    """
+    size = rows_at_a_time(net, len(prompts))
+    width = max(net.text.max_prompt, width, *map(len, prompts))
+    run, params = net.rollout(sampler, samples), net.for_sampling(params)
+    for number, start in enumerate(range(0, len(prompts), size)):
+        rows = [prompts[i % len(prompts)] for i in range(start, start + size)]
+        batch = PromptBatch(*pad_prompts(rows, width, pad=net.pad))  # type: ignore[arg-type]
+        yield run(params, put(net, batch), jax.random.fold_in(key, number))
+
+
+def rewards(net: Network, params: Params, sequences: Sequence[Ids]) -> np.ndarray:
+    """Scores [n] f32 of prompt + completion, in the order given; shorter sequences are scored
+    together.
+    """
+    size, scores = rows_at_a_time(net, len(sequences)), np.zeros(len(sequences), np.float32)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        rows = [sequences[i] for i in part]
+        rows += [sequences[part[0]]] * (size - len(part))
+        width = -(-max(map(len, rows)) // 16) * 16
+        batch = put(net, pad_rows(rows, width, pad=net.pad))
+        scores[part] = np.asarray(net.score(params, *batch))[: len(part)]
+    return scores
+
+
+def response_logp(
+    net: Network,
+    params: Params,
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
+    longest: int,
+) -> np.ndarray:
+    """log p(response | prompt) in nats, [n]; no response has more than `longest` tokens."""
+    size, found = rows_at_a_time(net, len(prompts)), []
+    for start in range(0, len(prompts), size):
+        rows = [i % len(prompts) for i in range(start, start + size)]
+        asked = PromptBatch(
+            *pad_prompts([prompts[i] for i in rows], net.text.max_prompt, pad=net.pad)  # type: ignore[arg-type]
+        )
+        answered = pad_rows([responses[i] for i in rows], longest, pad=net.pad)
+        found.append(net.sequence_logp(params, put(net, asked), *put(net, answered)))
+    return np.concatenate(jax.device_get(found))[: len(prompts)]
+
+
+def nll(net: Network, params: Params, rows: Rows, batch: int) -> float:
+    """Mean negative log-likelihood per token of packed rows, in nats, `batch` rows at a time."""
+    total, count = 0.0, 0
+    for start in range(0, len(rows.tokens), batch):
+        part = [i if i < len(rows.tokens) else -1 for i in range(start, start + batch)]
+        weight = rows.mask[part].astype(np.float32)
+        weight[[i for i, row in enumerate(part) if row < 0]] = 0.0
+        tokens = TokenBatch(rows.tokens[part], rows.segments[part], weight)  # type: ignore[arg-type]
+        total += float(net.lm_loss(params, put(net, tokens), jax.random.key(0))[0])
+        count += int(weight.sum())
+    return total / count

@@ -1,0 +1,137 @@
+"""Parameters on disk: those that stages left, and those of Hugging Face models."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from instruct_jax import sharding
+from instruct_jax.chain.context import Run
+from instruct_jax.chain.graph import Place
+from instruct_jax.chain.networks import Network
+from instruct_jax.chain.spec import (
+    Checkpoint,
+    base_and_adapter,
+    read_spec,
+    their_config,
+)
+from instruct_jax.data.hub import model_folder
+from instruct_jax.huggingface import peft
+from instruct_jax.huggingface.families import family_of
+from instruct_jax.huggingface.weights import read_params
+from instruct_jax.models.lora import join, scalar_base, split
+from instruct_jax.records import Params
+from instruct_jax.runtime.checkpoints import restore_params
+
+
+class Model(NamedTuple):
+    """A network with its parameters, those of the frozen base among them."""
+
+    net: Network
+    params: Params
+
+
+def policy(run: Run, place: Place, step: int | None = None) -> Model:
+    """The policy of a place, or of one of the steps that its stage kept."""
+    net = run.network(run.spec(place))
+    if run.abstract:
+        return Model(net, _abstract(net, net.boxed_policy))
+    if place.model is not None:
+        return Model(net, _of_hub(net, place))
+    boxed = net.trained(net.boxed_policy)
+    return Model(net, join(base(run, net), _load(run, net, place, boxed, step)))
+
+
+def scalar(run: Run, place: Place) -> Model:
+    """The reward model of a place, normalised as it was left."""
+    net = run.network(run.spec(place))
+    if run.abstract:
+        return Model(net, _abstract(net, net.boxed_scalar))
+    if place.model is not None:
+        return Model(net, _of_hub(net, place, head=True))
+    boxed = net.trained(net.boxed_scalar)
+    params = _load(run, net, place, boxed, None)
+    return Model(net, _normalised(run, place, join(scalar_base(base(run, net)), params)))
+
+
+def _normalised(run: Run, place: Place, params: Params) -> Params:
+    from instruct_jax.models.heads import recentred
+
+    shift = run.output(place).get("normalisation")
+    return params if shift is None else recentred(params, shift["mean"], shift["scale"])
+
+
+def base(run: Run, net: Network) -> Params:
+    """What no stage trains, in the dtype of the model; {} where all weights are trained.
+
+    Networks on the same frozen weights share these arrays.
+    """
+    root = net.spec.root
+    if root is None:
+        return {}
+    if net.spec not in run.bases:
+        whole = policy(run, root).params
+        if net.spec.lora is None:
+            whole = net.split_frozen(whole)[0]
+        run.bases[net.spec] = net.policy.cast(whole)
+    return run.bases[net.spec]
+
+
+def adapters(run: Run, net: Network, key) -> Params:
+    """New ones, which change nothing yet; {} where there are none."""
+    if net.spec.lora is None:
+        return {}
+    return run.born(lambda k: split(net.policy.init(k))[1], net.layout, key)
+
+
+def start_params(run: Run, net: Network, place: Place, key) -> Params:
+    """The policy of `place` as the first parameters of a stage whose network is `net`."""
+    model = policy(run, place)
+    if model.net.spec == net.spec:
+        return model.params
+    if net.spec.lora is None:
+        return model.params
+    return join(base(run, net), adapters(run, net, key))
+
+
+def _load(run: Run, net: Network, place: Place, boxed: Params, step: int | None) -> Params:
+    """The trained parameters that a stage left, born in the layout of the mesh."""
+    folder = run.folder if place.run is None else Path(place.run)
+    left = read_spec(folder, str(place.stage))[1] if step is None else _kept(run, place, step)
+    return restore_params(
+        folder / left.stage / "checkpoints",
+        sharding.abstract(boxed, net.layout),
+        part=left.part,
+        step=left.step,
+        fingerprints=net.fingerprints,
+    )
+
+
+def _kept(run: Run, place: Place, step: int) -> Checkpoint:
+    """One of the steps that a stage of this run kept; the stage may not be finished yet."""
+    folder = run.folder if place.run is None else Path(place.run)
+    path = folder / str(place.stage)
+    if (path / "model.json").exists():
+        left = read_spec(folder, str(place.stage))[1]
+        return Checkpoint(left.stage, left.part, step)
+    return Checkpoint(str(place.stage), "params", step)
+
+
+def _of_hub(net: Network, place: Place, *, head: bool = False) -> Params:
+    """The weights of a model of Hugging Face, with its scalar head where `head` asks for it."""
+    folder, adapter = base_and_adapter(model_folder(str(place.model)))
+    added = None if adapter is None else peft.Added(adapter)
+    params = read_params(
+        folder,
+        family_of(their_config(folder)),
+        net.spec.model,
+        net.boxed_scalar if head else net.boxed_whole,
+        net.layout,
+        head=head,
+        added=added,
+    )
+    if added is not None:
+        added.check_used()
+    return params
+
+
+def _abstract(net: Network, boxed: Params) -> Params:
+    return sharding.abstract(boxed, net.layout)

@@ -1,0 +1,157 @@
+"""The config of a run from a file: each stage by the settings of its kind, and what `base` says
+filled in.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from instruct_jax.chain.kinds import KINDS
+from instruct_jax.chain.load import Rules, build_config, load_config
+from instruct_jax.chain.settings import BASE, RunConfig
+from instruct_jax.chain.spec import FREE, NAME, hub_config, read_spec
+from instruct_jax.config import ModelConfig
+from instruct_jax.errors import ConfigError, DataError, shorten
+
+# keys of configs before stages had names -> what to write now
+OLD_KEYS: Mapping[str, str] = {
+    "files": "it is called data now",
+    "start": "set `base` to RUN:STAGE, or `start` and the like of a stage",
+    "reward_model": "give a stage of kind pretrain its own `model`, and start the reward model from"
+    " an SFT stage of it",
+    "evaluation": "write stages.evaluate: {models: [...], baseline: NAME, reward: NAME}",
+    "ppo_start": "write stages.ppo_start: {kind: sft, ...}, and `start: ppo_start` in PPO stages",
+    "ppo_ptx": "write stages.ppo_ptx: {kind: ppo, start: NAME, reward: NAME, ...}",
+}
+OLD_STAGE_KEYS: Mapping[str, Mapping[str, str]] = {
+    "sft": {"select": "add a stage `select: {start: sft, reward: reward}`"},
+    "compare": {
+        "early": "it is called first_epoch_share now",
+        "earlier": "it is called previous now, and names RUN:STAGE",
+        "judge": "it is called ranker now",
+    },
+    "evaluate": {
+        "others": "add them to models: {NAME: RUN:STAGE}",
+        "averaged": "write use_ema in the stages of kind ppo",
+    },
+}
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a run; ConfigError for the first mistake in it."""
+    return load_config(RunConfig, path, overrides, RULES)
+
+
+def build_run(tree: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The same of a tree from a place called `source`."""
+    return build_config(RunConfig, tree, source, overrides, RULES)
+
+
+def imported_as(model: str, out: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a run that only imports `model` into the folder `out`."""
+    tree: dict[str, Any] = {
+        "out": out,
+        "base": model,
+        "data": {"tokenizer": model},
+        "text": {"max_prompt": 1, "max_completion": 1},  # fits every model; nothing is trained
+        "stages": {"import": {}},
+    }
+    return build_run(tree, "command line", overrides)
+
+
+def settings_class(name: str, section: Mapping[str, Any]) -> type:
+    """The dataclass of a stage's settings; ConfigError where its kind is unknown."""
+    kind = section.get("kind", name)
+    if kind in KINDS:
+        return KINDS[kind].settings
+    near = difflib.get_close_matches(str(kind), KINDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(KINDS)}"
+    if "kind" in section:
+        raise ConfigError(f"stages.{name}.kind={shorten(kind)} is unknown; {hint}")
+    raise ConfigError(f"stages.{name} is no kind of stage, and has no `kind`; {hint}")
+
+
+def _fill_in(tree: dict[str, Any], source: str) -> None:
+    _refuse_old_keys(tree, source)
+    stages = tree.get("stages")
+    if isinstance(stages, dict):
+        for name, section in stages.items():
+            _check_name(str(name), source)
+            if isinstance(section, dict):
+                _refuse_old_stage_keys(str(name), section, source)
+                if name in KINDS:
+                    section.setdefault("kind", name)
+    _fill_in_base(tree)
+
+
+def _refuse_old_keys(tree: Mapping[str, Any], source: str) -> None:
+    for key in tree:
+        if key in OLD_KEYS:
+            raise ConfigError(f"{source}: {key} has another spelling now: {OLD_KEYS[key]}")
+        if key in KINDS:
+            raise ConfigError(
+                f"{source}: {key} has another spelling now: write it under stages, as"
+                f" stages: {{{key}: {{...}}}}"
+            )
+
+
+def _refuse_old_stage_keys(name: str, section: Mapping[str, Any], source: str) -> None:
+    old = OLD_STAGE_KEYS.get(str(section.get("kind", name)), {})
+    for key in section:
+        if key in old:
+            raise ConfigError(f"{source}: stages.{name}.{key} has another spelling now: {old[key]}")
+
+
+def _check_name(name: str, source: str) -> None:
+    """A stage is a folder in the run folder, and a key on the command line."""
+    reserved = (BASE, "data", "tokenizer", "compiled")
+    plain = name.replace("_", "").replace("-", "").isalnum() and name.isascii()
+    if not plain or name in reserved:
+        raise ConfigError(
+            f"{source}: stages.{shorten(name)} cannot be the name of a stage; use letters, digits,"
+            f" _ and -, and none of {', '.join(reserved)}"
+        )
+
+
+def _fill_in_base(tree: dict[str, Any]) -> None:
+    """model and data.tokenizer, where `base` is a model from outside the run."""
+    base, given = tree.get("base"), tree.get("model", {})
+    if not isinstance(base, str) or not isinstance(given, dict) or base in tree.get("stages", {}):
+        return  # nothing to fill in, or a mistake that the loader explains
+    data = tree.get("data")
+    run, _, stage = base.rpartition(":")
+    if run and stage and not Path(base).is_dir():
+        if not (Path(run) / stage / NAME).is_file():
+            return  # the check of the run says it
+        spec, _ = read_spec(Path(run), stage)
+        own, tokenizer = spec.model, dataclasses.asdict(spec.tokenizer)
+        if isinstance(data, dict) and data.get("tokenizer") is None:
+            tokenizer["tokenizer"] = tokenizer.pop("place")
+            data.update({key: value for key, value in tokenizer.items() if value is not None})
+    else:
+        if isinstance(data, dict) and data.get("tokenizer") is None:
+            data["tokenizer"] = base
+        try:
+            own = hub_config(base)
+        except DataError:
+            if "family" in given:  # written out, as in a run folder: the model need not be here
+                return
+            raise
+    tree["model"] = _merged_model(own, given, base)
+
+
+def _merged_model(own: ModelConfig, given: Mapping[str, Any], base: str) -> dict[str, Any]:
+    theirs = json.loads(json.dumps(dataclasses.asdict(own)))
+    for key, value in given.items():
+        if key in theirs and key not in FREE and value != theirs[key]:
+            raise ConfigError(
+                f"model.{key}={shorten(value)}, but {base} has {shorten(theirs[key])}; remove it,"
+                " the model's config says it"
+            )
+    return theirs | dict(given)
+
+
+RULES = Rules(class_of=settings_class, fill_in=_fill_in, short="stages")

@@ -1,0 +1,259 @@
+"""Kind reward: a reward model from rankings, from the policy that it starts from."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from instruct_jax.chain import networks, parameters, rankings, supervised
+from instruct_jax.chain.context import Stage, require_room, sample_tokens
+from instruct_jax.chain.kind import Curve, Kind, Line, Training
+from instruct_jax.chain.networks import Network
+from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
+from instruct_jax.chain.spec import Checkpoint, write_spec
+from instruct_jax.chain.task import GROUPS, N_TUNING_PROMPTS, Rankings
+from instruct_jax.data import batches, encode
+from instruct_jax.data.schemas import Record
+from instruct_jax.errors import require
+from instruct_jax.evaluation import reward_accuracy
+from instruct_jax.evaluation.reward_accuracy import Scored
+from instruct_jax.models.heads import recentred
+from instruct_jax.models.lora import backbone_of, join, scalar_base
+from instruct_jax.records import Params
+from instruct_jax.stages.reward_model import RewardConfig, make_loss
+from instruct_jax.stages.rollout import SamplerConfig
+from instruct_jax.text import plural
+
+MEASURED = 500  # rankings of each group, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardStage(RewardConfig, StartedSettings):
+    """Settings of a stage of kind reward."""
+
+    leaves: ClassVar[Leaves] = "scalar"
+
+    # stages of kind compare, RUN:STAGE, or data: the rankings of the data
+    rankings: str | tuple[str, ...] = "data"
+    # of the samples whose scores mean_and_std brings to a spread of 1; null = text.max_completion
+    max_tokens: int | None = None
+
+    def uses(self) -> dict[str, str]:
+        return {"start": self.start} | rankings.source_uses(self.rankings)
+
+
+def set_up(stage: Stage, steps: int, name: str | None = None) -> supervised.Supervised:
+    """`name` gives the random keys: the folds of a cross-validation have their own."""
+    cfg, net = stage.settings, stage.network
+    name = name or stage.name
+    return supervised.set_up(
+        stage,
+        net,
+        net.boxed_scalar,
+        _start(stage, net, name),
+        make_loss(net.scalar),
+        cfg.optimizer,
+        steps,
+        micro_batches=cfg.micro_batches,
+        name=name,
+    )
+
+
+def _start(stage: Stage, net: Network, name: str) -> Params:
+    """The backbone of a policy with a new head, or a reward model as it is."""
+    place = stage.used("start")
+    if place.own and stage.run.config.stages[str(place.stage)].leaves == "scalar":
+        return parameters.scalar(stage.run, place).params
+    key = stage.key(f"{name} adapters")
+    backbone = parameters.start_params(stage.run, net, place, key)
+    head = stage.run.born(net.scalar.init_head, net.layout, stage.key(f"{name} head"))
+    return {"backbone": backbone_of(backbone), "head": head}
+
+
+def training(stage: Stage) -> Training:
+    return training_on(stage, rankings.gathered(stage).train)
+
+
+def training_on(stage: Stage, records: list[Record], name: str | None = None) -> Training:
+    """The training of a reward model with the settings of a stage, on some rankings."""
+    cfg, net = stage.settings, stage.network
+    examples = encode.encode_rankings(net.tokenizer, records, net.text).items
+    if cfg.pairs_shuffled:
+        examples = [pair for example in examples for pair in _pairs(*example)]
+    source = ranking_source(stage, net, examples)
+    steps = cfg.epochs * source.steps_per_epoch
+    batch_at = networks.batches_on_mesh(net, source, cfg.batch)
+    return supervised.training(
+        set_up(stage, steps, name),
+        batch_at,
+        steps,
+        examples=(batch_at(i) for i in range(steps)),
+        save_every=cfg.save_every,
+        show=("reward/accuracy", "reward/loss"),
+        facts={"rankings": len(examples)},
+    )
+
+
+def ranking_source(stage: Stage, net: Network, examples: list[Any]) -> batches.Batches:
+    """Batches of rankings in a few widths and numbers of completions."""
+    longest = max(len(ids) for completions, _ in examples for ids in completions)
+    sizes = sorted({min(-(-longest * part // 32) * 8, longest) for part in (2, 3, 4)})
+    most = max(len(ranks) for _, ranks in examples)
+    return batches.ranking_batches(
+        examples,
+        batch=stage.settings.batch,
+        seed=stage.seed,
+        pad=net.pad,
+        sizes=sizes,
+        counts=sorted({2, most}),  # pairs are not padded to K = 9
+    )
+
+
+def _pairs(completions, ranks) -> Iterator[batches.Ranking]:
+    """Every pair of a ranking as a ranking of its own."""
+    for i, better in enumerate(ranks):
+        for j, worse in enumerate(ranks):
+            if better < worse:
+                yield [completions[i], completions[j]], [1, 2]
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    """The reward model; recentred after its training, and measured on held-out rankings."""
+    net, given = stage.network, rankings.gathered(stage)
+    ready = training_on(stage, given.train)
+    base = scalar_base(parameters.base(stage.run, net))
+    params = join(base, ready.run(stage.folder).params)
+    shift = _normalisation(stage, net, params)
+    params = recentred(params, shift["mean"], shift["scale"])
+    write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name))
+    measured = _measure(stage, net, params, given)
+    agreement = {"labeler_agreement": given.agreement}
+    return {"normalisation": shift} | ready.facts | measured | agreement
+
+
+def _normalisation(stage: Stage, net: Network, params: Params) -> dict[str, float]:
+    """What to subtract so that demonstrations score 0 on average (paper C.2), and the spread of
+    samples of the policy where asked for.  Without demonstrations nothing is subtracted.
+    """
+    demonstrations = encode.encode_demonstrations(
+        net.tokenizer, stage.task.demonstrations, net.text
+    ).items
+    mean = 0.0
+    if demonstrations:
+        scores = networks.rewards(net, params, [ids for ids, _ in demonstrations])
+        mean = float(scores.mean())
+    if stage.settings.normalize == "mean":
+        return {"mean": mean, "scale": 1.0}
+    _, prompts = networks.encode(net, stage.task.prompts("normalisation", N_TUNING_PROMPTS))
+    sampler = SamplerConfig(max_tokens=sample_tokens(stage))
+    policy = parameters.policy(stage.run, stage.used("start"))
+    replies = networks.generate(
+        policy.net, policy.params, prompts, sampler, stage.key("normalisation")
+    )
+    sequences = [[*p, *c[0].ids] for p, c in zip(prompts, replies, strict=True)]
+    return {"mean": mean, "scale": float(networks.rewards(net, params, sequences).std())}
+
+
+def _measure(stage: Stage, net: Network, params: Params, given: Rankings) -> dict[str, Any]:
+    groups: dict[str, list[Scored]] = {}
+    for name in GROUPS:
+        rows = rankings.scored(net, params, getattr(given, name)[:MEASURED])
+        if rows:
+            groups[name] = rows
+    measured = reward_accuracy.measure(groups)
+    if stage.task.gold_scorer is not None and "held_out_prompts" in groups:
+        measured["accuracy_gold"] = _gold_accuracy(stage, groups["held_out_prompts"])
+    return measured
+
+
+def _gold_accuracy(stage: Stage, rows: list[Scored]) -> float | None:
+    """Share of pairs with different gold scores that the reward model puts in the right order; null
+    where there are none.
+    """
+    gold_scorer = stage.task.gold_scorer
+    assert gold_scorer is not None
+    prompts = {record["prompt"]: record for record in rankings.held_out_samples(stage)}
+    pairs = []
+    for record, scores, _ in rows:
+        prompt = prompts.get(record["prompt"])
+        if prompt is None:  # of an earlier round
+            continue
+        gold = []
+        for text, ended in zip(record["completions"], record["ended"], strict=True):
+            gold.append(gold_scorer(prompt, text, ended)["score"])
+        for i, better in enumerate(gold):
+            for j, worse in enumerate(gold):
+                if better > worse + 0.01:
+                    pairs.append((float(scores[i] - scores[j]), ""))
+    return reward_accuracy.accuracy(pairs) if pairs else None
+
+
+def check(stage: Stage) -> None:
+    cfg, text, spec = stage.settings, stage.run.config.text, stage.spec
+    longest = text.max_prompt + text.max_completion
+    require(
+        longest <= spec.model.context,
+        f"text.max_prompt + text.max_completion = {longest} exceeds the context"
+        f" {spec.model.context} of stages.{stage.name}; raise it, or lower these",
+    )
+    if cfg.normalize == "mean_and_std":
+        require_room(stage, spec)
+
+
+def reads(config: RunConfig, cfg: Any) -> tuple[str, ...]:
+    prompts = ("prompts",) if cfg.normalize == "mean_and_std" else ()
+    given = ("rankings",) if "data" in rankings.sources(cfg.rankings) else ()
+    return (*given, *prompts)
+
+
+def records(stage: Stage) -> dict[str, Any]:
+    found = rankings.content(stage) | {"demonstrations": stage.task.demonstrations}
+    if stage.settings.normalize == "mean_and_std":
+        found["prompts"] = stage.task.prompts("normalisation", N_TUNING_PROMPTS)
+    return found
+
+
+def line(stage: Stage, facts: Any) -> Line:
+    cfg, text = stage.settings, stage.run.config.text
+    count, most = number_of_rankings(stage, facts)
+    width = text.max_prompt + text.max_completion
+    batch = f"{cfg.batch} prompts x {most} x {width}"
+    epochs = plural(cfg.epochs, "epoch")
+    if count is None:
+        return Line(epochs, batch)
+    return Line(f"about {cfg.epochs * -(-count // cfg.batch):,} ({epochs})", batch)
+
+
+def number_of_rankings(stage: Stage, facts: Any) -> tuple[int | None, int]:
+    """(rankings to learn from, where they can be counted; most completions of one)"""
+    count: int | None = 0
+    most = 2
+    for name in rankings.sources(stage.settings.rankings):
+        if name == "data":
+            count = None if facts is None or count is None else count + facts.rankings
+            most = max(most, facts.most_completions if facts else 9)
+            continue
+        place = stage.run.place(name, f"stages.{stage.name}.rankings")
+        if place.own:
+            compare = stage.run.config.stages[str(place.stage)]
+            count = None if count is None else count + getattr(compare, "prompts", 0)
+            most = max(most, getattr(compare, "max_completions", 9))
+        else:
+            count, most = None, max(most, 9)
+    return count, most
+
+
+KIND = Kind(
+    settings=RewardStage,
+    run=run,
+    training=training,
+    reads=reads,
+    records=records,
+    run_keys=("text",),
+    check=check,
+    rows=lambda name, s: {f"{name}.batch / {name}.micro_batches": s.batch / s.micro_batches},
+    line=line,
+    curves=(
+        Curve("reward/loss", "Reward-model loss", "nats per prompt"),
+        Curve("reward/accuracy", "Reward-model accuracy on its training batches", "share of pairs"),
+    ),
+)

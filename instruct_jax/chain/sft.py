@@ -1,0 +1,158 @@
+"""Kind sft: a policy from demonstrations, one checkpoint for each epoch."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+
+from instruct_jax.chain import networks, parameters, supervised, texts
+from instruct_jax.chain.context import Stage
+from instruct_jax.chain.kind import Curve, Kind, Line, Training
+from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
+from instruct_jax.chain.spec import Checkpoint, write_spec
+from instruct_jax.data import batches, encode, packing
+from instruct_jax.data.schemas import Record
+from instruct_jax.errors import require
+from instruct_jax.records import TokenBatch
+from instruct_jax.stages.pretrain import make_loss
+from instruct_jax.stages.sft import SftConfig
+from instruct_jax.text import plural
+
+
+@dataclasses.dataclass(frozen=True)
+class SftStage(SftConfig, StartedSettings):
+    """Settings of a stage of kind sft."""
+
+    leaves: ClassVar[Leaves] = "policy"
+
+
+def set_up(stage: Stage, steps: int) -> supervised.Supervised:
+    cfg, net = stage.settings, stage.network
+    key = stage.key(f"{stage.name} adapters")
+    return supervised.set_up(
+        stage,
+        net,
+        net.boxed_policy,
+        parameters.start_params(stage.run, net, stage.used("start"), key),
+        make_loss(net.policy, "sft", dropout=cfg.dropout),
+        cfg.optimizer,
+        steps,
+        micro_batches=cfg.micro_batches,
+    )
+
+
+def training(stage: Stage) -> Training:
+    """On demonstrations, with a share of pretraining rows where pretrain_mix asks for it."""
+    cfg, net = stage.settings, stage.network
+    demonstrations = stage.task.demonstrations
+    samples = encode.encode_demonstrations(net.tokenizer, demonstrations, net.text).items
+    if cfg.loss_on_prompt:
+        samples = [(ids, [True] * len(ids)) for ids, _ in samples]
+    rows = packing.pack(samples, cfg.length, pad=net.pad)
+    mixed = mixed_rows(cfg)
+    source = batches.token_batches(rows, batch=cfg.batch - mixed, seed=stage.seed)
+    batch_at = networks.batches_on_mesh(net, source, cfg.batch)
+    if mixed:
+        text_rows = texts.rows_of(net, _mixed_texts(stage), cfg.length)
+        text = batches.token_batches(text_rows, batch=mixed, seed=stage.seed)
+
+        def batch_at(step: int) -> TokenBatch:
+            return networks.put(net, _joined(source.batch_at(step), text.batch_at(step)))
+
+    steps, per_epoch = cfg.epochs * source.steps_per_epoch, source.steps_per_epoch
+    return supervised.training(
+        set_up(stage, steps),
+        batch_at,
+        steps,
+        save_every=per_epoch,
+        keep_every=per_epoch,
+        show=("sft/nll",),
+        facts={
+            "steps_per_epoch": per_epoch,
+            "demonstrations": len(samples),
+            "rows": len(rows.tokens),
+        },
+    )
+
+
+def run(stage: Stage) -> dict[str, Any]:
+    """The policy after each epoch of demonstrations; the last one is what the stage leaves."""
+    ready = training(stage)
+    ready.run(stage.folder)
+    write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name))
+    return ready.facts
+
+
+def mixed_rows(cfg: SftConfig) -> int:
+    """Rows of a batch that are pretraining text."""
+    return round(cfg.batch * cfg.pretrain_mix)
+
+
+def _mixed_texts(stage: Stage) -> list[Record]:
+    cfg = stage.settings
+    return texts.learned(stage, 100 * cfg.epochs * mixed_rows(cfg) * cfg.length)
+
+
+def _joined(*parts: TokenBatch) -> TokenBatch:
+    """Batches below each other; every token weighs the same."""
+
+    def all_rows(name: str) -> np.ndarray:
+        return np.concatenate([np.asarray(getattr(part, name)) for part in parts])
+
+    counted = (all_rows("weight") > 0).astype(np.float32)
+    return TokenBatch(all_rows("tokens"), all_rows("segments"), counted / counted.sum())  # type: ignore[arg-type]
+
+
+def check(stage: Stage) -> None:
+    cfg, context = stage.settings, stage.spec.model.context
+    place = f"stages.{stage.name}"
+    require(
+        cfg.length <= context,
+        f"{place}.length={cfg.length} exceeds model.context={context}; lower it or raise"
+        " model.context",
+    )
+    mixed = mixed_rows(cfg)
+    require(
+        mixed < cfg.batch and (mixed > 0) == (cfg.pretrain_mix > 0),
+        f"{place}.pretrain_mix={cfg.pretrain_mix} makes {mixed} of the {cfg.batch} rows of a batch"
+        f" pretraining rows; raise {place}.batch",
+    )
+
+
+def reads(config: RunConfig, cfg: Any) -> tuple[str, ...]:
+    return ("demonstrations", "texts") if cfg.pretrain_mix else ("demonstrations",)
+
+
+def records(stage: Stage) -> dict[str, Any]:
+    found: dict[str, Any] = {"demonstrations": stage.task.demonstrations}
+    if stage.settings.pretrain_mix:
+        found["texts"] = _mixed_texts(stage)
+    return found
+
+
+def line(stage: Stage, facts: Any) -> Line:
+    cfg, world = stage.settings, stage.run.config.world
+    rows = facts.sft_rows.get(stage.name) if facts else world.demonstrations if world else None
+    hedge = "" if facts else "at most "
+    if rows is None:
+        return Line(plural(cfg.epochs, "epoch"), f"{cfg.batch} x {cfg.length}")
+    steps = cfg.epochs * -(-rows // (cfg.batch - mixed_rows(cfg)))
+    return Line(
+        f"{hedge}{steps:,} ({plural(cfg.epochs, 'epoch')})",
+        f"{cfg.batch} x {cfg.length}",
+        f"{hedge}{steps * cfg.batch * cfg.length:,}",
+    )
+
+
+KIND = Kind(
+    settings=SftStage,
+    run=run,
+    training=training,
+    reads=reads,
+    records=records,
+    run_keys=("text",),
+    check=check,
+    rows=lambda name, s: {f"{name}.batch / {name}.micro_batches": s.batch / s.micro_batches},
+    line=line,
+    curves=(Curve("sft/nll", "SFT loss", "nats per token"),),
+)
