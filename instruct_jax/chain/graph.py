@@ -149,9 +149,13 @@ def check_uses(config: RunConfig) -> None:
             require(
                 leaves in wanted,
                 f"stages.{name}.{key}={place.stage} leaves {LEAVES_WORDS[leaves]}, and"
-                f" {' or '.join(LEAVES_WORDS[w] for w in wanted)} is needed; use"
+                f" {wanted_words(wanted)} is needed; use"
                 f" {', '.join(fitting) or 'another stage or model'}",
             )
+
+
+def wanted_words(wanted: Sequence[str]) -> str:
+    return " or ".join(LEAVES_WORDS[leaves] for leaves in wanted)
 
 
 LEAVES_WORDS = {

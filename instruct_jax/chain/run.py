@@ -18,7 +18,7 @@ from instruct_jax.chain.context import Run, Stage
 from instruct_jax.chain.kinds import KINDS
 from instruct_jax.chain.settings import RunConfig
 from instruct_jax.chain.spec import NAME, read_spec
-from instruct_jax.errors import RunError
+from instruct_jax.errors import RunError, require
 from instruct_jax.runtime.checkpoints import saved_fingerprints
 from instruct_jax.runtime.folders import (
     begin_stage,
@@ -101,6 +101,7 @@ def check_needs(run: Run, chosen: Sequence[str]) -> None:
             if place.model is not None or (place.own and place.stage in chosen):
                 continue
             if (run.stage_folder(place) / "done.json").exists():
+                _check_leaves(run.stage(name), key, place)
                 continue
             if place.own:
                 raise RunError(
@@ -111,6 +112,19 @@ def check_needs(run: Run, chosen: Sequence[str]) -> None:
                 f"stages.{name}.{key}={place}: {place.run} has not finished a stage"
                 f" {place.stage}; run it there first, or name another"
             )
+
+
+def _check_leaves(stage: Stage, key: str, place: graph.Place) -> None:
+    """ConfigError where a finished stage of another run is used for what it is not."""
+    if place.own:
+        return  # graph.check_uses has seen it
+    kind = read_note(stage.run.stage_folder(place) / "done.json")["kind"]
+    leaves, wanted = KINDS[kind].settings.leaves, graph.wanted_of(stage.settings, key)
+    require(
+        leaves in wanted,
+        f"stages.{stage.name}.{key}={place} leaves {graph.LEAVES_WORDS[leaves]}, and"
+        f" {graph.wanted_words(wanted)} is needed; name another stage or model",
+    )
 
 
 def check_identities(run: Run, chosen: Sequence[str], redo: Sequence[str] = ()) -> None:
