@@ -2,9 +2,8 @@
 
 import html
 from collections.abc import Sequence
-from typing import Any
 
-from instruct_jax.text import number, plain
+from instruct_jax.text import plain
 
 
 def escape(text: object) -> str:
@@ -19,26 +18,24 @@ def prompt_text(prompt: object) -> str:
     lines = []
     for message in prompt:
         if isinstance(message, dict):
-            lines.append(f"{message.get('role', '?')}: {message.get('content', '')}")
+            role = message.get("role", "?")
+            content = message.get("content", "")
+            lines.append(f"{role}: {content}")
         else:
             lines.append(str(message))
     return "\n".join(lines)
-
-
-def rate(win: dict[str, Any]) -> str:
-    low, high = win["ci95"]
-    return f"{number(win['mean'])}, 95\u00a0% interval {number(low)} to {number(high)}"
 
 
 def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 600:
-        return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours == 0:
         return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours} h {minutes:02d} min"
 
 
 def moment(time: object) -> str:
@@ -50,9 +47,11 @@ def listed(parts: Sequence[str]) -> str:
     """a, b and c."""
     if len(parts) < 2:
         return "".join(parts)
-    return ", ".join(parts[:-1]) + " and " + parts[-1]
+    *first, last = parts
+    return f"{', '.join(first)} and {last}"
 
 
 def count(items: int, noun: str) -> str:
     """3 stages, 1 stage."""
-    return f"{items} {noun}" if items == 1 else f"{items} {noun}s"
+    plural = "" if items == 1 else "s"
+    return f"{items} {noun}{plural}"
