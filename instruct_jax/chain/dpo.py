@@ -8,12 +8,13 @@ import numpy as np
 
 from instruct_jax.chain import networks, parameters, programs, rankings, reward, supervised
 from instruct_jax.chain.context import Stage
-from instruct_jax.chain.kind import Curve, Kind, Training
+from instruct_jax.chain.kind import Curve, Kind
 from instruct_jax.chain.programs import Learns, Program
 from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
 from instruct_jax.chain.spec import Checkpoint, write_spec
 from instruct_jax.data import encode
 from instruct_jax.errors import require
+from instruct_jax.runtime.loop import Training, train
 from instruct_jax.stages.dpo import DpoBatch, DpoConfig, make_loss, sequence_logp
 
 
@@ -101,7 +102,7 @@ def _reference_logp(stage: Stage, examples: list[Any], source: Any, rankings_at:
 def run(stage: Stage) -> dict[str, Any]:
     """The policy after its last epoch."""
     ready = training(stage)
-    ready.run(stage.folder)
+    train(ready, stage.folder)
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name))
     return ready.facts
 

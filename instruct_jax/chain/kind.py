@@ -2,14 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from instruct_jax.chain.programs import Program
 from instruct_jax.chain.settings import RunConfig, StageSettings
-from instruct_jax.records import Metrics, TrainState
-from instruct_jax.runtime.checkpoints import Checkpoints
-from instruct_jax.runtime.loop import train
+from instruct_jax.runtime.loop import Training
 
 if TYPE_CHECKING:
     from instruct_jax.chain.context import Stage
@@ -33,41 +30,6 @@ class Line(NamedTuple):
     steps: str = "-"
     batch: str = "-"
     tokens: str = "-"
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """A training stage before its first step: what the loop takes, and what a replay takes one step
-    of.
-    """
-
-    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-    state: TrainState
-    batch_at: Callable[[int], Any]
-    total_steps: int
-    fingerprints: dict[str, str]
-    save_every: int
-    keep_every: int | None = None
-    stop_when: Callable[[dict[str, float]], str | None] | None = None
-    show: tuple[str, ...] = ()
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the data, for done.json
-
-    def run(self, folder: Path) -> TrainState:
-        """Trains to the end; leaves checkpoints and metrics in the folder.  Uses up the state."""
-        with Checkpoints(
-            folder / "checkpoints", fingerprints=self.fingerprints, keep_every=self.keep_every
-        ) as checkpoints:
-            return train(
-                self.step,
-                self.state,
-                self.batch_at,
-                total_steps=self.total_steps,
-                folder=folder,
-                checkpoints=checkpoints,
-                save_every=self.save_every,
-                stop_when=self.stop_when,
-                show=self.show,
-            )
 
 
 @dataclasses.dataclass(frozen=True)

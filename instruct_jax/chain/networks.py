@@ -233,7 +233,7 @@ def batches_on_mesh(net: Network, source: Batches, size: int) -> Callable[[int],
 def rows_at_a_time(net: Network, count: int) -> int:
     """`sample_batch`, or less where there are fewer rows: no device works on copies for nothing."""
     parts = net.models.sampling.parts("rows")
-    return min(net.sample_batch, -(-count // parts) * parts)
+    return min(net.sample_batch, max(-(-count // parts), 1) * parts)
 
 
 def encode(net: Network, records: Sequence[Record]) -> tuple[list[Record], list[list[int]]]:

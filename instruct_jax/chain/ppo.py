@@ -16,7 +16,7 @@ import optax
 from instruct_jax import optim, sharding
 from instruct_jax.chain import networks, parameters, ppo_programs, supervised, texts
 from instruct_jax.chain.context import Stage
-from instruct_jax.chain.kind import Curve, Kind, Line, Training
+from instruct_jax.chain.kind import Curve, Kind, Line
 from instruct_jax.chain.networks import Network
 from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
 from instruct_jax.chain.spec import Checkpoint, write_spec
@@ -36,9 +36,10 @@ from instruct_jax.records import (
 )
 from instruct_jax.runtime.folders import append_row
 from instruct_jax.runtime.hosts import is_main
+from instruct_jax.runtime.loop import Training, train
 from instruct_jax.runtime.metrics import cut_after
 from instruct_jax.stages import ppo
-from instruct_jax.stages.experience import make_experience
+from instruct_jax.stages.experience import make_experience, make_experience_of_scores
 
 Optimizers = tuple[optax.GradientTransformation, optax.GradientTransformation]
 PpoBatch = tuple[PromptBatch, TokenBatch | None]  # prompts, and pretraining rows of PPO-ptx
@@ -175,17 +176,18 @@ def _state_options(cfg: ppo.PpoConfig, optimizers: Optimizers) -> dict[str, Any]
 
 
 def compile_experience(nets: PpoNetworks, cfg: ppo.PpoConfig) -> Callable:
-    """experience.make_experience, which reads as many rows at a time as the update does."""
-    parts = cfg.batch // cfg.minibatch * cfg.micro_batches
-    reward = None if nets.reads_text else nets.reward.scalar
-    make = make_experience(
-        nets.policy.policy,
-        nets.value.scalar,
-        reward,
-        cfg.experience,
-        temperature=cfg.sampler.temperature,
-        parts=parts,
-    )
+    """(params, frozen, rollout, scores, kl_coef) -> (experience, metrics).  Scores [B] are given
+    where the reward model reads text, else None.
+
+    The models read as many rows at a time as the update does.
+    """
+    policy, value = nets.policy.policy, nets.value.scalar
+    rows = {
+        "temperature": cfg.sampler.temperature,
+        "parts": cfg.batch // cfg.minibatch * cfg.micro_batches,
+    }
+    scoring = make_experience(policy, value, nets.reward.scalar, cfg.experience, **rows)
+    scored = make_experience_of_scores(policy, value, cfg.experience, **rows)
 
     def on_bases(
         params: Params,
@@ -202,7 +204,9 @@ def compile_experience(nets: PpoNetworks, cfg: ppo.PpoConfig) -> Callable:
             "reference": join(frozen["policy_base"], frozen["reference"]),
             "reward": join(frozen["reward_base"], frozen["reward"]),
         }
-        return make(params, read, rollout, kl_coef, scores)
+        if scores is None:
+            return scoring(params, read, rollout, kl_coef)
+        return scored(params, read, rollout, scores, kl_coef)
 
     layout = nets.policy.layout
     return jax.jit(on_bases, out_shardings=(layout.sharding("batch"), layout.sharding()))
@@ -404,7 +408,7 @@ def _phase(seconds: dict[str, float], name: str) -> Iterator[None]:
 def run(stage: Stage) -> dict[str, Any]:
     """The policy and the value function after PPO or PPO-ptx."""
     cfg = stage.settings
-    state = training(stage, stage.folder / "phases.jsonl").run(stage.folder)
+    state = train(training(stage, stage.folder / "phases.jsonl"), stage.folder)
     part = "ema" if cfg.use_ema else "params/policy"
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name, part))
     return {"iterations": int(state.step), "episodes": int(state.step) * cfg.batch}

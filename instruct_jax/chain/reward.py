@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from instruct_jax.chain import networks, parameters, programs, rankings, supervised
 from instruct_jax.chain.context import Stage, require_room, sample_tokens
-from instruct_jax.chain.kind import Curve, Kind, Line, Training
+from instruct_jax.chain.kind import Curve, Kind, Line
 from instruct_jax.chain.networks import Network
 from instruct_jax.chain.programs import Learns, Program
 from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
@@ -20,6 +20,7 @@ from instruct_jax.evaluation.reward_accuracy import Scored
 from instruct_jax.models.heads import recentred
 from instruct_jax.models.lora import backbone_of, join, scalar_base
 from instruct_jax.records import Params, RankingBatch
+from instruct_jax.runtime.loop import Training, train
 from instruct_jax.stages.reward_model import RewardConfig, make_loss
 from instruct_jax.stages.rollout import SamplerConfig
 from instruct_jax.text import plural
@@ -138,7 +139,7 @@ def run(stage: Stage) -> dict[str, Any]:
     net, given = stage.network, rankings.gathered(stage)
     ready = training_on(stage, given.train)
     base = scalar_base(parameters.base(stage.run, net))
-    params = join(base, ready.run(stage.folder).params)
+    params = join(base, train(ready, stage.folder).params)
     shift = _normalisation(stage, net, params)
     params = recentred(params, shift["mean"], shift["scale"])
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name))

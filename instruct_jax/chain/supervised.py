@@ -8,13 +8,13 @@ import jax
 from instruct_jax import optim, sharding
 from instruct_jax.chain import programs
 from instruct_jax.chain.context import Run, Stage
-from instruct_jax.chain.kind import Training
 from instruct_jax.chain.networks import Network
 from instruct_jax.chain.programs import Adam, Learns, Program
 from instruct_jax.config import OptimizerConfig
 from instruct_jax.models.lm import parameter_count
 from instruct_jax.models.lora import join
 from instruct_jax.records import Metrics, Params, TrainState
+from instruct_jax.runtime.loop import Training
 from instruct_jax.stages.gradient import LossFn, make_step
 
 
