@@ -12,6 +12,7 @@ from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
 from instruct_jax.models.lora import backbone_of
 from instruct_jax.records import PromptBatch, RankingBatch, TokenBatch
+from instruct_jax.stages.dpo import DpoBatch
 
 PAD, BOS, EOS = 0, 1, 2
 GPT = ModelConfig(
@@ -79,6 +80,13 @@ def ranking_batch(rows=8, k=3, length=10, seed=0) -> RankingBatch:
         ranks,
         np.full(rows, 1 / rows, np.float32),
     )
+
+
+def dpo_batch(rows=8, seed=0) -> DpoBatch:
+    """Rankings with log-probs of a reference that is no model."""
+    rankings = ranking_batch(rows, seed=seed)
+    logp = np.random.default_rng(seed).normal(-20, 3, rankings.ranks.shape)
+    return DpoBatch(rankings, logp.astype(np.float32))
 
 
 def shift(x, left: int, total: int):

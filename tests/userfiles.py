@@ -15,20 +15,38 @@ from data import wordtok
 CONFIG = """
 out: runs/a
 sample_batch: 8
-files: {tokenizer: tok, texts: [texts.jsonl], demonstrations: [demos.jsonl], rankings: [ranks.jsonl], prompts: [prompts.jsonl]}
+data:
+  tokenizer: tok
+  texts: [texts.jsonl]
+  demonstrations: [demos.jsonl]
+  rankings: [ranks.jsonl]
+  prompts: [prompts.jsonl]
 text: {max_prompt: 6, max_completion: 6}
 model: {vocab_size: 20, context: 16, width: 16, layers: 1, heads: 2}
 mesh: {data: 1}
-pretrain: {steps: 1, batch: 4, length: 16}
-sft: {epochs: 1, batch: 4, length: 16}
-reward: {batch: 4}
-ppo: {iterations: 1, batch: 8, minibatch: 4, sampler: {max_tokens: 6}}
+stages:
+  pretrain: {steps: 1, batch: 4, length: 16}
+  sft: {epochs: 1, batch: 4, length: 16}
+  reward: {start: sft, batch: 4}
+  select: {start: sft, reward: reward}
+  ppo:
+    start: select
+    reward: reward
+    iterations: 1
+    batch: 8
+    minibatch: 4
+    sampler: {max_tokens: 6}
+  evaluate: {models: [base, select, ppo], baseline: select, reward: reward}
 """
 # of the run that tests/chain/conftest.py finishes
 OVERRIDES = """
---files.held_out 0.25 --files.held_out_tokens 32 --text.on_long truncate_left --reward.normalize mean_and_std --sft.epochs 2
---ppo.ptx_coef 1 --ppo.ptx_batch 4 --ppo.ptx_length 16 --evaluation.temperatures [1.0] --evaluation.best_of [1,2]
---evaluation.chosen_best_of 2 --ppo_start.epochs 1 --ppo_start.batch 4 --ppo_start.length 16 --ppo_start.pretrain_mix 0.25
+--data.held_out 0.25 --data.held_out_tokens 32 --text.on_long truncate_left
+--reward.normalize mean_and_std --sft.epochs 2
+--ppo.ptx_coef 1 --ppo.ptx_batch 4 --ppo.ptx_length 16 --ppo.start ppo_start
+--evaluate.temperatures [1.0] --evaluate.best_of [1,2] --evaluate.chosen_best_of 2
+--evaluate.models [base,select,ppo_start,ppo]
+--stages.ppo_start.kind sft --stages.ppo_start.epochs 1 --stages.ppo_start.batch 4
+--stages.ppo_start.length 16 --stages.ppo_start.pretrain_mix 0.25
 """.split()
 DATA = {
     "texts.jsonl": [{"text": "a b c"}] * 4,

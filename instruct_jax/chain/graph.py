@@ -51,8 +51,8 @@ def resolve(config: RunConfig, name: str, key: str) -> Place:
     if name in config.stages:
         require(
             not is_folder,
-            f"{key}={name} is a stage of this run and a model folder; write ./{name} for the folder,"
-            " or give the stage another name",
+            f"{key}={name} is a stage of this run and a model folder; write ./{name} for the"
+            " folder, or give the stage another name",
         )
         return Place(None, name)
     run, _, stage = name.rpartition(":")

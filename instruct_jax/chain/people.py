@@ -16,7 +16,7 @@ from instruct_jax.chain.task import Rankings
 from instruct_jax.data.schemas import Record
 from instruct_jax.errors import ConfigError, RunError
 from instruct_jax.feedback import agreement, store
-from instruct_jax.feedback.tasks import Task, task
+from instruct_jax.feedback.tasks import LabelTask, task
 from instruct_jax.runtime.hosts import is_multihost
 from instruct_jax.runtime.progress import StageProgress
 
@@ -65,7 +65,7 @@ def by_people(cfg: PeopleConfig, samples: list[Record], held_out: list[Record]) 
     )
 
 
-def _tasks(samples: list[Record]) -> list[tuple[Task, Record]]:
+def _tasks(samples: list[Record]) -> list[tuple[LabelTask, Record]]:
     """The task of each sample with at least two replies that differ; people are not shown empty
     ones, nor the same one twice.
     """

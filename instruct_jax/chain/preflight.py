@@ -170,6 +170,8 @@ def check_mesh(config: RunConfig, devices: int | None, stages: Sequence[str] | N
     for name in picked(config, stages):
         settings: Any = config.stages[name]
         rows |= KINDS[settings.kind].rows(name, settings)
+        if getattr(settings, "model", None) is not None:
+            _check_divided(config, f"stages.{name}.model", settings.model, sizes)
         if hasattr(settings, "sampler"):
             sampled[f"{name}.batch"] = settings.batch
     training = sharding.TRAINING | config.mesh.training
@@ -310,10 +312,12 @@ def _check_split(
         if settings.kind != "ppo":
             continue
         batch, prompts = settings.batch, left(parts.prompts)
+        fitting = 1 << (max(prompts, 1).bit_length() - 1)  # a power of two
         require(
             prompts >= batch,
             f"{name}.batch={batch}, but of {len(usable['prompts'])} records in data.prompts"
-            f" {prompts} are left to learn from, {apart}; add prompts, or lower {name}.batch",
+            f" {prompts} are left to learn from, {apart}; add prompts, or set {name}.batch to"
+            f" {fitting} and {name}.minibatch to {min(fitting, settings.minibatch)}",
         )
 
 

@@ -111,8 +111,8 @@ def _check_name(name: str, source: str) -> None:
     plain = name.replace("_", "").replace("-", "").isalnum() and name.isascii()
     if not plain or name in reserved:
         raise ConfigError(
-            f"{source}: stages.{shorten(name)} cannot be the name of a stage; use letters, digits, _"
-            f" and -, and none of {', '.join(reserved)}"
+            f"{source}: stages.{shorten(name)} cannot be the name of a stage; use letters, digits,"
+            f" _ and -, and none of {', '.join(reserved)}"
         )
 
 

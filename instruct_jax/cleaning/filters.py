@@ -1,16 +1,15 @@
-"""Which records of many are fit to learn from (paper 3.2, A.2, C), as pure steps: items in, the
-drops among them out.
+"""The steps that choose which records are fit to learn from (paper 3.2, A.2, C).
 
-Items stand in one canonical order, by a hash of seed and content (`in_order`), and each step keeps
-the first of what it compares.  So the order of the files, and of the lines in them, changes
-nothing.
+Each is a pure function from items to the drops among them.  Items stand in one canonical order, by
+a hash of seed and content (`in_order`), and each step keeps the first of what it compares.  So the
+order of the files, and of the lines in them, changes nothing.
 """
 
-import collections
 import dataclasses
 import hashlib
 import json
 import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,11 +29,11 @@ class Item:
     place: str  # FILE:LINE
     record: Record
     prompt: str  # as text, in normal form
-    start: str  # what the conversation began with, in normal form; of one turn, the prompt
+    start: str  # the first turn of the conversation, in normal form; of one turn, the prompt
     user: str | None  # user_id; None = written by a labeler
-    asked: int  # tokens of the prompt
-    answered: tuple[int, ...]  # tokens of each completion
-    # of the prompt, with its probability; "" = not looked for
+    prompt_tokens: int
+    completion_tokens: tuple[int, ...]  # of each completion
+    # of the prompt, with its probability; "" = not identified
     language: tuple[str, float] = ("", 0.0)
 
     @property
@@ -48,7 +47,7 @@ class Drop:
 
     reason: str  # one of a few words that are counted
     detail: str
-    of: str = ""  # the place that it duplicates, or overlaps
+    of: str = ""  # the place of the record that it duplicates, or of the text that it overlaps
 
 
 Drops = dict[int, Drop]  # index of an item -> why it goes
@@ -62,82 +61,85 @@ class Cleaned:
 
     written: list[Written]
     dropped: list[Dropped]
-    bad: list[tuple[str, str]]  # (kind, message) of what is no record
-    # kind of personal data -> pieces of it that were found in the training split
-    personal: dict[str, int]
+    bad: list[tuple[str, str]]  # (kind, message) of lines that are no records
+    personal: dict[str, int]  # kind of personal data -> pieces found in the training split
 
 
 def make_item(
     kind: str,
     place: str,
     record: Record,
-    asked: int,
-    answered: tuple[int, ...],
+    prompt_tokens: int,
+    completion_tokens: tuple[int, ...],
     identify: Identify | None,
 ) -> Item:
-    """asked, answered: tokens of prompt and completions."""
-    user, turns = record.get("user_id"), contents(record["prompt"])
-    user, prompt = None if user in (None, "") else str(user), normal("\n\n".join(turns))
+    """The item of a record; without `identify`, its language is not looked for."""
+    turns = contents(record["prompt"])
+    prompt = normal("\n\n".join(turns))
+    user = record.get("user_id")
     return Item(
-        kind,
-        place,
-        record,
-        prompt,
-        normal(turns[0]),
-        user,
-        asked,
-        answered,
-        identify(prompt) if identify else ("", 0.0),
+        kind=kind,
+        place=place,
+        record=record,
+        prompt=prompt,
+        start=normal(turns[0]),
+        user=None if user in (None, "") else str(user),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        language=identify(prompt) if identify else ("", 0.0),
     )
 
 
 def contents(prompt: Prompt) -> list[str]:
-    """A text, or what the messages say.
+    """The text of a prompt, or the contents of its messages.
 
     System messages, which many conversations share, count only where there is nothing else.
     """
     if isinstance(prompt, str):
         return [prompt]
-    return [turn["content"] for turn in prompt if turn["role"] != "system"] or [
-        turn["content"] for turn in prompt
-    ]
+    texts, system = [], []
+    for turn in prompt:
+        part = system if turn["role"] == "system" else texts
+        part.append(turn["content"])
+    return texts or system
 
 
 def completions(record: Record) -> list[str]:
-    """What is learned from: the completion of a demonstration, those of a ranking, none of a
-    prompt.
-    """
-    return (
-        record["completions"]
-        if "completions" in record
-        else [record["completion"]]
-        if "completion" in record
-        else []
-    )
+    """The completion of a demonstration, those of a ranking, none of a prompt."""
+    if "completions" in record:
+        return record["completions"]
+    if "completion" in record:
+        return [record["completion"]]
+    return []
 
 
 def normal(text: str) -> str:
-    """Unicode NFC, and one space for each run of white space: what looks the same is the same."""
+    """The text in Unicode NFC, with one space for each run of white space.
+
+    Texts that look the same become the same.
+    """
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def lot(seed: int, text: str) -> int:
+def hash_number(seed: int, text: str) -> int:
     """A number in [0, 2^64) that depends on seed and text alone."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {text}".encode(), digest_size=8).digest(), "big")
+    digest = hashlib.blake2b(f"{seed} {text}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def in_order(items: Sequence[Item], seed: int) -> list[Item]:
-    """The canonical order: by the lots of prompts, which are the same for all kinds; of one prompt,
-    records of users first.
+    """The canonical order: by the hashes of prompts, which are the same for all kinds.
+
+    Of the records of one prompt, those of users are first.
     """
 
     def key(item: Item) -> tuple[Any, ...]:
         content = json.dumps(item.record, sort_keys=True, ensure_ascii=False)
         return (
-            lot(seed, item.prompt),
+            hash_number(seed, item.prompt),
             item.prompt,
             item.user is None,
-            lot(seed, content),
+            hash_number(seed, content),
             content,
             item.kind,
             item.place,
@@ -147,6 +149,7 @@ def in_order(items: Sequence[Item], seed: int) -> list[Item]:
 
 
 def without(items: Sequence[Item], drops: Drops) -> list[Item]:
+    """The items that are not dropped."""
     return [item for i, item in enumerate(items) if i not in drops]
 
 
@@ -154,31 +157,33 @@ def without(items: Sequence[Item], drops: Drops) -> list[Item]:
 
 
 def too_long(items: Sequence[Item], max_prompt: int | None, max_completion: int | None) -> Drops:
-    """Records whose prompt, or whose longest completion, has more tokens than this; None = any
-    number.
+    """Records whose prompt, or whose longest completion, has more tokens than this.
+
+    None: any number of tokens is fine.
     """
-    drops: Drops = {}
+    drops = {}
     for i, item in enumerate(items):
-        for what, tokens, most in (
-            ("prompt", item.asked, max_prompt),
-            ("completion", max(item.answered, default=0), max_completion),
-        ):
-            if most is not None and tokens > most:
-                drops.setdefault(
-                    i, Drop("too long", f"its {what} has {tokens} tokens, more than {most}")
-                )
+        longest = max(item.completion_tokens, default=0)
+        if max_prompt is not None and item.prompt_tokens > max_prompt:
+            what, tokens, most = "prompt", item.prompt_tokens, max_prompt
+        elif max_completion is not None and longest > max_completion:
+            what, tokens, most = "completion", longest, max_completion
+        else:
+            continue
+        drops[i] = Drop("too long", f"its {what} has {tokens} tokens, more than {most}")
     return drops
 
 
-def other_language(items: Sequence[Item], keep: Sequence[str], sure: float) -> Drops:
+def other_language(items: Sequence[Item], keep: Sequence[str], min_confidence: float) -> Drops:
     """Prompts that are in none of the languages `keep`.
 
-    Where the probability is less than `sure`, as of short texts, they stay.
+    They stay where the probability of the other language is less than `min_confidence`, as it is
+    for short texts.
     """
-    drops: Drops = {}
+    drops = {}
     for i, item in enumerate(items):
         language, probability = item.language
-        if language not in keep and probability >= sure:
+        if language not in keep and probability >= min_confidence:
             drops[i] = Drop("language", f"{language}, with probability {probability:.2f}")
     return drops
 
@@ -187,40 +192,44 @@ def other_language(items: Sequence[Item], keep: Sequence[str], sure: float) -> D
 
 
 def duplicates(items: Sequence[Item]) -> Drops:
-    """Records that say again what one of their kind says; and, as a prompt may stand in one split
-    only, prompts of a second user.
+    """Records equal to another one of their kind, and prompts that another user has too.
+
+    The second rule is needed because a prompt may stand in one split only.
     """
-    first: dict[tuple, str] = {}  # content -> place
-    owners: dict[str, Item] = {}  # prompt -> its first item of a user
-    drops: Drops = {}
+    places = {}  # content -> place of its first record
+    owners = {}  # prompt -> its first item that has a user
+    drops = {}
     for i, item in enumerate(items):
-        owner = owners.setdefault(item.prompt, item) if item.user is not None else item
-        answers = json.dumps([completions(item.record), item.record.get("ranks")])
-        content = (item.kind, item.prompt, answers, item.record.get("labeler_id"))
-        if owner.user != item.user:
-            drops[i] = Drop("duplicate", "another user has the same prompt", owner.place)
-        elif content in first:
-            drops[i] = Drop(
-                "duplicate",
-                "the same prompt" + (" and completions" if answers != "[[], null]" else ""),
-                first[content],
-            )
-        else:
-            first[content] = item.place
+        if item.user is not None:
+            owner = owners.setdefault(item.prompt, item)
+            if owner.user != item.user:
+                drops[i] = Drop("duplicate", "another user has the same prompt", owner.place)
+                continue
+        record = item.record
+        answers = json.dumps([completions(record), record.get("ranks")])
+        content = (item.kind, item.prompt, answers, record.get("labeler_id"))
+        if content not in places:
+            places[content] = item.place
+            continue
+        what = "the same prompt"
+        if answers != "[[], null]":
+            what += " and completions"
+        drops[i] = Drop("duplicate", what, places[content])
     return drops
 
 
 def shared_prefixes(items: Sequence[Item], length: int) -> Drops:
-    """Prompts whose first `length` characters are those of another prompt of their kind; all
-    records of one of these prompts stay.
+    """Prompts whose first `length` characters are those of another prompt of their kind.
 
-    To begin alike is transitive, so one dictionary of beginnings finds what sorting all prompts
-    would, in linear time.  The beginning of a shorter prompt is the whole of it, and nobody else's.
+    All records of one of these prompts stay.  Having the same prefix is transitive, so one
+    dictionary of prefixes finds in linear time what sorting all prompts would find.  The prefix of
+    a shorter prompt is the whole prompt, and no other prompt has it.
     """
-    first: dict[tuple[str, str], Item] = {}
-    drops: Drops = {}
+    first = {}
+    drops = {}
     for i, item in enumerate(items):
-        kept = first.setdefault((item.kind, item.prompt[:length]), item)
+        prefix = item.prompt[:length]
+        kept = first.setdefault((item.kind, prefix), item)
         if kept.prompt != item.prompt:
             drops[i] = Drop("shared prefix", f"the same first {length} characters", kept.place)
     return drops
@@ -231,55 +240,69 @@ def over_cap(items: Sequence[Item], most: int) -> Drops:
 
     A prompt has all its records or none.
     """
-    prompts: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
-    drops: Drops = {}
+    prompts = defaultdict(set)  # (kind, user) -> the prompts that stay
+    drops = {}
     for i, item in enumerate(items):
         if item.user is None:
             continue
-        seen = prompts[item.kind, item.user]
-        if item.prompt not in seen and len(seen) == most:
+        kept = prompts[item.kind, item.user]
+        if item.prompt not in kept and len(kept) == most:
             drops[i] = Drop("over the cap", f"its user has {most} prompts already")
         else:
-            seen.add(item.prompt)
+            kept.add(item.prompt)
     return drops
 
 
 def split(items: Sequence[Item], seed: int, valid: float, test: float) -> list[str]:
-    """train, valid or test of each item; the two shares are of users, all kinds together.
+    """train, valid or test for each item; the two shares are of users, all kinds together.
 
     A record without a user goes where the user of its prompt, or of its conversation, goes, and
     else by how its conversation began.  Where a user goes depends on seed and name alone, so more
     data moves nobody.
     """
-    # one for each prompt, be it text or messages
-    starts = {item.prompt: item.start for item in reversed(items)}
-    users = {item.prompt: item.user for item in reversed(items) if item.user is not None}
-    talkers = {starts[prompt]: user for prompt, user in users.items()}
-    names = []
+    starts = {}  # one for each prompt, be it text or messages
+    prompt_users = {}
+    for item in reversed(items):  # so that the first item of a prompt counts
+        starts[item.prompt] = item.start
+        if item.user is not None:
+            prompt_users[item.prompt] = item.user
+    start_users = {}
+    for prompt, user in prompt_users.items():
+        start_users[starts[prompt]] = user
+    parts = []
     for item in items:
         start = starts[item.prompt]
-        user = item.user if item.user is not None else users.get(item.prompt, talkers.get(start))
-        names.append(f"prompt {start}" if user is None else f"user {user}")
-    draws = {name: lot(seed, name) / 2**64 for name in names}
-    return [
-        "valid" if draws[name] < valid else "test" if draws[name] < valid + test else "train"
-        for name in names
-    ]
+        user = item.user
+        if user is None:
+            user = prompt_users.get(item.prompt, start_users.get(start))
+        name = f"prompt {start}" if user is None else f"user {user}"
+        position = hash_number(seed, name) / 2**64
+        if position < valid:
+            parts.append("valid")
+        elif position < valid + test:
+            parts.append("test")
+        else:
+            parts.append("train")
+    return parts
 
 
 # --- what is written ---
 
 
 def distinct_ids(items: Sequence[Item]) -> list[Item]:
-    """Files of one kind, written as one, may give an id to several records: the second becomes
-    ID#2, as a file has each id once.
+    """The items, with the id of the second record that has the same one changed to ID#2.
+
+    Several files of one kind are written as one, and a file has each id once.
     """
-    seen: collections.Counter[tuple[str, str]] = collections.Counter()
-    found = []
+    seen = Counter()
+    renamed = []
     for item in items:
-        name = item.record.get("id")
-        key = item.kind, repr((name, item.record.get("labeler_id")))
-        seen[key] += name is not None
-        renamed = {**item.record, "id": f"{name}#{seen[key]}"} if seen[key] > 1 else item.record
-        found.append(dataclasses.replace(item, record=renamed))
-    return found
+        record = item.record
+        name = record.get("id")
+        if name is not None:
+            key = item.kind, repr((name, record.get("labeler_id")))
+            seen[key] += 1
+            if seen[key] > 1:
+                record = {**record, "id": f"{name}#{seen[key]}"}
+        renamed.append(dataclasses.replace(item, record=record))
+    return renamed

@@ -8,18 +8,19 @@ Identify = Callable[[str], tuple[str, float]]  # text -> (ISO 639 code, probabil
 
 
 def identifier(known: Sequence[str]) -> Identify:
-    """DataError where it is not installed, or one of the codes `known` is none that it can find."""
+    """Loads the model; DataError where it is not installed, or does not know one of the codes."""
     try:
         from py3langid import langid
     except ImportError as error:
-        repair = "pip install 'instruct-jax[language]', or set languages to null"
         raise DataError(
-            f"languages needs the extra language, and py3langid is not installed; {repair}"
+            "languages needs the extra language, and py3langid is not installed; pip install"
+            " '.[language]', or set languages to null"
         ) from error
     model = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
-    if unknown := sorted(set(known) - set(model.labels)):
+    unknown = sorted(set(known) - set(model.labels))
+    if unknown:
+        codes = " ".join(sorted(model.labels))
         raise DataError(
-            f"languages.keep={unknown} cannot be found; use ISO 639 codes, of"
-            f" {shorten(' '.join(sorted(model.labels)), 700)}"
+            f"languages.keep={unknown} cannot be found; use ISO 639 codes, of {shorten(codes, 700)}"
         )
     return model.classify

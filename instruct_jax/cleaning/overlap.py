@@ -1,12 +1,12 @@
-"""Records that hold a piece of an evaluation set, found by n-grams of words (Brown et al.
+"""Finds records that hold a piece of an evaluation set, by n-grams of words.
 
-2020, appendix C).
+The method is that of Brown et al. 2020, arXiv:2005.14165, appendix C.
 """
 
-import collections
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 from instruct_jax.cleaning.filters import Drop, Drops, Item, completions, contents
 from instruct_jax.data.schemas import Record, Schema
@@ -16,14 +16,12 @@ PUNCTUATION = re.compile(r"[^\w\s]|_")
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """What evaluation sets say, as words: where each n-gram stands first, and each text that is
-    shorter than n.
-    """
+class EvaluationText:
+    """The words of evaluation sets."""
 
     n: int
-    grams: dict[str, str]  # n words -> place
-    short: dict[str, str]  # fewer than n words -> place
+    grams: dict[str, str]  # n words -> the place where they stand first
+    short: dict[str, str]  # a whole text of fewer than n words -> its place
 
 
 # n-grams of a record -> their places in evaluation sets; the place of its prompt as a whole
@@ -31,34 +29,35 @@ Hits = tuple[dict[str, str], str | None]
 
 
 def words(text: str) -> list[str]:
-    """Lowercase, without punctuation, parted at white space."""
+    """Lowercase words without punctuation, split at white space."""
     return PUNCTUATION.sub("", text.lower()).split()
 
 
-def measured(texts: Iterable[tuple[str, str]], n: int) -> Measured:
-    """Of (place, text), each one question, context or turn."""
-    found = Measured(n, {}, {})
+def evaluation_text(texts: Iterable[tuple[str, str]], n: int) -> EvaluationText:
+    """The words of (place, text), where each text is one question, context or turn."""
+    grams, short = {}, {}
     for place, text in texts:
-        said = words(text)
-        if 0 < len(said) < n:
-            found.short.setdefault(" ".join(said), place)
-        for gram in _grams(said, n):
-            found.grams.setdefault(gram, place)
-    return found
+        its_words = words(text)
+        if 0 < len(its_words) < n:
+            short.setdefault(" ".join(its_words), place)
+        for gram in _grams(its_words, n):
+            grams.setdefault(gram, place)
+    return EvaluationText(n, grams, short)
 
 
 def field_schema(field: str) -> Schema:
-    """Reads records of an evaluation set as {"texts": [...]}; the field is text, a list of texts,
-    or messages.
+    """Reads records of an evaluation set as {"texts": [...]}.
+
+    The field is text, a list of texts, or messages.
     """
 
     def schema(raw: Record) -> Record:
         value = raw.get(field)
-        parts = value if isinstance(value, list) else [value]
-        texts = [
-            part["content"] if isinstance(part, dict) and "content" in part else part
-            for part in parts
-        ]
+        texts = []
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict) and "content" in part:
+                part = part["content"]
+            texts.append(part)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise FieldError(
                 field,
@@ -71,53 +70,48 @@ def field_schema(field: str) -> Schema:
     return schema
 
 
-def hits(item: Item, against: Measured) -> Hits:
+def hits(item: Item, against: EvaluationText) -> Hits:
     """What a record shares with evaluation sets.
 
-    Completions are not compared whole: many are "yes" or "Paris".
+    Completions are not compared whole, because many are "yes" or "Paris".
     """
-    asked = contents(item.record["prompt"])
-    texts = [words(text) for text in (*asked, *completions(item.record))]
-    grams = {
-        gram: against.grams[gram]
-        for said in texts
-        for gram in _grams(said, against.n)
-        if gram in against.grams
-    }
-    whole = next(
-        (
-            against.short[text]
-            for said in texts[: len(asked)]
-            if (text := " ".join(said)) in against.short
-        ),
-        None,
-    )
+    whole = None
+    turns = contents(item.record["prompt"])
+    for turn in turns:
+        text = " ".join(words(turn))
+        if whole is None:
+            whole = against.short.get(text)
+    grams = {}
+    for text in turns + completions(item.record):
+        for gram in _grams(words(text), against.n):
+            place = against.grams.get(gram)
+            if place is not None:
+                grams[gram] = place
     return grams, whole
 
 
 def overlapping(items: Sequence[Item], found: Sequence[Hits], common: int) -> Drops:
-    """Records with an n-gram of an evaluation set, or a turn that is one of its short texts.
+    """Records with an n-gram of an evaluation set, or with a turn that is one of its short texts.
 
-    An n-gram that more than `common` different prompts hold is a common phrase, and no sign of
-    anything.
+    An n-gram in the records of more than `common` different prompts is a common phrase, and does
+    not count.
     """
-    holders: dict[str, set[str]] = collections.defaultdict(set)
+    holders = defaultdict(set)  # n-gram -> prompts
     for item, (grams, _) in zip(items, found, strict=True):
         for gram in grams:
             holders[gram].add(item.prompt)
-    drops: Drops = {}
+    drops = {}
     for i, (grams, whole) in enumerate(found):
-        telling = [gram for gram in grams if len(holders[gram]) <= common]
-        if telling:
-            drops[i] = Drop(
-                "overlap",
-                f"n-grams in common: {len(telling)}, the first: {telling[0]}",
-                grams[telling[0]],
-            )
+        rare = [gram for gram in grams if len(holders[gram]) <= common]
+        if rare:
+            first = rare[0]
+            detail = f"n-grams in common: {len(rare)}, the first: {first}"
+            drops[i] = Drop("overlap", detail, grams[first])
         elif whole is not None:
             drops[i] = Drop("overlap", "the whole of a short text", whole)
     return drops
 
 
-def _grams(said: Sequence[str], n: int) -> Iterable[str]:
-    return (" ".join(said[i : i + n]) for i in range(len(said) - n + 1))
+def _grams(its_words: Sequence[str], n: int) -> Iterator[str]:
+    for i in range(len(its_words) - n + 1):
+        yield " ".join(its_words[i : i + n])

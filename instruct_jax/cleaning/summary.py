@@ -1,18 +1,22 @@
-"""The counts of cleaned records as the paper gives them (Tables 1, 6 and 8 to 11), as numbers and
-as one page of Markdown.
+"""The counts of cleaned records, as numbers and as one page of Markdown.
+
+They are those of the paper's Tables 1, 6 and 8 to 11.
 """
 
-import collections
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from instruct_jax.cleaning.filters import KINDS, SPLITS, Cleaned, Dropped, Item, Written
-from instruct_jax.report.text import number, percent, plain
+from instruct_jax.text import number, percent, plain
 
 Row = dict[str, Any]
+Names = tuple[str, ...]
+ORDER = (*KINDS, *SPLITS)
 UNNAMED = "(none given)"
+BAD = "bad record"
 QUANTILES = {"min": 0, "p25": 25, "p50": 50, "p75": 75, "max": 100}
 TITLES = {
     "flow": "Records read, dropped and written",
@@ -30,65 +34,64 @@ TITLES = {
 def facts(result: Cleaned) -> dict[str, list[Row]]:
     """Table -> rows, all in a fixed order.
 
-    A prompt that has several records of a kind counts once, but in the first table.
+    A prompt that has several records of a kind counts once, except in the first table.
     """
-    first: dict[tuple[str, str], Written] = {}
+    first = {}
     for item, part in result.written:
         first.setdefault((item.kind, item.prompt), (item, part))
     prompts = list(first.values())
+    items = [item for item, _ in result.written]
+    items += [item for item, _ in result.dropped]
+    personal = []
+    for kind in sorted(result.personal):
+        personal.append({"found": kind, "pieces": result.personal[kind]})
     return {
-        "flow": list(_flow(result)),
-        "sizes": list(_sizes(result.written, prompts)),
-        "use_cases": list(_use_cases(prompts)),
-        "users": list(_users(prompts)),
-        "tokens": list(
-            _lengths(prompts, lambda item, part: {"kind": item.kind, "split": part}, _asked)
-        ),
-        "tokens_by_use_case": list(
-            _lengths(
-                prompts, lambda item, part: {"kind": item.kind, "use case": use_case(item)}, _asked
-            )
-        ),
+        "flow": _flow(result),
+        "sizes": _sizes(result.written, prompts),
+        "use_cases": _use_cases(prompts),
+        "users": _users(prompts),
+        "tokens": _lengths(prompts, _by_split, _prompt_tokens),
+        "tokens_by_use_case": _lengths(prompts, _by_use_case, _prompt_tokens),
         "tokens_by_source": [
-            *_lengths(
-                prompts,
-                lambda item, part: {"kind": item.kind, "source": item.source, "of": "prompts"},
-                _asked,
-            ),
-            *_lengths(
-                result.written,
-                lambda item, part: {"kind": item.kind, "source": item.source, "of": "completions"},
-                lambda item: item.answered,
-            ),
+            *_lengths(prompts, _prompts_by_source, _prompt_tokens),
+            *_lengths(result.written, _completions_by_source, _completion_tokens),
         ],
-        "languages": list(_languages([item for item, _ in (*result.written, *result.dropped)])),
-        "personal": [
-            {"found": kind, "pieces": count} for kind, count in sorted(result.personal.items())
-        ],
+        "languages": _languages(items),
+        "personal": personal,
     }
 
 
-def _flow(result: Cleaned) -> Iterator[Row]:
-    reasons = sorted({drop.reason for _, drop in result.dropped})
+def _flow(result: Cleaned) -> list[Row]:
+    counts = Counter()  # (kind, what became of a record)
+    for kind, _ in result.bad:
+        counts[kind, BAD] += 1
+    reasons = set()
+    for item, drop in result.dropped:
+        counts[item.kind, drop.reason] += 1
+        reasons.add(drop.reason)
+    for item, part in result.written:
+        counts[item.kind, part] += 1
+    columns = [BAD, *sorted(reasons), *SPLITS]
+    rows = []
     for kind in KINDS:
-        dropped = collections.Counter(
-            drop.reason for item, drop in result.dropped if item.kind == kind
-        )
-        bad = sum(of == kind for of, _ in result.bad)
-        parts = collections.Counter(part for item, part in result.written if item.kind == kind)
-        read = bad + dropped.total() + parts.total()
+        outcomes = {column: counts[kind, column] for column in columns}
+        read = sum(outcomes.values())
         if read:
-            yield {"kind": kind, "read": read, "bad record": bad} | {reason: dropped[reason] for reason in reasons} | {
-                part: parts[part] for part in SPLITS
-            }  # fmt: skip
+            rows.append({"kind": kind, "read": read} | outcomes)
+    return rows
 
 
-def _sizes(written: Sequence[Written], prompts: Sequence[Written]) -> Iterator[Row]:
-    records = collections.Counter((item.kind, part) for item, part in written)
-    sources = collections.Counter((item.kind, part, item.source) for item, part in prompts)
-    for kind, part in _pairs(written):
-        labeler, user = sources[kind, part, "labeler"], sources[kind, part, "user"]
-        yield {
+def _sizes(written: Sequence[Written], prompts: Sequence[Written]) -> list[Row]:
+    records, sources = Counter(), Counter()
+    for item, part in written:
+        records[item.kind, part] += 1
+    for item, part in prompts:
+        sources[item.kind, part, item.source] += 1
+    rows = []
+    for kind, part in sorted(records, key=_rank):
+        labeler = sources[kind, part, "labeler"]
+        user = sources[kind, part, "user"]
+        row = {
             "kind": kind,
             "split": part,
             "records": records[kind, part],
@@ -96,170 +99,233 @@ def _sizes(written: Sequence[Written], prompts: Sequence[Written]) -> Iterator[R
             "labeler": labeler,
             "user": user,
         }
+        rows.append(row)
+    return rows
 
 
-def _use_cases(prompts: Sequence[Written]) -> Iterator[Row]:
-    total = collections.Counter(item.kind for item, _ in prompts)
-    for (kind, name), count in _counted((item.kind, use_case(item)) for item, _ in prompts):
-        yield {"kind": kind, "use case": name, "prompts": count, "share": count / total[kind]}
+def _use_cases(prompts: Sequence[Written]) -> list[Row]:
+    total, counts = Counter(), Counter()
+    for item, _ in prompts:
+        total[item.kind] += 1
+        counts[item.kind, use_case(item)] += 1
+    rows = []
+    for kind, name in _frequent_first(counts):
+        count = counts[kind, name]
+        row = {
+            "kind": kind,
+            "use case": name,
+            "prompts": count,
+            "share": count / total[kind],
+        }
+        rows.append(row)
+    return rows
 
 
-def _users(prompts: Sequence[Written]) -> Iterator[Row]:
-    for kind, part in _pairs(prompts):
-        counts = collections.Counter(
-            item.user
-            for item, of in prompts
-            if (item.kind, of) == (kind, part) and item.user is not None
-        )
-        if counts:
-            most = max(counts.values())
-            yield {
-                "kind": kind,
-                "split": part,
-                "users": len(counts),
-                "prompts for each": counts.total() / len(counts),
-                "most": most,
-            }
+def _users(prompts: Sequence[Written]) -> list[Row]:
+    user_prompts = defaultdict(Counter)
+    for item, part in prompts:
+        if item.user is not None:
+            user_prompts[item.kind, part][item.user] += 1
+    rows = []
+    for kind, part in sorted(user_prompts, key=_rank):
+        counts = user_prompts[kind, part]
+        row = {
+            "kind": kind,
+            "split": part,
+            "users": len(counts),
+            "prompts for each": counts.total() / len(counts),
+            "most": max(counts.values()),
+        }
+        rows.append(row)
+    return rows
 
 
 def _lengths(
     written: Iterable[Written],
     group: Callable[[Item, str], Row],
     tokens: Callable[[Item], Iterable[int]],
-) -> Iterator[Row]:
-    found: dict[tuple, list[int]] = collections.defaultdict(list)
+) -> list[Row]:
+    """One row for each group of items, with numbers of tokens."""
+    lengths = defaultdict(list)
+    columns = []
     for item, part in written:
-        found[tuple(group(item, part).items())] += tokens(item)
-    for key, values in sorted(found.items(), key=lambda pair: _rank(value for _, value in pair[0])):
-        if values:
-            yield dict(key) | describe(values)
+        row = group(item, part)
+        columns = list(row)
+        lengths[tuple(row.values())] += tokens(item)
+    rows = []
+    for values in sorted(lengths, key=_rank):
+        if lengths[values]:
+            row = dict(zip(columns, values, strict=True))
+            rows.append(row | describe(lengths[values]))
+    return rows
+
+
+def _by_split(item: Item, part: str) -> Row:
+    return {"kind": item.kind, "split": part}
+
+
+def _by_use_case(item: Item, part: str) -> Row:
+    return {"kind": item.kind, "use case": use_case(item)}
+
+
+def _prompts_by_source(item: Item, part: str) -> Row:
+    return {"kind": item.kind, "source": item.source, "of": "prompts"}
+
+
+def _completions_by_source(item: Item, part: str) -> Row:
+    return {"kind": item.kind, "source": item.source, "of": "completions"}
+
+
+def _prompt_tokens(item: Item) -> list[int]:
+    return [item.prompt_tokens]
+
+
+def _completion_tokens(item: Item) -> tuple[int, ...]:
+    return item.completion_tokens
 
 
 def describe(values: Sequence[int]) -> Row:
     """count, mean, std (of the population) and quantiles of at least one number."""
-    quantiles = np.percentile(values, list(QUANTILES.values()))
-    spread = {name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)}
-    return {
+    row: Row = {
         "count": len(values),
         "mean": float(np.mean(values)),
         "std": float(np.std(values)),
-    } | spread
+    }
+    quantiles = np.percentile(values, list(QUANTILES.values()))
+    for name, value in zip(QUANTILES, quantiles, strict=True):
+        row[name] = float(value)
+    return row
 
 
-def _languages(items: Sequence[Item]) -> Iterator[Row]:
-    looked = [item.language[0] for item in items if item.language[0]]
-    for (language,), count in _counted((language,) for language in looked):
-        yield {"language": language, "prompts": count, "share": count / len(looked)}
+def _languages(items: Sequence[Item]) -> list[Row]:
+    counts = Counter()
+    for item in items:
+        language, _ = item.language
+        if language:
+            counts[(language,)] += 1
+    rows = []
+    for key in _frequent_first(counts):
+        row = {
+            "language": key[0],
+            "prompts": counts[key],
+            "share": counts[key] / counts.total(),
+        }
+        rows.append(row)
+    return rows
 
 
 def use_case(item: Item) -> str:
-    found = item.record.get("use_case")
-    return UNNAMED if found in (None, "") else str(found)
+    """The use case that the record names."""
+    name = item.record.get("use_case")
+    return UNNAMED if name in (None, "") else str(name)
 
 
-def _asked(item: Item) -> list[int]:
-    return [item.asked]
+def _frequent_first(counts: Counter[Names]) -> list[Names]:
+    """The keys, of which the last part is a name: within the other parts, the most frequent name
+    first.
+    """
 
+    def rank(key: Names) -> tuple[Any, ...]:
+        *kind, _ = key
+        return (*_rank(kind), -counts[key], key)
 
-def _pairs(written: Iterable[Written]) -> list[tuple[str, str]]:
-    """(kind, split) of all that is there."""
-    return sorted({(item.kind, part) for item, part in written}, key=_rank)
-
-
-def _counted(names: Iterable[tuple[str, ...]]) -> list[tuple[tuple[str, ...], int]]:
-    """The most frequent first, within its kind."""
-    return sorted(
-        collections.Counter(names).items(),
-        key=lambda pair: (*_rank(pair[0][:-1]), -pair[1], pair[0]),
-    )
+    return sorted(counts, key=rank)
 
 
 def _rank(names: Iterable[str]) -> tuple[tuple[int, str], ...]:
     """Kinds and splits in the order of the paper, all else by name."""
-    known = [*KINDS, *SPLITS]
-    return tuple((known.index(name) if name in known else len(known), name) for name in names)
+    ranks = []
+    for name in names:
+        place = len(ORDER)
+        if name in ORDER:
+            place = ORDER.index(name)
+        ranks.append((place, name))
+    return tuple(ranks)
 
 
 def dropped_rows(result: Cleaned) -> Iterator[Row]:
     """dropped.jsonl: a line for each record that is not written, in a fixed order.
 
-    Its text stays where it was.
+    The text of the record stays where it was.
     """
     for kind, message in sorted(result.bad):
-        yield {"kind": kind, "reason": "bad record", "detail": message}
+        yield {"kind": kind, "reason": BAD, "detail": message}
     for item, drop in sorted(result.dropped, key=_place):
-        name = {"id": item.record["id"]} if item.record.get("id") is not None else {}
-        of = {"of": drop.of} if drop.of else {}
-        yield (
-            {"kind": item.kind, "place": item.place}
-            | name
-            | {"reason": drop.reason, "detail": drop.detail}
-            | of
-        )
+        row = {"kind": item.kind, "place": item.place}
+        if item.record.get("id") is not None:
+            row["id"] = item.record["id"]
+        row |= {"reason": drop.reason, "detail": drop.detail}
+        if drop.of:
+            row["of"] = drop.of
+        yield row
 
 
 def _place(pair: Dropped) -> tuple[str, str, int, str]:
-    """Lines of a file in their order."""
-    item, (place, _, line) = pair[0], pair[0].place.rpartition(":")
-    return item.kind, place, int(line) if line.isdigit() else 0, item.place
+    """Sorts the lines of a file by their numbers."""
+    item = pair[0]
+    file, _, line = item.place.rpartition(":")
+    line_number = int(line) if line.isdigit() else 0
+    return item.kind, file, line_number, item.place
 
 
-def sentences(found: dict[str, list[Row]]) -> str:
+def sentences(tables: dict[str, list[Row]]) -> str:
     """A line for each kind, for the terminal."""
     lines = []
-    for row in found["flow"]:
-        gone = {
-            key: count
-            for key, count in row.items()
-            if key not in ("kind", "read", *SPLITS) and count
-        }
-        why = (
-            f" ({', '.join(f'{reason} {count:,}' for reason, count in gone.items())})"
-            if gone
-            else ""
-        )
-        kept = ", ".join(f"{part} {row[part]:,}" for part in SPLITS)
-        lines.append(
-            f"{row['kind']}: {row['read']:,} read, {sum(gone.values()):,} dropped{why}; {kept}"
-        )
+    for row in tables["flow"]:
+        total, reasons = 0, []
+        for key, count in row.items():
+            if count and key not in ("kind", "read", *SPLITS):
+                total += count
+                reasons.append(f"{key} {count:,}")
+        line = f"{row['kind']}: {row['read']:,} read, {total:,} dropped"
+        if reasons:
+            line += f" ({', '.join(reasons)})"
+        kept = [f"{part} {row[part]:,}" for part in SPLITS]
+        lines.append(f"{line}; {', '.join(kept)}")
     return "\n".join(lines)
 
 
-def page(name: str, found: dict[str, list[Row]]) -> str:
+def page(name: str, tables: dict[str, list[Row]]) -> str:
     """summary.md."""
-    about = (
+    sections = [
+        f"# {_plain(name)}",
         "Made by `instruct-jax data clean`. A prompt of several records counts once; tokens are"
-        " those of the config's tokenizer."
-    )
-    parts = [f"# {_plain(name)}\n\n{about}"]
-    parts += [f"## {title}\n\n{table(found[key])}" for key, title in TITLES.items() if found[key]]
-    return "\n\n".join(parts) + "\n"
+        " those of the config's tokenizer.",
+    ]
+    for key, title in TITLES.items():
+        if tables[key]:
+            sections += [f"## {title}", table(tables[key])]
+    return "\n\n".join(sections) + "\n"
 
 
 def table(rows: Sequence[Row]) -> str:
     """Rows with the same keys as Markdown; numbers stand to the right."""
     head = list(rows[0])
-    sides = ["---" if isinstance(rows[0][key], str) else "--:" for key in head]
-    return "\n".join(
-        f"| {' | '.join(cells)} |"
-        for cells in (head, sides, *([_cell(key, row[key]) for key in head] for row in rows))
-    )
+    sides = []
+    for value in rows[0].values():
+        sides.append("---" if isinstance(value, str) else "--:")
+    lines = [_line(head), _line(sides)]
+    for row in rows:
+        cells = [_cell(key, row[key]) for key in head]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cell(key: str, value: Any) -> str:
     if isinstance(value, str):
         return _plain(value)
-    return (
-        percent(value, 1)
-        if key == "share"
-        else f"{value:,}"
-        if isinstance(value, int)
-        else number(value, 1)
-    )
+    if key == "share":
+        return percent(value, 1)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return number(value, 1)
 
 
 def _plain(text: str) -> str:
-    """Text of the data inside a cell: nothing of it is markup."""
-    return plain(" ".join(text.split())).translate(
-        {ord(char): f"\\{char}" for char in "\\|*_`<>[]"}
-    )
+    """Text of the data inside a cell, where none of it is markup."""
+    escapes = {ord(char): f"\\{char}" for char in "\\|*_`<>[]"}
+    return plain(" ".join(text.split())).translate(escapes)

@@ -30,29 +30,34 @@ class Labeler:
 
 
 class TooManyTries(Exception):
-    """Of one name or one address, to log in."""
+    """Too many tries to log in, of one name or from one address."""
 
 
 def hashed(password: str, salt: bytes) -> str:
     """SALT$HASH in hex digits."""
-    return f"{salt.hex()}${hashlib.scrypt(password.encode(), salt=salt, **SCRYPT).hex()}"
+    digest = hashlib.scrypt(password.encode(), salt=salt, **SCRYPT)
+    return f"{salt.hex()}${digest.hex()}"
 
 
 def matches(password: str, stored: str) -> bool:
-    return hmac.compare_digest(hashed(password, bytes.fromhex(stored.partition("$")[0])), stored)
+    """Whether `stored` is the hash of the password."""
+    salt = bytes.fromhex(stored.partition("$")[0])
+    return hmac.compare_digest(hashed(password, salt), stored)
 
 
 def form_key(secret: str, who: str) -> str:
-    """What a form must bring back (CSRF): known to our pages in this visitor's browser, and to no
-    other site.
+    """The token that a form must bring back (CSRF).
+
+    The pages in this visitor's browser know it, and no other site does.
     """
     return hmac.new(secret.encode(), f"form\n{who}".encode(), hashlib.sha256).hexdigest()
 
 
 def invite(db: sqlite3.Connection, name: str, team: Group, *, admin: bool, now: float) -> str:
-    """The token of a new invitation.
+    """Makes an invitation, and an account where there is none; returns the token of its link.
 
-    An account that exists keeps its answers and loses its password: so a forgotten one is replaced.
+    An account that exists keeps its answers and loses its password, so that a forgotten one can be
+    replaced.  ConfigError where the name is bad, or the account has another group or role.
     """
     require(
         0 < len(name) <= 60 and name.isprintable() and name == name.strip(),
@@ -60,15 +65,16 @@ def invite(db: sqlite3.Connection, name: str, team: Group, *, admin: bool, now: 
     )
     token = secrets.token_urlsafe(32)
     with writing(db):
-        found = db.execute("SELECT team, admin FROM labelers WHERE name = ?", (name,)).fetchone()
-        require(
-            found is None or found["team"] == team,
-            f"{name} has an account in another group; choose another name, or that group",
-        )
-        require(
-            found is None or found["admin"] == admin,
-            f"{name} has an account of another role; choose another name, or that role",
-        )
+        row = db.execute("SELECT team, admin FROM labelers WHERE name = ?", (name,)).fetchone()
+        if row is not None:
+            require(
+                row["team"] == team,
+                f"{name} has an account in another group; choose another name, or that group",
+            )
+            require(
+                row["admin"] == admin,
+                f"{name} has an account of another role; choose another name, or that role",
+            )
         db.execute(
             "INSERT INTO labelers (name, team, admin, invitation, invited_until) VALUES (?, ?, ?,"
             " ?, ?) ON CONFLICT DO UPDATE SET password = NULL, generation = generation + 1,"
@@ -79,7 +85,7 @@ def invite(db: sqlite3.Connection, name: str, team: Group, *, admin: bool, now: 
 
 
 def invited(db: sqlite3.Connection, token: str, now: float) -> str | None:
-    """The name that an invitation is for; None of one that is used, lapsed or wrong."""
+    """The name that an invitation is for; None where it is used, lapsed or wrong."""
     row = db.execute(
         "SELECT name FROM labelers WHERE invitation = ? AND invited_until > ?",
         (_digest(token), now),
@@ -88,8 +94,11 @@ def invited(db: sqlite3.Connection, token: str, now: float) -> str | None:
 
 
 def accept(db: sqlite3.Connection, token: str, password: str, now: float) -> Labeler | None:
-    """Uses an invitation, once: the account has this password now."""
-    if invited(db, token, now) is None:  # before the slow hash: strangers cost nothing
+    """Uses an invitation, once: the account has this password from now on.
+
+    None where the invitation is used, lapsed or wrong.
+    """
+    if invited(db, token, now) is None:  # before the slow hash, so that strangers cost nothing
         return None
     stored = hashed(password, secrets.token_bytes(16))
     with writing(db):
@@ -107,23 +116,22 @@ def accept(db: sqlite3.Connection, token: str, password: str, now: float) -> Lab
 def log_in(
     db: sqlite3.Connection, name: str, password: str, address: str, now: float
 ) -> Labeler | None:
-    """The labeler whose password it is; TooManyTries beyond the limit."""
-    with writing(
-        db, synced=False
-    ):  # a try counts before its password is looked at: many at once do not slip through
+    """The labeler, or None where name or password is wrong; TooManyTries beyond the limit."""
+    # A try counts before its password is checked, so that many at once do not slip through.
+    with writing(db, synced=False):
         db.execute("DELETE FROM attempts WHERE at < ?", (now - WINDOW,))
-        of_name = db.execute("SELECT count(*) FROM attempts WHERE name = ?", (name,)).fetchone()[0]
-        of_address = db.execute(
-            "SELECT count(*) FROM attempts WHERE address = ?", (address,)
-        ).fetchone()[0]
-        if of_name >= TRIES or of_address >= TRIES_OF_ADDRESS:
+        count = "SELECT count(*) FROM attempts WHERE"
+        by_name = db.execute(f"{count} name = ?", (name,)).fetchone()[0]
+        by_address = db.execute(f"{count} address = ?", (address,)).fetchone()[0]
+        if by_name >= TRIES or by_address >= TRIES_OF_ADDRESS:
             raise TooManyTries
-        attempt = db.execute(
-            "INSERT INTO attempts VALUES (?, ?, ?)", (name, address, now)
-        ).lastrowid
+        added = db.execute("INSERT INTO attempts VALUES (?, ?, ?)", (name, address, now))
+        attempt = added.lastrowid
     row = db.execute("SELECT password FROM labelers WHERE name = ?", (name,)).fetchone()
-    stored = None if row is None else row["password"]
-    if not matches(password, NOBODY if stored is None else stored):
+    stored = NOBODY
+    if row is not None and row["password"] is not None:
+        stored = row["password"]
+    if not matches(password, stored):
         return None
     with writing(db, synced=False):
         db.execute("DELETE FROM attempts WHERE rowid = ?", (attempt,))
@@ -131,9 +139,7 @@ def log_in(
 
 
 def labeler(db: sqlite3.Connection, name: str, generation: int | None = None) -> Labeler | None:
-    """The account with this name that has a password; with `generation`, only if it is still of
-    that one.
-    """
+    """The account with this name, if it has a password and, where given, this generation."""
     row = db.execute(
         "SELECT * FROM labelers WHERE name = ? AND password IS NOT NULL", (name,)
     ).fetchone()
@@ -152,7 +158,7 @@ def end_sessions(db: sqlite3.Connection, name: str) -> None:
 
 
 def close(db: sqlite3.Connection, name: str) -> None:
-    """Nobody can log in under this name until it is invited again; its answers stay."""
+    """Ends an account: nobody can log in until it is invited again; its answers stay."""
     with writing(db):
         db.execute(
             "UPDATE labelers SET password = NULL, invitation = NULL, generation = generation + 1"
@@ -162,5 +168,5 @@ def close(db: sqlite3.Connection, name: str) -> None:
 
 
 def _digest(token: str) -> str:
-    """A token has 256 random bits: no slow hash is needed."""
+    """The hash of a token, which needs no slow one because it has 256 random bits."""
     return hashlib.sha256(token.encode()).hexdigest()

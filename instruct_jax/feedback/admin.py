@@ -1,8 +1,9 @@
-"""The pages of admins: how far it is, who labels and how well, every answer, invitations,
+"""The pages of admins: progress, labelers and how far they agree, every answer, invitations,
 instructions, and the export.
 """
 
 import collections
+import contextlib
 import functools
 import json
 import math
@@ -15,16 +16,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from instruct_jax.errors import ConfigError
-from instruct_jax.feedback import accounts, agreement, instructions, plots, store
-from instruct_jax.feedback import progress as tally
+from instruct_jax.feedback import accounts, agreement, instructions, plots, progress, store
 from instruct_jax.feedback.agreement import Screening, Share
-from instruct_jax.feedback.records import export
+from instruct_jax.feedback.records import FILES, export
 from instruct_jax.feedback.tasks import FLAGS, clean
 from instruct_jax.feedback.web import NOT_STORED, Site, Visit, route, to
 
-HOURS, BINS = 48, 8  # of the pictures
+HOURS, BINS = 48, 8  # of the plots
 ROWS = 50  # answers on a page
-FILES = tuple(export([], {}))
 
 
 def routes(site: Site) -> list[Route]:
@@ -40,9 +39,9 @@ def routes(site: Site) -> list[Route]:
 
 
 class Measured(NamedTuple):
-    """What takes a look at every answer."""
+    """Measures that take all answers to compute."""
 
-    seconds: dict[str, float]  # of each labeler, the median
+    seconds: dict[str, float]  # the median of each labeler
     agreement: dict[str, Share]  # of each labeler with all others
     groups: dict[str, Share]
     over_time: list[tuple[float, Share]]
@@ -51,20 +50,21 @@ class Measured(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _measured(path: Path, answers: int) -> Measured:
-    """Of all answers; their number is only the key of the cache: it is done again when there are
-    more.
+    """The measures of the store at `path`.
+
+    `answers`, how many there are, is the key of the cache: the measures are made again when there
+    are more.
     """
-    db = store.open_store(path)
-    found = store.answers(db)
-    db.close()
-    times = collections.Counter(answer.task_id for answer in found)
-    doubles = [answer for answer in found if times[answer.task_id] > 1]
+    with contextlib.closing(store.open_store(path)) as db:
+        given = store.answers(db)
+    per_task = collections.Counter(answer.task_id for answer in given)
+    shared = [answer for answer in given if per_task[answer.task_id] > 1]
     return Measured(
-        tally.median_seconds(found),
-        agreement.by_labeler(doubles),
-        agreement.by_group(doubles),
-        agreement.over_time(doubles, BINS),
-        agreement.screening(found),
+        progress.median_seconds(given),
+        agreement.by_labeler(shared),
+        agreement.by_group(shared),
+        agreement.over_time(shared, BINS),
+        agreement.screening(given),
     )
 
 
@@ -73,9 +73,11 @@ def overview(visit: Visit) -> Response:
 
 
 def _overview(visit: Visit, status: int = 200, problem: str = "", link: str = "") -> Response:
-    rows, hours = tally.accounts(visit.db), tally.per_hour(visit.db, visit.now, HOURS)
-    found = _measured(visit.site.path, sum(row.answers for row in rows))
+    rows = progress.by_labeler(visit.db)
+    measured = _measured(visit.site.path, sum(row.answers for row in rows))
+    hours = progress.per_hour(visit.db, visit.now, HOURS)
     per_labeler = [(row.name, float(row.answers)) for row in rows if row.answers]
+    agreeing = [(name, *share[:3]) for name, share in measured.agreement.items()]
     pictures = [
         (
             f"Answers per hour, last {HOURS} hours",
@@ -83,55 +85,56 @@ def _overview(visit: Visit, status: int = 200, problem: str = "", link: str = ""
         ),
         (
             "Agreement over time",
-            plots.shares(_over_time(found.over_time), _said(found.groups["training"])),
+            plots.shares(_over_time(measured.over_time), _in_words(measured.groups["training"])),
         ),
         (
             "Agreement of each labeler with the others",
-            plots.shares(
-                [(name, *share[:3]) for name, share in found.agreement.items()],
-                f"{len(found.agreement)} labelers",
-            ),
+            plots.shares(agreeing, f"{len(agreeing)} labelers"),
         ),
         ("Answers of each labeler", plots.named_bars(per_labeler, f"{len(per_labeler)} labelers")),
     ]
-    values = {
-        "progress": tally.progress(visit.db),
-        "rows": rows,
-        "found": found,
-        "pictures": pictures,
-        "files": FILES,
-        "said": _said,
-    }
-    return visit.page("admin.html", status, problem=problem, link=link, **values)
+    return visit.page(
+        "admin.html",
+        status,
+        problem=problem,
+        link=link,
+        progress=progress.by_kind(visit.db),
+        rows=rows,
+        measured=measured,
+        pictures=pictures,
+        files=FILES,
+        in_words=_in_words,
+    )
 
 
 def _over_time(points: Sequence[tuple[float, Share]]) -> list[tuple[str, float, float, float]]:
-    """The points of the picture, named by the day, or by the hour where all are of two days."""
-    form = "%m-%d" if points and points[-1][0] - points[0][0] > 2 * 86400 else "%H:%M"
-    return [
-        (time.strftime(form, time.gmtime(at)), share.mean, share.low, share.high)
-        for at, share in points
-    ]
+    """The points of the plot, named by the day, or by the hour where they span two days or less."""
+    form = "%H:%M"
+    if points and points[-1][0] - points[0][0] > 2 * 86400:
+        form = "%m-%d"
+    named = []
+    for at, share in points:
+        named.append((time.strftime(form, time.gmtime(at)), share.mean, share.low, share.high))
+    return named
 
 
-def _said(share: Share | None) -> str:
-    """A share in words."""
+def _in_words(share: Share | None) -> str:
     if share is None or not math.isfinite(share.mean):
         return "–"
     return f"{share.mean:.0%} ({share.low:.0%} to {share.high:.0%}, {share.pairs} pairs)"
 
 
 def invite(visit: Visit) -> Response:
-    """The link is shown once: the store has only its hash."""
-    name, held_out = visit.form.get("name", "").strip(), visit.form.get("group") == "held-out"
-    group: store.Group = "held-out" if held_out else "training"
+    """Shows the link once, as the store has only its hash."""
+    name = visit.form.get("name", "").strip()
+    group: store.Group = "held-out" if visit.form.get("group") == "held-out" else "training"
+    is_admin = visit.form.get("admin") == "yes"
     try:
-        token = accounts.invite(
-            visit.db, name, group, admin=visit.form.get("admin") == "yes", now=visit.now
-        )
+        token = accounts.invite(visit.db, name, group, admin=is_admin, now=visit.now)
     except ConfigError as error:
         return _overview(visit, 422, problem=str(error))
-    return _overview(visit, link=f"{store.setting(visit.db, 'url') or ''}/join/{token}")
+    url = store.setting(visit.db, "url") or ""
+    return _overview(visit, link=f"{url}/join/{token}")
 
 
 def close(visit: Visit) -> Response:
@@ -153,34 +156,30 @@ def write_instructions(visit: Visit) -> Response:
 
 def browse(visit: Visit) -> Response:
     """The answers, the newest first; those of one labeler with ?labeler=NAME."""
-    asked = visit.request.query_params
-    labeler, page = (
-        asked.get("labeler") or None,
-        int(asked["page"]) if asked.get("page", "").isdecimal() else 0,
-    )
-    found = store.answers(visit.db, labeler=labeler, last=ROWS + 1, before=page * ROWS)
+    query = visit.request.query_params
+    labeler = query.get("labeler") or None
+    number = query.get("page", "")
+    page = int(number) if number.isdecimal() else 0
+    # one more than fits, to know whether there is a next page
+    given = store.answers(visit.db, labeler=labeler, last=ROWS + 1, before=page * ROWS)
+    newest_first = given[::-1]
     return visit.page(
         "answers.html",
-        answers=found[::-1][:ROWS],
-        more=len(found) > ROWS,
+        answers=newest_first[:ROWS],
+        more=len(given) > ROWS,
         labeler=labeler,
         number=page,
     )
 
 
 def one_answer(visit: Visit) -> Response:
-    asked = visit.request.query_params
-    for answer in store.answers(
-        visit.db, labeler=asked.get("labeler", ""), task=asked.get("task", "")
-    ):
-        return visit.page(
-            "answer.html",
-            answer=answer,
-            order=range(len(answer.completions)),
-            names=FLAGS,
-            blind=False,
-        )
-    return visit.problem(404, "There is no such answer.")
+    query = visit.request.query_params
+    given = store.answers(visit.db, labeler=query.get("labeler", ""), task=query.get("task", ""))
+    if not given:
+        return visit.problem(404, "There is no such answer.")
+    [answer] = given
+    order = range(len(answer.completions))
+    return visit.page("answer.html", answer=answer, order=order, names=FLAGS, blind=False)
 
 
 def download(visit: Visit) -> Response:

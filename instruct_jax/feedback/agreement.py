@@ -1,26 +1,34 @@
-"""How far do people agree?  (paper 3.4: training labelers 72.6 ± 1.5 %, held-out labelers 77.3 ±
-1.3 %)  Pure functions of answers.
+"""How far labelers agree, as numbers and as text.  Pure functions of answers.
+
+The paper (3.4) reports 72.6 ± 1.5 % for training labelers and 77.3 ± 1.3 % for held-out labelers.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import krippendorff
 import numpy as np
 
 from instruct_jax.feedback.store import Answer
+from instruct_jax.text import table
 
 CUTOFF = 0.75  # of agreement with researchers in screening, soft (paper B.1)
 SENSITIVE = ("sexual", "violent", "encourages_harm", "denigrates", "harmful_advice")
-# (task, pairs that two people order alike, pairs that neither of them ties)
-Votes = list[tuple[str, int, int]]
 Two = Callable[[Answer, Answer], bool]
 
 
+class Vote(NamedTuple):
+    """What two people said about one task: pairs of completions, or flags."""
+
+    task_id: str
+    alike: int  # in how many they agree
+    compared: int  # out of so many
+
+
 class Share(NamedTuple):
-    """A share of pairs, with its 95 % interval; nan where there are none."""
+    """A share of pairs with its 95 % interval; NaN where there are no pairs."""
 
     mean: float
     low: float
@@ -33,24 +41,25 @@ class Screening(NamedTuple):
 
     ranks: Share
     sensitive: Share  # of the flags of sensitive content, yes or no
-    passed: bool  # no part that was asked is below CUTOFF
+    passed: bool  # no part that the tasks asked for is below CUTOFF
 
 
 def pairwise(answers: Sequence[Answer], together: Two = lambda a, b: True) -> Share:
-    """The paper's measure: of all pairs of completions that two labelers ranked and neither tied,
-    the share that both order alike. `together`: which two labelers are compared."""
-    return share(
-        [
-            vote
-            for a, b in _doubles(answers)
-            if together(a, b) and (vote := _vote(a, a.ranks, b.ranks))
-        ]
-    )
+    """The paper's measure of agreement.
+
+    Of all pairs of completions that two labelers ranked and neither tied, it is the share that both
+    order alike.  `together` tells which two labelers are compared.
+    """
+    votes = []
+    for a, b in _same_task_pairs(answers):
+        if together(a, b) and a.ranks is not None and b.ranks is not None:
+            votes.append(_same_order(a.task_id, a.ranks, b.ranks))
+    return share(votes)
 
 
 def by_group(answers: Sequence[Answer]) -> dict[str, Share]:
-    """Among the screened labelers who make the training data, among the held-out ones, and between
-    the two.
+    """Agreement among the labelers who make the training data, among the held-out ones, and between
+    the two groups.
     """
     return {
         "training": pairwise(answers, lambda a, b: not a.held_out and not b.held_out),
@@ -60,148 +69,203 @@ def by_group(answers: Sequence[Answer]) -> dict[str, Share]:
 
 
 def by_labeler(answers: Sequence[Answer]) -> dict[str, Share]:
-    """Each labeler against all the others."""
-    names = sorted({answer.labeler for answer in answers})
-    return {
-        who: pairwise(answers, lambda a, b, who=who: who in (a.labeler, b.labeler)) for who in names
-    }
+    """Agreement of each labeler with all the others."""
+    shares = {}
+    for who in sorted({answer.labeler for answer in answers}):
+        shares[who] = pairwise(answers, lambda a, b, who=who: who in (a.labeler, b.labeler))
+    return shares
 
 
 def over_time(answers: Sequence[Answer], bins: int) -> list[tuple[float, Share]]:
-    """(middle in unix seconds, agreement of the answers that came then with all others on their
-    tasks), for equal stretches of time.
+    """Agreement in equal stretches of time: (its middle in unix seconds, the share).
+
+    The answers that came in a stretch are compared with all others on their tasks.
     """
     if not answers:
         return []
     times = [answer.submitted for answer in answers]
     edges = np.linspace(min(times), max(times), bins + 1)
 
-    def when(answer: Answer) -> int:
-        return min(int(np.searchsorted(edges, answer.submitted, side="right")) - 1, bins - 1)
+    def stretch(answer: Answer) -> int:
+        number = int(np.searchsorted(edges, answer.submitted, side="right")) - 1
+        return min(number, bins - 1)
 
-    found = []
+    points = []
     for number, (start, end) in enumerate(itertools.pairwise(edges.tolist())):
-        found.append(
-            ((start + end) / 2, pairwise(answers, lambda a, b, n=number: n in (when(a), when(b))))
-        )
-    return found
+        came_then = pairwise(answers, lambda a, b, n=number: n in (stretch(a), stretch(b)))
+        points.append(((start + end) / 2, came_then))
+    return points
 
 
 def screening(answers: Sequence[Answer]) -> dict[str, Screening]:
-    """Each labeler against the researchers, on the tasks whose answers they know (paper B.1)."""
-    known = [answer for answer in answers if answer.known and answer.skipped is None]
-    found = {}
-    for who in sorted({answer.labeler for answer in known}):
-        mine = [answer for answer in known if answer.labeler == who]
-        ranks = share(
-            [vote for a in mine if a.known and (vote := _vote(a, a.ranks, a.known.get("ranks")))]
-        )
-        flags = share(
-            [
-                vote
-                for a in mine
-                if a.known and (vote := _same_flags(a, a.flags, a.known.get("flags")))
-            ]
-        )
-        asked = [part.mean for part in (ranks, flags) if part.pairs]
-        found[who] = Screening(ranks, flags, bool(asked) and min(asked) >= CUTOFF)
-    return found
+    """Each labeler against the researchers, on the tasks that these answered (paper B.1)."""
+    rank_votes: dict[str, list[Vote]] = {}
+    flag_votes: dict[str, list[Vote]] = {}
+    for answer in answers:
+        if not answer.known or answer.skipped is not None:
+            continue
+        on_ranks = rank_votes.setdefault(answer.labeler, [])
+        on_flags = flag_votes.setdefault(answer.labeler, [])
+        if answer.ranks is not None and answer.known.get("ranks") is not None:
+            on_ranks.append(_same_order(answer.task_id, answer.ranks, answer.known["ranks"]))
+        if answer.known.get("flags"):
+            on_flags.append(_same_flags(answer.task_id, answer.flags, answer.known["flags"]))
+    screened = {}
+    for who in sorted(rank_votes):
+        ranks, sensitive = share(rank_votes[who]), share(flag_votes[who])
+        means = [part.mean for part in (ranks, sensitive) if part.pairs]
+        passed = bool(means) and min(means) >= CUTOFF
+        screened[who] = Screening(ranks, sensitive, passed)
+    return screened
 
 
 def flags(answers: Sequence[Answer]) -> dict[str, Share]:
-    """Of each flag: on which share of the completions that two labelers saw do they both say yes or
-    both say no?  A flag that is hardly ever set is agreed on by nearly all: read it beside
-    `alphas`."""
-    names = sorted({name for answer in answers for flag in answer.flags for name in flag})
-    return {name: share([_one_flag(a, b, name) for a, b in _doubles(answers)]) for name in names}
+    """For each flag, the share of the completions on which two labelers both say yes or both no.
+
+    Nearly all agree on a flag that is hardly ever set, so read it beside `alphas`.
+    """
+    shares = {}
+    for name in _flag_names(answers):
+        votes = [_same_flag(a, b, name) for a, b in _same_task_pairs(answers)]
+        shares[name] = share(votes)
+    return shares
 
 
 def alphas(answers: Sequence[Answer]) -> dict[str, float]:
-    """Krippendorff's alpha, 1 = perfect, 0 = chance: of the order of pairs (worse, tied, better),
-    of the Likert scores, of each flag.
+    """Krippendorff's alpha, 1 = perfect, 0 = chance.
+
+    It is taken of the order of pairs (worse, tied, better), of the Likert scores, and of each flag.
     """
     ranked = [answer for answer in answers if answer.ranks is not None]
-    names = sorted({name for answer in ranked for flag in answer.flags for name in flag})
+
+    def orders(answer: Answer) -> list[float]:
+        pairs = itertools.combinations(answer.ranks or [], 2)
+        return [float(np.sign(y - x)) for x, y in pairs]
+
+    def likert(answer: Answer) -> list[float]:
+        return [math.nan if score is None else float(score) for score in answer.likert]
+
     found = {
-        "ranking": _alpha(
-            ranked,
-            lambda a: [float(np.sign(y - x)) for x, y in itertools.combinations(a.ranks or [], 2)],
-            "ordinal",
-        ),
-        "likert": _alpha(
-            ranked, lambda a: [math.nan if x is None else float(x) for x in a.likert], "ordinal"
-        ),
+        "ranking": _alpha(ranked, orders, "ordinal"),
+        "likert": _alpha(ranked, likert, "ordinal"),
     }
-    return found | {
-        name: _alpha(ranked, lambda a, n=name: [float(f.get(n, False)) for f in a.flags], "nominal")
-        for name in names
-    }
+    for name in _flag_names(ranked):
+
+        def flag(answer: Answer, name: str = name) -> list[float]:
+            return [float(flags.get(name, False)) for flags in answer.flags]
+
+        found[name] = _alpha(ranked, flag, "nominal")
+    return found
 
 
-def share(votes: Votes) -> Share:
-    """Pairs of one task are not independent, so the interval takes the tasks as its sample (a ratio
-    of two sums over tasks).
+def share(votes: Sequence[Vote]) -> Share:
+    """The share of pairs that are alike, and its interval.
+
+    Pairs of one task are not independent, so the interval takes the tasks as its sample: the share
+    is a ratio of two sums over tasks.
     """
-    alike, pairs = (np.array([vote[i] for vote in votes], float) for i in (1, 2))
-    if not pairs.sum():
+    alike = np.array([vote.alike for vote in votes], float)
+    compared = np.array([vote.compared for vote in votes], float)
+    pairs = compared.sum()
+    if not pairs:
         return Share(math.nan, math.nan, math.nan, 0)
-    mean = float(alike.sum() / pairs.sum())
-    tasks = {task: number for number, task in enumerate(dict.fromkeys(vote[0] for vote in votes))}
-    off = np.zeros(len(tasks))
-    np.add.at(off, [tasks[vote[0]] for vote in votes], alike - mean * pairs)
-    spread = (
-        math.inf
-        if len(tasks) < 2
-        else math.sqrt(len(tasks) / (len(tasks) - 1) * (off**2).sum()) / pairs.sum()
-    )
-    return Share(
-        mean, max(mean - 1.96 * spread, 0.0), min(mean + 1.96 * spread, 1.0), int(pairs.sum())
-    )
+    mean = float(alike.sum() / pairs)
+    number_of: dict[str, int] = {}
+    for vote in votes:
+        number_of.setdefault(vote.task_id, len(number_of))
+    tasks = len(number_of)
+    residual = np.zeros(tasks)
+    np.add.at(residual, [number_of[vote.task_id] for vote in votes], alike - mean * compared)
+    spread = math.inf
+    if tasks > 1:
+        spread = math.sqrt(tasks / (tasks - 1) * (residual**2).sum()) / pairs
+    low, high = max(mean - 1.96 * spread, 0.0), min(mean + 1.96 * spread, 1.0)
+    return Share(mean, low, high, int(pairs))
 
 
-def _doubles(answers: Iterable[Answer]) -> Iterator[tuple[Answer, Answer]]:
-    """All two answers of different people to one task."""
-    tasks: dict[str, list[Answer]] = {}
+def as_text(answers: Sequence[Answer]) -> str:
+    """Agreement as the paper reports it, and the measures beside it, as tables."""
+    columns = ("share", "95 %", "pairs")
+    groups = []
+    for name, value in by_group(answers).items():
+        label = "training with held-out" if name == "between" else f"{name} labelers"
+        groups.append((label, *_cells(value)))
+    labelers = [(who, *_cells(value)) for who, value in by_labeler(answers).items()]
+    known_alphas = []
+    for name, value in alphas(answers).items():
+        if not math.isnan(value):
+            known_alphas.append((name, f"{value:.3f}"))
+    flag_rows = [(name, *_cells(value)) for name, value in flags(answers).items()]
+    tables = [
+        table(("agreement on pairs", *columns), groups),
+        table(("agreement on pairs", *columns), labelers),
+        table(("Krippendorff's alpha", ""), known_alphas),
+        table(("flags: both say yes, or both no", *columns), flag_rows),
+    ]
+    screened = []
+    for who, result in screening(answers).items():
+        ranks, sensitive = _cells(result.ranks), _cells(result.sensitive)
+        passed = "yes" if result.passed else "no"
+        screened.append((who, *ranks[:2], *sensitive[:2], passed))
+    if screened:
+        head = ("screening, against researchers", "ranks", "95 %", "sensitive flags", "95 %")
+        tables.append(table((*head, "passed"), screened))
+    return "\n\n".join("\n".join(lines) for lines in tables)
+
+
+def _cells(value: Share) -> tuple[str, str, str]:
+    if not value.pairs:
+        return "-", "-", "0"
+    return f"{value.mean:.1%}", f"{value.low:.1%} to {value.high:.1%}", f"{value.pairs:,}"
+
+
+def _same_task_pairs(answers: Iterable[Answer]) -> Iterator[tuple[Answer, Answer]]:
+    """All two ranked answers of different people to one task."""
+    by_task: dict[str, list[Answer]] = {}
     for answer in answers:
         if answer.ranks is not None:
-            tasks.setdefault(answer.task_id, []).append(answer)
-    return (two for group in tasks.values() for two in itertools.combinations(group, 2))
+            by_task.setdefault(answer.task_id, []).append(answer)
+    for same_task in by_task.values():
+        yield from itertools.combinations(same_task, 2)
 
 
-def _vote(
-    answer: Answer, first: Sequence[int] | None, second: Sequence[int] | None
-) -> tuple[str, int, int] | None:
-    if first is None or second is None:
-        return None
-    pairs = [
-        (i, j)
-        for i, j in itertools.combinations(range(len(first)), 2)
-        if first[i] != first[j] and second[i] != second[j]
-    ]
-    return (
-        answer.task_id,
-        sum((first[i] < first[j]) == (second[i] < second[j]) for i, j in pairs),
-        len(pairs),
-    )
+def _flag_names(answers: Iterable[Answer]) -> list[str]:
+    names = set()
+    for answer in answers:
+        for flags in answer.flags:
+            names.update(flags)
+    return sorted(names)
+
+
+def _same_order(task_id: str, first: Sequence[int], second: Sequence[int]) -> Vote:
+    """Over the pairs of completions that neither of the two rankings ties."""
+    alike = compared = 0
+    for i, j in itertools.combinations(range(len(first)), 2):
+        if first[i] != first[j] and second[i] != second[j]:
+            compared += 1
+            alike += (first[i] < first[j]) == (second[i] < second[j])
+    return Vote(task_id, alike, compared)
 
 
 def _same_flags(
-    answer: Answer, first: Sequence[dict], second: Sequence[dict] | None
-) -> tuple[str, int, int] | None:
-    if not second:
-        return None
-    asked = [
-        (a.get(name, False), b[name])
-        for a, b in zip(first, second, strict=True)
-        for name in SENSITIVE
-        if name in b
-    ]
-    return answer.task_id, sum(a == b for a, b in asked), len(asked)
+    task_id: str, given: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]]
+) -> Vote:
+    """Over the flags of sensitive content that researchers answered."""
+    alike = compared = 0
+    for mine, theirs in zip(given, known, strict=True):
+        for name in SENSITIVE:
+            if name in theirs:
+                compared += 1
+                alike += mine.get(name, False) == theirs[name]
+    return Vote(task_id, alike, compared)
 
 
-def _one_flag(a: Answer, b: Answer, name: str) -> tuple[str, int, int]:
-    both = [(x.get(name, False), y.get(name, False)) for x, y in zip(a.flags, b.flags, strict=True)]
-    return a.task_id, sum(x == y for x, y in both), len(both)
+def _same_flag(a: Answer, b: Answer, name: str) -> Vote:
+    """Over the completions of one task."""
+    alike = 0
+    for first, second in zip(a.flags, b.flags, strict=True):
+        alike += first.get(name, False) == second.get(name, False)
+    return Vote(a.task_id, alike, len(a.flags))
 
 
 def _alpha(
@@ -209,16 +273,22 @@ def _alpha(
     values: Callable[[Answer], list[float]],
     level: Literal["ordinal", "nominal"],
 ) -> float:
-    """nan where nothing was answered twice, or all say the same: there is no disagreement to expect
+    """Krippendorff's alpha of some values of each answer.
+
+    NaN where nothing was answered twice, or where all say the same: no disagreement is expected
     then.
     """
     units: dict[tuple[str, int], dict[str, float]] = {}
     for answer in answers:
         for i, value in enumerate(values(answer)):
             units.setdefault((answer.task_id, i), {})[answer.labeler] = value
-    people = sorted({answer.labeler for answer in answers})
-    table = np.array([[unit.get(who, math.nan) for unit in units.values()] for who in people])
-    seen = table[:, (~np.isnan(table)).sum(axis=0) >= 2] if table.size else table
-    if seen.size == 0 or len(np.unique(seen[~np.isnan(seen)])) < 2:
+    rows = []  # [labelers, units], NaN where a labeler did not answer
+    for who in sorted({answer.labeler for answer in answers}):
+        rows.append([unit.get(who, math.nan) for unit in units.values()])
+    ratings = np.array(rows)
+    if ratings.size:
+        answered_twice = (~np.isnan(ratings)).sum(axis=0) >= 2
+        ratings = ratings[:, answered_twice]
+    if ratings.size == 0 or len(np.unique(ratings[~np.isnan(ratings)])) < 2:
         return math.nan
-    return float(krippendorff.alpha(reliability_data=seen, level_of_measurement=level))
+    return float(krippendorff.alpha(reliability_data=ratings, level_of_measurement=level))

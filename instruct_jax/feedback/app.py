@@ -1,4 +1,4 @@
-"""The pages of labelers: log in, take a task, answer it, see one's own answers."""
+"""The pages of labelers: to log in, take a task, answer it, and see their own answers."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ from starlette.staticfiles import StaticFiles
 from instruct_jax.feedback import accounts, admin, instructions, store, tasks
 from instruct_jax.feedback.accounts import Labeler
 from instruct_jax.feedback.sanitize import rendered
-from instruct_jax.feedback.tasks import FLAGS, LIKERT, ReplyError, letter
+from instruct_jax.feedback.tasks import FLAGS, LIKERT, LabelTask, ReplyError, letter
 from instruct_jax.feedback.web import NOT_STORED, Visit, guarded, open_site, plain_page, route, to
 
-SESSION = 7 * 86400  # seconds; every page begins them anew
-SHOWN = 50  # of one's own answers, the last ones, on the first page
+SESSION = 7 * 86400  # seconds that a log-in lasts after the last page
+SHOWN = 50  # answers of a labeler on the first page, the last ones
 
 
 def create_app(path: Path, *, lease: float = 3600.0, https: bool = False) -> Starlette:
@@ -54,10 +54,12 @@ def create_app(path: Path, *, lease: float = 3600.0, https: bool = False) -> Sta
 
 
 def cookie_name(secret: str) -> str:
-    """Of the session; another one for each store, as cookies do not tell ports of one machine
-    apart.
+    """The name of the session's cookie.
+
+    Each store has another one, as cookies do not tell the ports of a machine apart.
     """
-    return f"labeling_{hashlib.sha256(secret.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    return f"labeling_{digest[:8]}"
 
 
 def home(visit: Visit) -> Response:
@@ -74,37 +76,32 @@ def login_page(visit: Visit) -> Response:
 
 
 def log_in(visit: Visit) -> Response:
-    name, client = visit.form.get("name", "").strip(), visit.request.client
+    name = visit.form.get("name", "").strip()
+    password = visit.form.get("password", "")[: accounts.LONGEST]
+    client = visit.request.client
+    address = client.host if client else ""
     try:
-        me = accounts.log_in(
-            visit.db,
-            name,
-            visit.form.get("password", "")[: accounts.LONGEST],
-            client.host if client else "",
-            visit.now,
-        )
+        me = accounts.log_in(visit.db, name, password, address, visit.now)
     except accounts.TooManyTries:
-        return visit.page(
-            "login.html",
-            429,
-            name=name,
-            problem="Too many tries. Wait for 15 minutes, or ask for a new invitation.",
-        )
+        problem = "Too many tries. Wait for 15 minutes, or ask for a new invitation."
+        return visit.page("login.html", 429, name=name, problem=problem)
     if me is None:
-        return visit.page(
-            "login.html", 401, name=name, problem="No account has this name and password."
-        )
-    return _welcome(visit, me)
+        problem = "No account has this name and password."
+        return visit.page("login.html", 401, name=name, problem=problem)
+    return _begin_session(visit, me)
 
 
-def _welcome(visit: Visit, me: Labeler) -> Response:
+def _begin_session(visit: Visit, me: Labeler) -> Response:
     visit.request.session.clear()
     visit.request.session.update(name=me.name, generation=me.generation)
     return to("/")
 
 
 def log_out(visit: Visit) -> Response:
-    """Sessions live in cookies: only a new generation ends those that somebody copied."""
+    """Ends all sessions of the labeler.
+
+    Sessions live in cookies, and only a new generation ends those that somebody copied.
+    """
     accounts.end_sessions(visit.db, visit.name)
     visit.request.session.clear()
     return to("/login")
@@ -133,15 +130,14 @@ def _join_page(visit: Visit, status: int, problem: str) -> Response:
 def join(visit: Visit) -> Response:
     password = visit.form.get("password", "")
     if not accounts.SHORTEST <= len(password) <= accounts.LONGEST:
-        return _join_page(
-            visit,
-            422,
-            f"The password must have {accounts.SHORTEST} to {accounts.LONGEST} characters.",
-        )
+        limits = f"{accounts.SHORTEST} to {accounts.LONGEST} characters"
+        return _join_page(visit, 422, f"The password must have {limits}.")
     if password != visit.form.get("again"):
         return _join_page(visit, 422, "The two passwords differ.")
     me = accounts.accept(visit.db, visit.request.path_params["token"], password, visit.now)
-    return _join_page(visit, 404, "") if me is None else _welcome(visit, me)
+    if me is None:
+        return _join_page(visit, 404, "")
+    return _begin_session(visit, me)
 
 
 def read_instructions(visit: Visit) -> Response:
@@ -150,33 +146,31 @@ def read_instructions(visit: Visit) -> Response:
 
 
 def next_task(visit: Visit) -> Response:
-    found = store.lease(visit.db, visit.name, visit.now, visit.site.lease)
-    return visit.page("done.html") if found is None else to(f"/task/{found}")
+    task_id = store.lease(visit.db, visit.name, visit.now, visit.site.lease)
+    if task_id is None:
+        return visit.page("done.html")
+    return to(f"/task/{task_id}")
 
 
 def task_page(visit: Visit) -> Response:
-    """The form of a task in one's hands, or the answer that one gave."""
+    """The form of a task that the labeler has, or the answer that the labeler gave."""
     task_id = visit.request.path_params["id"]
     lease = store.open_lease(visit.db, task_id, visit.name)
     if lease is None:
         return _own_answer(visit, task_id)
-    if lease.until < visit.now + visit.site.lease / 2 or lease.instructions != instructions.newest(
-        visit.db
-    ):
+    half_over = lease.until < visit.now + visit.site.lease / 2
+    if half_over or lease.instructions != instructions.newest(visit.db):
         store.renew(visit.db, task_id, visit.name, visit.now, visit.site.lease)
     return _task_form(visit, lease.task)
 
 
 def _own_answer(visit: Visit, task_id: str) -> Response:
-    for answer in store.answers(visit.db, labeler=visit.name, task=task_id):
-        return visit.page(
-            "answer.html",
-            answer=answer,
-            order=_order(visit, task_id, len(answer.completions)),
-            names=FLAGS,
-            blind=True,
-        )
-    return visit.problem(404, "There is no such task for you.")
+    given = store.answers(visit.db, labeler=visit.name, task=task_id)
+    if not given:
+        return visit.problem(404, "There is no such task for you.")
+    [answer] = given
+    order = _order(visit, task_id, len(answer.completions))
+    return visit.page("answer.html", answer=answer, order=order, names=FLAGS, blind=True)
 
 
 def _order(visit: Visit, task_id: str, k: int) -> list[int]:
@@ -184,12 +178,10 @@ def _order(visit: Visit, task_id: str, k: int) -> list[int]:
 
 
 def _task_form(
-    visit: Visit, task: tasks.Task, status: int = 200, problem: ReplyError | None = None
+    visit: Visit, task: LabelTask, status: int = 200, problem: ReplyError | None = None
 ) -> Response:
-    outputs = [
-        (letter(at), task.completions[i])
-        for at, i in enumerate(_order(visit, task.id, len(task.completions)))
-    ]
+    order = _order(visit, task.id, len(task.completions))
+    outputs = [(letter(at), task.completions[i]) for at, i in enumerate(order)]
     return visit.page(
         f"{task.kind}.html",
         status,
@@ -206,16 +198,18 @@ def _task_form(
 
 
 def answer(visit: Visit) -> Response:
-    """Stores the answer, and goes on only then; every other page that comes back says that it is
-    not stored.
+    """Stores the answer, and shows the next task only then.
+
+    Every other page that may come back says that nothing was stored.
     """
-    task_id, form = visit.request.path_params["id"], _identity(visit.form)
+    task_id = visit.request.path_params["id"]
+    form = _identity(visit.form)
     lease = store.open_lease(visit.db, task_id, visit.name)
     if lease is None:
-        before = store.form_of(visit.db, task_id, visit.name)
-        if before is None:
+        stored_form = store.form_of(visit.db, task_id, visit.name)
+        if stored_form is None:
             return visit.problem(404, NOT_STORED + "There is no such task for you.")
-        return to("/task") if before == form else _twice(visit)
+        return to("/task") if stored_form == form else _twice(visit)
     order = _order(visit, task_id, len(lease.task.completions))
     try:
         reply = tasks.reply(lease.task, order, visit.form)
@@ -229,11 +223,13 @@ def answer(visit: Visit) -> Response:
 
 
 def _identity(form: Mapping[str, str]) -> str:
-    """Of a form and all that it says: sent again it is the same answer; changed since, or from
-    another tab, it is another one.
+    """A hash of a form and all that was entered.
+
+    A form that is sent again is the same answer; one that was changed since, or comes from another
+    tab, is another answer.
     """
-    said = sorted((name, value) for name, value in form.items() if name not in ("key", "seconds"))
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    entered = [(name, form[name]) for name in form if name not in ("key", "seconds")]
+    return hashlib.sha256(json.dumps(sorted(entered)).encode()).hexdigest()
 
 
 def _twice(visit: Visit) -> Response:

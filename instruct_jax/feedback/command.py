@@ -1,6 +1,4 @@
-"""The verb `label`: serves the labeling page, and all that is done to its store from the command
-line.
-"""
+"""The command `label`: serves the labeling page, and does all else with its store."""
 
 import argparse
 import importlib.util
@@ -8,31 +6,32 @@ import ipaddress
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from instruct_jax.data import readers, schemas
 from instruct_jax.errors import ConfigError, require
-from instruct_jax.feedback import accounts, store, tasks
-from instruct_jax.feedback import progress as tally
+from instruct_jax.feedback import accounts, progress, store, tasks
+from instruct_jax.runtime.folders import require_local
 
 EXTRA = ("itsdangerous", "krippendorff", "markdown_it", "starlette", "uvicorn")
 # seconds; longer than a proxy keeps its idle connections, so that none is closed under a request
 KEEP_ALIVE = 75
 ACTIONS = ("serve", "invite", "close", "add", "export", "import", "agreement", "status")
-FORMS = ("records", "datasets", "label-studio", "argilla")
+OTHER_TOOLS = ("label-studio", "argilla")
+FORMS = ("records", "datasets", *OTHER_TOOLS)
 
 
 def label(argv: Sequence[str]) -> None:
-    """Runs one action of the verb; without a name it is `serve`."""
+    """Runs one action of the command; without a name it is `serve`."""
     named = bool(argv) and (argv[0] in (*ACTIONS, "-h", "--help") or not argv[0].startswith("-"))
     args = _parser().parse_args(argv if named else ["serve", *argv])
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
-    require(
-        not missing,
-        f"the labeling page needs {', '.join(missing)}; pip install 'instruct-jax[label]'",
-    )
+    require(not missing, f"the labeling page needs {', '.join(missing)}; pip install '.[label]'")
+    for key in ("store", "out"):
+        if key in args:
+            require_local(getattr(args, key), f"--{key}")
     args.work(args)
 
 
@@ -47,107 +46,30 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ACTION",
         title="actions (each has its own --help; without one it is serve)",
     )
-    texts = {
-        "serve": (_serve, "serves the page; --samples are added to the store first"),
-        "invite": (
-            _invite,
-            (
-                "makes an account, and prints the link with which its owner begins; again for one"
-                " who forgot the password"
-            ),
-        ),
-        "close": (_close, "ends an account; its answers stay"),
-        "add": (_add, "adds samples to a store; those that it has already are left as they are"),
-        "export": (
-            _export,
-            (
-                "writes rankings.jsonl, demonstrations.jsonl, comparisons.jsonl and what was"
-                " skipped, or another form"
-            ),
-        ),
-        "import": (
-            _import,
-            (
-                "writes what people said in Label Studio or Argilla as rankings.jsonl and"
-                " demonstrations.jsonl"
-            ),
-        ),
-        "agreement": (
-            _agreement,
-            (
-                "says how far labelers agree: with each other, with held-out labelers, with"
-                " researchers"
-            ),
-        ),
-        "status": (_status, "says how far the tasks and the labelers are"),
-    }
-    found = {}
-    for name, (work, text) in texts.items():
-        action = found[name] = actions.add_parser(
-            name, help=text, description=text, allow_abbrev=False
-        )
+
+    def action(
+        name: str, work: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser:
+        new = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        new.set_defaults(work=work)
         if name != "import":
-            action.add_argument(
-                "--store",
-                required=True,
-                type=Path,
-                metavar="FILE",
-                help="such as labels.db, one SQLite file",
-            )
-        action.set_defaults(work=work)
-    for name in ("serve", "add"):
-        action = found[name]
-        action.add_argument(
-            "--samples",
-            action="append",
-            metavar="FILE",
-            required=name == "add",
-            help="prompts, with completions or without",
-        )
-        action.add_argument(
-            "--task",
-            choices=("rank", "compare"),
-            default="rank",
-            help="what is done with completions (default rank)",
-        )
-        action.add_argument(
-            "--overlap",
-            type=float,
-            default=0.0,
-            metavar="SHARE",
-            help="of the new tasks, for several labelers (default 0)",
-        )
-        action.add_argument(
-            "--labelers", type=int, default=3, metavar="N", help="who get each of these (default 3)"
-        )
-        action.add_argument(
-            "--on_bad_record",
-            choices=("error", "skip"),
-            default="error",
-            help="skip: leave bad samples out, and list them",
-        )
-    serve = found["serve"]
-    serve.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="the address to listen on (default 127.0.0.1, this machine only)",
+            text = "such as labels.db, one SQLite file"
+            new.add_argument("--store", required=True, type=Path, metavar="FILE", help=text)
+        return new
+
+    serve = action("serve", _serve, "serves the page; --samples are added to the store first")
+    _samples_arguments(serve, required=False)
+    _serve_arguments(serve)
+
+    invite = action(
+        "invite",
+        _invite,
+        "makes an account, and prints the link with which its owner begins; again for one who"
+        " forgot the password",
     )
-    serve.add_argument("--port", type=int, default=8000, help="(default 8000; 0 takes a free one)")
-    serve.add_argument(
-        "--url",
-        help=(
-            "where labelers find the page, such as https://label.example.org; invitations begin"
-            " with it"
-        ),
-    )
-    serve.add_argument(
-        "--lease",
-        type=float,
-        default=60.0,
-        metavar="MINUTES",
-        help="a task that is not answered goes to others (default 60)",
-    )
-    invite = found["invite"]
+    close = action("close", _close, "ends an account; its answers stay")
+    for each in (invite, close):
+        each.add_argument("name", metavar="NAME", help="with which the labeler logs in")
     invite.add_argument(
         "--group",
         choices=("training", "held-out"),
@@ -157,22 +79,98 @@ def _parser() -> argparse.ArgumentParser:
     invite.add_argument(
         "--admin", action="store_true", help="may see and do all that the admin's pages show"
     )
-    for name in ("invite", "close"):
-        found[name].add_argument("name", metavar="NAME", help="with which the labeler logs in")
-    for name in ("export", "import"):
-        found[name].add_argument(
-            "--out", required=True, type=Path, metavar="FOLDER", help="a new folder"
-        )
-    forms = (
-        "records that the stages read (default), folders of Hugging Face datasets, or what Label"
-        " Studio or Argilla takes in"
+
+    add = action(
+        "add", _add, "adds samples to a store; those that it has already are left as they are"
     )
-    found["export"].add_argument("--format", choices=FORMS, default="records", help=forms)
-    found["import"].add_argument(
+    _samples_arguments(add, required=True)
+
+    export = action(
+        "export",
+        _export,
+        "writes rankings.jsonl, demonstrations.jsonl, comparisons.jsonl and what was skipped, or"
+        " another form",
+    )
+    export.add_argument(
+        "--format",
+        choices=FORMS,
+        default="records",
+        help="records that the stages read (default), folders of Hugging Face datasets, or what"
+        " Label Studio or Argilla takes in",
+    )
+    import_ = action(
+        "import",
+        _import,
+        "writes what people said in Label Studio or Argilla as rankings.jsonl and"
+        " demonstrations.jsonl",
+    )
+    import_.add_argument(
         "file", type=Path, metavar="FILE", help="the JSON that the other tool exports"
     )
-    found["import"].add_argument("--format", choices=FORMS[2:], required=True, help="which tool")
+    import_.add_argument("--format", choices=OTHER_TOOLS, required=True, help="which tool")
+    for each in (export, import_):
+        each.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
+
+    action(
+        "agreement",
+        _agreement,
+        "says how far labelers agree: with each other, with held-out labelers, with researchers",
+    )
+    action("status", _status, "says how far the tasks and the labelers are")
     return parser
+
+
+def _samples_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument(
+        "--samples",
+        action="append",
+        metavar="FILE",
+        required=required,
+        help="prompts, with completions or without",
+    )
+    parser.add_argument(
+        "--task",
+        choices=("rank", "compare"),
+        default="rank",
+        help="what is done with completions (default rank)",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the new tasks, for several labelers (default 0)",
+    )
+    parser.add_argument(
+        "--labelers", type=int, default=3, metavar="N", help="who get each of these (default 3)"
+    )
+    parser.add_argument(
+        "--on_bad_record",
+        choices=("error", "skip"),
+        default="error",
+        help="skip: leave bad samples out, and list them",
+    )
+
+
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on (default 127.0.0.1, this machine only)",
+    )
+    parser.add_argument("--port", type=int, default=8000, help="(default 8000; 0 takes a free one)")
+    parser.add_argument(
+        "--url",
+        help="where labelers find the page, such as https://label.example.org; invitations begin"
+        " with it",
+    )
+    parser.add_argument(
+        "--lease",
+        type=float,
+        default=60.0,
+        metavar="MINUTES",
+        help="a task that is not answered goes to others (default 60)",
+    )
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -189,15 +187,21 @@ def _serve(args: argparse.Namespace) -> None:
 
     with closing(store.open_store(args.store)) as db, _listen(args.host, args.port) as listening:
         host, port = listening.getsockname()[:2]
-        url = (args.url or f"http://{f'[{host}]' if ':' in host else host}:{port}").rstrip("/")
+        if args.url:
+            url = args.url.rstrip("/")
+        else:
+            name = f"[{host}]" if ":" in host else host
+            url = f"http://{name}:{port}"
         app = create_app(args.store, lease=60 * args.lease, https=url.startswith("https://"))
-        quiet = {
-            "log_level": "warning",
-            "access_log": False,
-            "server_header": False,
-            "lifespan": "off",
-        }
-        server = uvicorn.Server(uvicorn.Config(app, timeout_keep_alive=KEEP_ALIVE, **quiet))
+        config = uvicorn.Config(
+            app,
+            timeout_keep_alive=KEEP_ALIVE,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+        )
+        server = uvicorn.Server(config)
         store.set_setting(db, "url", url)
         print(f"{url}  ({reach(host)})")
         if not db.execute("SELECT 1 FROM labelers WHERE admin").fetchone():
@@ -208,10 +212,9 @@ def _serve(args: argparse.Namespace) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     require(0 <= port < 65536, f"--port {port} must lie in [0, 65535]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
-        )
+        return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise ConfigError(
             f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another"
@@ -219,7 +222,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def reach(host: str) -> str:
-    """Who can reach a page that listens there."""
+    """Who can reach a page that listens on this address, in words."""
     if ipaddress.ip_address(host).is_loopback:
         return (
             "this machine only; labelers elsewhere come by a reverse proxy with TLS, see"
@@ -240,21 +243,21 @@ def _add(args: argparse.Namespace) -> None:
         f"--labelers {args.labelers} must be at least 2: those who get the same task",
     )
 
+    compare = args.task == "compare"
+
     def checked(raw: schemas.Record) -> schemas.Record:
-        tasks.task(raw, compare=args.task == "compare")
+        """The record as it is, where it makes a task."""
+        tasks.task(raw, compare=compare)
         return raw
 
-    found = [
-        tasks.task(raw, compare=args.task == "compare")
-        for path in args.samples
-        for raw in readers.read(checked, path, on_bad_record=args.on_bad_record)
-    ]
+    new_tasks = []
+    for path in args.samples:
+        for raw in readers.read(checked, path, on_bad_record=args.on_bad_record):
+            new_tasks.append(tasks.task(raw, compare=compare))
     with closing(store.create_store(args.store)) as db:
-        new = store.add_tasks(db, found, labelers=args.labelers, overlap=args.overlap)
-    print(
-        f"{args.store}: {new} new tasks of {len(found)} samples"
-        + ("; the others were there" if new < len(found) else "")
-    )
+        added = store.add_tasks(db, new_tasks, labelers=args.labelers, overlap=args.overlap)
+    rest = "; the others were there" if added < len(new_tasks) else ""
+    print(f"{args.store}: {added} new tasks of {len(new_tasks)} samples{rest}")
 
 
 def _invite(args: argparse.Namespace) -> None:
@@ -262,8 +265,7 @@ def _invite(args: argparse.Namespace) -> None:
         token = accounts.invite(db, args.name, args.group, admin=args.admin, now=time.time())
         print(f"{store.setting(db, 'url') or 'http://127.0.0.1:8000'}/join/{token}")
     print(
-        f"for {args.name}: works once, within 14 days; send it by a way that only {args.name}"
-        " reads",
+        f"for {args.name}: works once, within 14 days; send it so that only {args.name} reads it",
         file=sys.stderr,
     )
 
@@ -279,17 +281,17 @@ def _close(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from instruct_jax.feedback import files as exchange
+    from instruct_jax.feedback import files
 
     with closing(store.open_store(args.store)) as db:
-        written = exchange.write(args.format, store.answers(db), store.tasks(db), args.out)
+        written = files.write(args.format, store.answers(db), store.tasks(db), args.out)
     _print(args.out, written)
 
 
 def _import(args: argparse.Namespace) -> None:
-    from instruct_jax.feedback import files as exchange
+    from instruct_jax.feedback import files
 
-    _print(args.out, exchange.read(args.format, args.file, args.out))
+    _print(args.out, files.read(args.format, args.file, args.out))
 
 
 def _print(out: Path, written: dict[str, int]) -> None:
@@ -298,18 +300,18 @@ def _print(out: Path, written: dict[str, int]) -> None:
 
 
 def _agreement(args: argparse.Namespace) -> None:
-    from instruct_jax.feedback.files import agreement_text
+    from instruct_jax.feedback import agreement
 
     with closing(store.open_store(args.store)) as db:
-        print(agreement_text(store.answers(db)))
+        print(agreement.as_text(store.answers(db)))
 
 
 def _status(args: argparse.Namespace) -> None:
     with closing(store.open_store(args.store)) as db:
-        for line in tally.progress(db):
+        for line in progress.by_kind(db):
             print(
                 f"{line.kind}: {line.tasks} tasks, {line.finished} finished, {line.answers}"
                 f" answers, {line.skipped} skipped"
             )
-        for row in tally.accounts(db):
+        for row in progress.by_labeler(db):
             print(f"{row.name}: {row.team}, {row.answers} answers, {row.skipped} skipped")

@@ -1,5 +1,6 @@
-"""Answers of the labeling page in the forms of other tools, theirs as records, and how far people
-agree, as text.
+"""Files of answers: a new folder for each export and import, in the form of one tool.
+
+converters.py and records.py make what is in them; this module reads and writes it.
 """
 
 import json
@@ -10,145 +11,86 @@ from typing import Any
 from instruct_jax.data import readers
 from instruct_jax.data.schemas import Record
 from instruct_jax.errors import DataError, require
-from instruct_jax.feedback import agreement
-from instruct_jax.feedback import converters as exchange
+from instruct_jax.feedback import converters
 from instruct_jax.feedback.records import export
 from instruct_jax.feedback.store import Answer
-from instruct_jax.feedback.tasks import Task
-from instruct_jax.text import table
-
-FORMS = ("records", "datasets", "label-studio", "argilla")
+from instruct_jax.feedback.tasks import LabelTask
 
 
 def write(
-    form: str, answers: Sequence[Answer], tasks: Mapping[str, Task], out: Path
+    form: str, answers: Sequence[Answer], tasks: Mapping[str, LabelTask], out: Path
 ) -> dict[str, int]:
-    """Writes a new folder; returns how many records are in each of its parts."""
-    require(
-        not out.exists(),
-        f"--out {out} is there already, and nothing is overwritten; name a new folder",
-    )
+    """Writes a new folder; returns how many records are in each of its parts.
+
+    `form` is records, datasets, label-studio or argilla.
+    """
+    _require_new(out)
     if form == "records":
-        return _records(out, export(answers, tasks))
+        return _write_records(out, export(answers, tasks))
     if form == "datasets":
-        return _datasets(out, export(answers, tasks))
+        return _write_datasets(out, export(answers, tasks))
     out.mkdir(parents=True)
     if form == "argilla":
-        found = exchange.to_argilla(tasks, answers)
+        converted = converters.to_argilla(tasks, answers)
     else:
-        found = exchange.to_label_studio(tasks, answers)
-        config = exchange.label_studio_config(
-            max((len(task.completions) for task in tasks.values()), default=0)
-        )
+        converted = converters.to_label_studio(tasks, answers)
+        most = max((len(task.completions) for task in tasks.values()), default=0)
+        config = converters.label_studio_config(most)
         (out / "config.xml").write_text(config + "\n", encoding="utf-8")
-    (out / "tasks.json").write_text(
-        json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-    )
-    return {"tasks.json": len(found)}
+    text = json.dumps(converted, ensure_ascii=False, indent=1) + "\n"
+    (out / "tasks.json").write_text(text, encoding="utf-8")
+    return {"tasks.json": len(converted)}
 
 
 def read(form: str, path: Path, out: Path) -> dict[str, int]:
-    """What people said in another tool, as rankings.jsonl and demonstrations.jsonl in a new folder."""
+    """Writes the answers of another tool as our records, in a new folder.
+
+    `form` is label-studio or argilla; `path` is the JSON file that the tool exports.  Returns how
+    many records are in each file; DataError where the export cannot be used.
+    """
+    _require_new(out)
+    fix = "give the JSON file that the other tool exports"
+    try:
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); {fix}") from error
+    if not isinstance(raw, list):
+        raise DataError(f"{path}: holds a {type(raw).__name__}, not a list; {fix}")
+    convert = converters.from_argilla if form == "argilla" else converters.from_label_studio
+    try:
+        rankings, demonstrations = convert(raw)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return _write_records(out, {"rankings.jsonl": rankings, "demonstrations.jsonl": demonstrations})
+
+
+def _require_new(out: Path) -> None:
     require(
         not out.exists(),
         f"--out {out} is there already, and nothing is overwritten; name a new folder",
     )
-    try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read as JSON ({error}); give the JSON file that the other tool"
-            " exports"
-        ) from error
-    if not isinstance(raw, list):
-        raise DataError(
-            f"{path}: holds a {type(raw).__name__}, not a list; give the JSON file that the other"
-            " tool exports"
-        )
-    try:
-        rankings, demonstrations = (
-            exchange.from_argilla if form == "argilla" else exchange.from_label_studio
-        )(raw)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    return _records(out, {"rankings.jsonl": rankings, "demonstrations.jsonl": demonstrations})
 
 
-def _records(out: Path, files: Mapping[str, list[Record]]) -> dict[str, int]:
+def _write_records(out: Path, files: Mapping[str, list[Record]]) -> dict[str, int]:
     for name, records in files.items():
         readers.write_jsonl(out / name, records)
     return {name: len(records) for name, records in files.items()}
 
 
-def _datasets(out: Path, files: Mapping[str, list[Record]]) -> dict[str, int]:
+def _write_datasets(out: Path, files: Mapping[str, list[Record]]) -> dict[str, int]:
     """A folder of Hugging Face's save_to_disk for each kind of answer that there is."""
     import datasets
 
-    found = {name.removesuffix(".jsonl"): records for name, records in files.items() if records}
-    for name, records in found.items():
+    counts = {}
+    for file, records in files.items():
+        if not records:
+            continue
+        name = file.removesuffix(".jsonl")
         if len({type(record["prompt"]) for record in records}) > 1:
             raise DataError(
                 f"{name}: prompts are partly text and partly messages, which no column of datasets"
                 " holds; export records instead"
             )
         datasets.Dataset.from_list(records).save_to_disk(out / name)
-    return {name: len(records) for name, records in found.items()}
-
-
-def agreement_text(answers: Sequence[Answer]) -> str:
-    """Agreement as the paper reports it, and the measures beside it."""
-    rows = [
-        (f"{name} labelers" if name != "between" else "training with held-out", *_share(s))
-        for name, s in agreement.by_group(answers).items()
-    ]
-    head = ("agreement on pairs", "share", "95 %", "pairs")
-    lines = [
-        *table(head, rows),
-        "",
-        *table(
-            (head[0], *head[1:]),
-            [(who, *_share(s)) for who, s in agreement.by_labeler(answers).items()],
-        ),
-    ]
-    alphas = {name: value for name, value in agreement.alphas(answers).items() if value == value}
-    lines += [
-        "",
-        *table(
-            ("Krippendorff's alpha", ""), [(name, f"{value:.3f}") for name, value in alphas.items()]
-        ),
-    ]
-    flags = agreement.flags(answers)
-    lines += [
-        "",
-        *table(
-            ("flags: both say yes, or both no", *head[1:]),
-            [(name, *_share(s)) for name, s in flags.items()],
-        ),
-    ]
-    screened = agreement.screening(answers)
-    if screened:
-        rows = [
-            (who, *_share(s.ranks)[:2], *_share(s.sensitive)[:2], "yes" if s.passed else "no")
-            for who, s in screened.items()
-        ]
-        lines += [
-            "",
-            *table(
-                (
-                    "screening, against researchers",
-                    "ranks",
-                    "95 %",
-                    "sensitive flags",
-                    "95 %",
-                    "passed",
-                ),
-                rows,
-            ),
-        ]
-    return "\n".join(lines)
-
-
-def _share(share: agreement.Share) -> tuple[str, str, str]:
-    if not share.pairs:
-        return "-", "-", "0"
-    return f"{share.mean:.1%}", f"{share.low:.1%} to {share.high:.1%}", f"{share.pairs:,}"
+        counts[name] = len(records)
+    return counts

@@ -10,20 +10,20 @@ from instruct_jax.feedback.store import writing
 
 
 class Version(NamedTuple):
+    """One version of the instructions."""
+
     version: int
     text: str  # Markdown
     at: float  # unix seconds
-    by: str | None  # the admin; None of the text that comes with the page
+    by: str | None  # the admin; None for the text that comes with the page
 
 
 def versions(connection: sqlite3.Connection) -> list[Version]:
-    """All of them, the newest first."""
-    return [
-        Version(*row)
-        for row in connection.execute(
-            "SELECT version, text, at, by FROM instructions ORDER BY version DESC"
-        )
-    ]
+    """All versions, the newest first."""
+    rows = connection.execute(
+        "SELECT version, text, at, by FROM instructions ORDER BY version DESC"
+    )
+    return [Version(*row) for row in rows]
 
 
 def newest(connection: sqlite3.Connection) -> int:
@@ -31,7 +31,7 @@ def newest(connection: sqlite3.Connection) -> int:
 
 
 def write(connection: sqlite3.Connection, text: str, by: str, now: float) -> None:
-    """A new version; the older ones stay, answers refer to them."""
+    """Adds a version; the older ones stay, as answers refer to them."""
     with writing(connection):
         connection.execute(
             "INSERT INTO instructions (text, at, by) VALUES (?, ?, ?)", (text, now, by)
@@ -39,7 +39,7 @@ def write(connection: sqlite3.Connection, text: str, by: str, now: float) -> Non
 
 
 def changed(connection: sqlite3.Connection, labeler: str) -> bool:
-    """Since the labeler's last answer."""
+    """Whether there is a newer version than the one of the labeler's last answer."""
     seen = connection.execute(
         "SELECT max(instructions) FROM answers WHERE labeler = ?", (labeler,)
     ).fetchone()[0]

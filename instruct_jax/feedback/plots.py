@@ -1,51 +1,59 @@
-"""Small pictures for the admin's page: SVG in the page, coloured by its style sheet."""
+"""Small plots for the admin's page: SVG in the page, colored by its style sheet."""
 
 import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 420, 150, 42, 12, 20  # of a picture, and of its margins
-WIDEST = 48  # a bar
+# pixels
+WIDTH, HEIGHT = 420, 150  # of a plot
+LEFT, TOP, BOTTOM = 42, 12, 20  # its margins
+WIDEST = 48  # bar
+LETTER = 6  # about the width of a letter
 
 
 def bars(values: Sequence[float], first: str, last: str, alt: str) -> Markup:
     """A bar for each value; the first and the last of them are named."""
-    most, wide = max(1, *values), (WIDTH - LEFT) / len(values)
-    marks = [_bar(i, wide, value / most) for i, value in enumerate(values)]
-    ends = [_text(LEFT, HEIGHT - 5, first, "start"), _text(WIDTH, HEIGHT - 5, last, "end")]
-    return _picture([*_axis([(0, "0"), (1, f"{most:g}")]), *marks, *ends], alt)
+    most = max(1, *values)
+    marks = _axis([(0, "0"), (1, f"{most:g}")])
+    wide = _column_width(len(values))
+    for i, value in enumerate(values):
+        marks.append(_bar(i, wide, value / most))
+    marks.append(_text(LEFT, HEIGHT - 5, first, "start"))
+    marks.append(_text(WIDTH, HEIGHT - 5, last, "end"))
+    return _plot(marks, alt)
 
 
 def named_bars(values: Sequence[tuple[str, float]], alt: str) -> Markup:
     """A bar for each value, its name below."""
     if not values:
         return Markup()
-    most, wide = max(1, *(value for _, value in values)), (WIDTH - LEFT) / len(values)
-    marks = [
-        part
-        for i, (name, value) in enumerate(values)
-        for part in (_bar(i, wide, value / most), _name(i, wide, name))
-    ]
-    return _picture([*_axis([(0, "0"), (1, f"{most:g}")]), *marks], alt)
+    most = max(1, *(value for _, value in values))
+    marks = _axis([(0, "0"), (1, f"{most:g}")])
+    wide = _column_width(len(values))
+    for i, (name, value) in enumerate(values):
+        marks.append(_bar(i, wide, value / most))
+        marks.append(_name(i, wide, name))
+    return _plot(marks, alt)
 
 
 def shares(points: Sequence[tuple[str, float, float, float]], alt: str) -> Markup:
-    """(label, share, low, high) as dots with intervals over 0 to 100 %; what is not finite is left
-    out.
-    """
+    """(label, share, low, high) as dots with intervals over 0 to 100 %, without NaN and Inf."""
     if not points:
         return Markup()
-    wide, marks = (WIDTH - LEFT) / len(points), []
+    marks = _axis([(0, "0 %"), (0.5, "50 %"), (1, "100 %")])
+    wide = _column_width(len(points))
     for i, (label, share, low, high) in enumerate(points):
         middle = LEFT + (i + 0.5) * wide
-        if all(map(math.isfinite, (share, low, high))):
-            marks += [
-                _line(middle, _y(low), middle, _y(high), "stroke"),
-                _rect(middle - 3, _y(share) - 3, 6, 6),
-            ]
+        if all(math.isfinite(value) for value in (share, low, high)):
+            marks.append(_line(middle, _y(low), middle, _y(high), "stroke"))
+            marks.append(_rect(middle - 3, _y(share) - 3, 6, 6))
         marks.append(_name(i, wide, label))
-    return _picture([*_axis([(0, "0 %"), (0.5, "50 %"), (1, "100 %")]), *marks], alt)
+    return _plot(marks, alt)
+
+
+def _column_width(columns: int) -> float:
+    return (WIDTH - LEFT) / columns
 
 
 def _bar(i: int, wide: float, share: float) -> Markup:
@@ -54,14 +62,11 @@ def _bar(i: int, wide: float, share: float) -> Markup:
 
 
 def _name(i: int, wide: float, name: str) -> Markup:
-    """As much of it as there is room for, a letter being 6 wide."""
-    room = max(int(wide / 6), 2)
-    return _text(
-        LEFT + (i + 0.5) * wide,
-        HEIGHT - 5,
-        name if len(name) <= room else name[: room - 1] + "…",
-        "middle",
-    )
+    """As much of the name as there is room for."""
+    room = max(int(wide / LETTER), 2)
+    if len(name) > room:
+        name = name[: room - 1] + "…"
+    return _text(LEFT + (i + 0.5) * wide, HEIGHT - 5, name, "middle")
 
 
 def _y(share: float) -> float:
@@ -69,14 +74,11 @@ def _y(share: float) -> float:
 
 
 def _axis(ticks: Sequence[tuple[float, str]]) -> list[Markup]:
-    return [
-        part
-        for at, name in ticks
-        for part in (
-            _line(LEFT, _y(at), WIDTH, _y(at), "axis"),
-            _text(LEFT - 4, _y(at) + 4, name, "end"),
-        )
-    ]
+    marks = []
+    for share, name in ticks:
+        marks.append(_line(LEFT, _y(share), WIDTH, _y(share), "axis"))
+        marks.append(_text(LEFT - 4, _y(share) + 4, name, "end"))
+    return marks
 
 
 def _rect(x: float, y: float, width: float, height: float) -> Markup:
@@ -97,8 +99,8 @@ def _text(x: float, y: float, text: str, anchor: str) -> Markup:
     )
 
 
-def _picture(parts: Sequence[Markup], alt: str) -> Markup:
-    body = Markup("").join(parts)
+def _plot(marks: Sequence[Markup], alt: str) -> Markup:
+    body = Markup("").join(marks)
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, HEIGHT, alt, body
     )

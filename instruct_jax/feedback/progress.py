@@ -1,4 +1,4 @@
-"""How far it all is: counts of tasks, of answers over time, and of labelers."""
+"""How far the labeling is: counts of tasks, of answers over time, and of labelers."""
 
 import sqlite3
 import statistics
@@ -9,19 +9,18 @@ from instruct_jax.feedback.store import SKIPS, Answer, Group
 from instruct_jax.feedback.tasks import Kind
 
 
-class Progress(NamedTuple):
-    """Of the tasks of one kind."""
+class KindProgress(NamedTuple):
+    """How far the tasks of one kind are."""
 
     kind: Kind
     tasks: int
-    finished: (
-        int  # have all answers of the training group that are wanted, or were skipped too often
-    )
+    # have all answers of the training group that are wanted, or were skipped too often
+    finished: int
     answers: int  # of both groups, without skips
     skipped: int  # answers that say so
 
 
-class Account(NamedTuple):
+class LabelerProgress(NamedTuple):
     """A labeler and what they have done."""
 
     name: str
@@ -34,44 +33,44 @@ class Account(NamedTuple):
     last: float | None  # unix seconds of the last answer
 
 
-def progress(connection: sqlite3.Connection) -> list[Progress]:
+def by_kind(connection: sqlite3.Connection) -> list[KindProgress]:
     """How far the tasks of each kind are.
 
     Screening tasks are for everybody, and never finished.
     """
+    answers = "(SELECT count(*) FROM answers JOIN tasks AS t ON id = task WHERE t.kind = tasks.kind"
     rows = connection.execute(
-        "SELECT kind, count(*), sum(left_training <= 0 OR (NOT screening AND skips >= ?)), (SELECT"
-        " count(*) FROM answers JOIN tasks AS t ON id = task WHERE t.kind = tasks.kind AND skipped"
-        " IS NULL), (SELECT count(*) FROM answers JOIN tasks AS t ON id = task WHERE t.kind ="
-        " tasks.kind AND skipped IS NOT NULL) FROM tasks GROUP BY kind ORDER BY kind",
+        "SELECT kind, count(*), sum(left_training <= 0 OR (NOT screening AND skips >= ?)),"
+        f" {answers} AND skipped IS NULL), {answers} AND skipped IS NOT NULL)"
+        " FROM tasks GROUP BY kind ORDER BY kind",
         (SKIPS,),
     )
-    return [Progress(*row) for row in rows]
+    return [KindProgress(*row) for row in rows]
 
 
-def accounts(connection: sqlite3.Connection) -> list[Account]:
+def by_labeler(connection: sqlite3.Connection) -> list[LabelerProgress]:
     """Every labeler, by name."""
     rows = connection.execute(
         "SELECT name, team, admin, password IS NOT NULL, invitation IS NOT NULL, count(number),"
         " count(skipped), max(submitted) FROM labelers LEFT JOIN answers ON labeler = name GROUP BY"
         " name ORDER BY name"
     )
-    return [Account(*row) for row in rows]
+    return [LabelerProgress(*row) for row in rows]
 
 
 def per_hour(connection: sqlite3.Connection, now: float, hours: int) -> list[int]:
-    """The answers of each of the last hours, the newest at the end."""
+    """How many answers came in each of the last hours, the newest at the end."""
     rows = connection.execute(
         "SELECT CAST((:now - submitted) / 3600 AS INTEGER) AS ago, count(*) FROM answers"
         " WHERE submitted > :now - 3600 * :hours GROUP BY ago",
         {"now": now, "hours": hours},
     )
-    counts = dict(map(tuple, rows))
+    counts = dict(tuple(row) for row in rows)
     return [counts.get(ago, 0) for ago in reversed(range(hours))]
 
 
 def median_seconds(answers: Iterable[Answer]) -> dict[str, float]:
-    """Each labeler's time for an answer, skips left out."""
+    """The median time of each labeler for an answer, skips left out."""
     spent: dict[str, list[float]] = {}
     for answer in answers:
         if answer.skipped is None:

@@ -1,11 +1,11 @@
-"""Somebody's text on a page: always text, never markup, and nothing in it works unseen."""
-
-import unicodedata
+"""Text of other people on a page: it stays text, never becomes markup, and hides nothing."""
 
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
-JOINERS = "\u200c\u200d"  # of Persian words and of emoji: harmless, and needed
+from instruct_jax.text import SHOWN_WHITESPACE, code_of, unseen
+
+JOINERS = "\u200c\u200d"  # harmless, and needed in Persian words and in emoji
 
 
 def visible(text: str) -> Markup:
@@ -15,21 +15,11 @@ def visible(text: str) -> Markup:
     spelled out.
     """
     html = escape(text.replace("\r\n", "\n"))
-    for char in filter(_hidden, set(html)):
-        code = f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
-        html = html.replace(char, Markup('<span class="spelled">{}</span>').format(code))
+    for char in set(html):
+        if unseen(char) and char not in SHOWN_WHITESPACE + JOINERS:
+            code = Markup('<span class="spelled">{}</span>').format(code_of(char))
+            html = html.replace(char, code)
     return html
-
-
-def _hidden(char: str) -> bool:
-    return char not in "\n\t" + JOINERS and unicodedata.category(char) in (
-        "Cc",
-        "Cf",
-        "Cs",
-        "Co",
-        "Zl",
-        "Zp",
-    )
 
 
 def rendered(markdown: str) -> Markup:

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from instruct_jax.errors import DataError
-from instruct_jax.feedback.tasks import Flags, Kind, Prompt, Reply, Task, takes_part
+from instruct_jax.feedback.tasks import Flags, Kind, LabelTask, Prompt, Reply, takes_part
 
 Group = Literal["training", "held-out"]  # held-out labelers make no training data (paper 3.4)
 
 VERSION = 1  # of the schema
 APPLICATION = 0x494A4C42  # "IJLB", in the header of the file
 BUSY = 30.0  # seconds that a transaction waits for one of another process
-SKIPS = 3  # so many labelers skip a task before it is asked no more
+SKIPS = 3  # a task that so many labelers skipped is given to nobody else
 EVERYBODY = 10**9  # labelers wanted for a screening task
 # the threads of one process queue here: SQLite's own waiting is a sleep, and unfair
 WRITER = threading.Lock()
@@ -33,8 +33,9 @@ WRITER = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One labeler's answer to one task; lists have an entry for each completion, in the order of
-    the sample.
+    """One labeler's answer to one task.
+
+    Lists have an entry for each completion, in the order of the sample.
     """
 
     task_id: str
@@ -44,8 +45,8 @@ class Answer:
     prompt: Prompt
     completions: list[str]
     models: list[str | None]
-    ranks: list[int] | None  # dense from 1, the best; None of a demonstration or a skip
-    likert: list[int | None]  # 1 worst to 7 best; [] of a demonstration or a skip
+    ranks: list[int] | None  # dense from 1, the best; None for a demonstration or a skip
+    likert: list[int | None]  # 1 worst to 7 best; [] for a demonstration or a skip
     flags: list[Flags]
     notes: list[str]
     text: str | None  # the demonstration
@@ -58,38 +59,42 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Lease:
-    """A task in the hands of a labeler."""
+    """A task that was given to a labeler."""
 
-    task: Task
+    task: LabelTask
     opened: float  # unix seconds
     until: float
     instructions: int  # version that the labeler saw last
 
 
 def create_store(path: str | Path) -> sqlite3.Connection:
-    """The store; a new one where nothing is there."""
+    """Opens the store, and makes it where there is none."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).touch(mode=0o600)  # it holds the key of the sessions
     connection = _connect(path)
     with writing(connection):
         if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
-            for statement in _text("schema.sql").split(";\n"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION}")
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-            connection.execute(
-                "INSERT INTO settings VALUES ('secret', ?)", (secrets.token_urlsafe(32),)
-            )
-            connection.execute(
-                "INSERT INTO instructions VALUES (1, ?, ?, NULL)",
-                (_text("pages/instructions.md"), time.time()),
-            )
+            _fill(connection)
     connection.close()
     return open_store(path)
 
 
-def _text(name: str) -> str:
-    """A file that comes with the package."""
+def _fill(connection: sqlite3.Connection) -> None:
+    """Makes the tables of a new store, its secret and the first version of the instructions."""
+    for statement in _packaged("schema.sql").split(";\n"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    secret = secrets.token_urlsafe(32)
+    connection.execute("INSERT INTO settings VALUES ('secret', ?)", (secret,))
+    connection.execute(
+        "INSERT INTO instructions VALUES (1, ?, ?, NULL)",
+        (_packaged("pages/instructions.md"), time.time()),
+    )
+
+
+def _packaged(name: str) -> str:
+    """The text of a file that comes with the package."""
     return files("instruct_jax.feedback").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -101,10 +106,9 @@ def open_store(path: str | Path) -> sqlite3.Connection:
             f" --store {path}"
         )
     connection = _connect(path)
-    if [
-        connection.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("application_id", "user_version")
-    ] != [APPLICATION, VERSION]:
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if (application, version) != (APPLICATION, VERSION):
         connection.close()
         raise DataError(
             f"{path}: is no store of the labeling page, or one of another version; give the file"
@@ -133,8 +137,11 @@ def _connect(path: str | Path) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def writing(connection: sqlite3.Connection, *, synced: bool = True) -> Iterator[None]:
-    """One transaction: all of it is kept at the end, or nothing is.  Not `synced`, it outlives a
-    killed process at once, but a loss of power only from the next synced transaction on."""
+    """One transaction: all of it is kept at the end, or nothing is.
+
+    It survives a loss of power at once if `synced`, else only after the next synced transaction; it
+    survives a killed process in any case.
+    """
     with WRITER:
         connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
         connection.execute("BEGIN IMMEDIATE")
@@ -161,58 +168,56 @@ def set_setting(connection: sqlite3.Connection, name: str, value: str) -> None:
 
 def add_tasks(
     connection: sqlite3.Connection,
-    tasks: Iterable[Task],
+    tasks: Iterable[LabelTask],
     *,
     labelers: int = 1,
     overlap: float = 0.0,
 ) -> int:
-    """Adds the tasks that the store does not have yet, and returns their number.  The share
-    `overlap` of them is given to so many `labelers`, the others to one; screening tasks are given
-    to everybody.  All are added or none.
+    """Adds the tasks that the store does not have yet, all or none; returns their number.
+
+    The share `overlap` of them is given to so many `labelers`, the others to one.  Screening tasks
+    are given to everybody.
     """
     before = connection.total_changes
     with writing(connection):
         for task in tasks:
-            wanted = (
-                EVERYBODY
-                if task.known is not None
-                else labelers
-                if takes_part(task.id, overlap)
-                else 1
-            )
-            values = (task.prompt, task.completions, task.models, task.known, task.extra)
-            prompt, completions, models, known, extra = (
-                None if v is None else json.dumps(v, ensure_ascii=False) for v in values
-            )
-            connection.execute(
-                "INSERT OR IGNORE INTO tasks (id, kind, prompt, completions, models, known, extra,"
-                " screening, left_training, left_held_out) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    task.id,
-                    task.kind,
-                    prompt,
-                    completions,
-                    models,
-                    known,
-                    extra,
-                    known is not None,
-                    wanted,
-                    wanted,
-                ),
-            )
+            screening = task.known is not None
+            wanted = 1
+            if screening:
+                wanted = EVERYBODY
+            elif takes_part(task.id, overlap):
+                wanted = labelers
+            row = {
+                "id": task.id,
+                "kind": task.kind,
+                "prompt": _to_json(task.prompt),
+                "completions": _to_json(task.completions),
+                "models": _to_json(task.models),
+                "known": _to_json(task.known),
+                "extra": _to_json(task.extra),
+                "screening": screening,
+                "left_training": wanted,
+                "left_held_out": wanted,
+            }
+            _insert(connection, "INSERT OR IGNORE INTO tasks", row)
     return connection.total_changes - before
 
 
-def lease(connection: sqlite3.Connection, labeler: str, now: float, seconds: float) -> str | None:
-    """The id of the task that the labeler should do: the one in hand, else the first that wants an
-    answer; it is then theirs for so many seconds.  None where nothing is left for them.
+def _insert(connection: sqlite3.Connection, into: str, row: dict[str, Any]) -> None:
+    columns = ", ".join(row)
+    places = ", ".join(f":{column}" for column in row)
+    connection.execute(f"{into} ({columns}) VALUES ({places})", row)
 
-    A lease that a loss of power takes away costs nothing: its task is given again, and the browser
-    has the draft.
+
+def lease(connection: sqlite3.Connection, labeler: str, now: float, seconds: float) -> str | None:
+    """The id of the task that the labeler should do, or None where nothing is left for them.
+
+    It is the task that they have already, else the first that wants an answer, which is then theirs
+    for so many seconds.  A lease that is lost with the power costs nothing: its task is given
+    again, and the browser has the draft.
     """
-    team = connection.execute("SELECT team FROM labelers WHERE name = ?", (labeler,)).fetchone()[
-        "team"
-    ]
+    row = connection.execute("SELECT team FROM labelers WHERE name = ?", (labeler,)).fetchone()
+    team = row["team"]
     with writing(connection, synced=False):
         mine = connection.execute(
             "SELECT task FROM leases WHERE labeler = ? AND until > ? ORDER BY opened",
@@ -245,23 +250,24 @@ def _hold(
 
 
 def open_lease(connection: sqlite3.Connection, task: str, labeler: str) -> Lease | None:
-    """What the labeler was given and has not answered, lapsed or not: work is not thrown away
-    because it took long.
+    """The lease of a task that the labeler was given and has not answered.
+
+    It may have lapsed: work is not thrown away because it took long.
     """
     row = connection.execute(
         "SELECT tasks.*, opened, until, instructions FROM leases JOIN tasks ON id = task WHERE task"
         " = ? AND labeler = ?",
         (task, labeler),
     ).fetchone()
-    return (
-        None if row is None else Lease(_task(row), row["opened"], row["until"], row["instructions"])
-    )
+    if row is None:
+        return None
+    return Lease(_task(row), row["opened"], row["until"], row["instructions"])
 
 
 def renew(
     connection: sqlite3.Connection, task: str, labeler: str, now: float, seconds: float
 ) -> None:
-    """The lease begins anew, under the newest instructions."""
+    """Begins the lease anew, under the newest instructions."""
     with writing(connection, synced=False):
         _hold(connection, task, labeler, now, seconds)
 
@@ -277,38 +283,39 @@ def submit(
     seconds: float,
     now: float,
 ) -> bool:
-    """Stores the reply to a leased task.  True: it is stored, by this call or by an earlier one
-    with the same form; False: another answer of this labeler is there, and stays."""
+    """Stores the reply to a leased task.
+
+    `form` is the identity of the form that was sent, `shown` the completions in the order in which
+    they were shown.  True: it is stored, by this call or by an earlier one with the same form.
+    False: another answer of this labeler is there, and stays.
+    """
     with writing(connection):
         stored = connection.execute(
             "SELECT form FROM answers WHERE task = ? AND labeler = ?", (task, labeler)
         ).fetchone()
         if stored is not None:
             return stored["form"] == form
-        parts = (
-            json.dumps(part, ensure_ascii=False)
-            for part in (reply.likert, reply.flags, reply.notes)
-        )
-        ranks = None if reply.ranks is None else json.dumps(reply.ranks)
-        new = connection.execute(
-            "INSERT INTO answers (task, labeler, form, ranks, likert, flags, notes, text, skipped,"
-            " shown, seconds, submitted, instructions) SELECT task, labeler, ?, ?, ?, ?, ?, ?, ?,"
-            " ?, ?, ?, instructions FROM leases WHERE task = ? AND labeler = ?",
-            (
-                form,
-                ranks,
-                *parts,
-                reply.text,
-                reply.skipped,
-                json.dumps(shown),
-                seconds,
-                now,
-                task,
-                labeler,
-            ),
-        )
-        if not new.rowcount:
+        lease = connection.execute(
+            "SELECT instructions FROM leases WHERE task = ? AND labeler = ?", (task, labeler)
+        ).fetchone()
+        if lease is None:
             raise LookupError(f"task {task} was never given to {labeler}")
+        row = {
+            "task": task,
+            "labeler": labeler,
+            "form": form,
+            "ranks": _to_json(reply.ranks),
+            "likert": _to_json(reply.likert),
+            "flags": _to_json(reply.flags),
+            "notes": _to_json(reply.notes),
+            "text": reply.text,
+            "skipped": reply.skipped,
+            "shown": _to_json(shown),
+            "seconds": seconds,
+            "submitted": now,
+            "instructions": lease["instructions"],
+        }
+        _insert(connection, "INSERT INTO answers", row)
         connection.execute("DELETE FROM leases WHERE task = ? AND labeler = ?", (task, labeler))
         if reply.skipped is not None:
             connection.execute("UPDATE tasks SET skips = skips + 1 WHERE id = ?", (task,))
@@ -323,14 +330,14 @@ def submit(
 
 
 def count(connection: sqlite3.Connection, labeler: str) -> int:
-    """The answers of a labeler."""
+    """How many answers a labeler gave."""
     return connection.execute(
         "SELECT count(*) FROM answers WHERE labeler = ?", (labeler,)
     ).fetchone()[0]
 
 
 def form_of(connection: sqlite3.Connection, task: str, labeler: str) -> str | None:
-    """The identity of the form that brought this answer; None where there is no answer."""
+    """The identity of the form of this answer; None where there is no answer."""
     row = connection.execute(
         "SELECT form FROM answers WHERE task = ? AND labeler = ?", (task, labeler)
     ).fetchone()
@@ -345,42 +352,70 @@ def answers(
     last: int | None = None,
     before: int = 0,
 ) -> list[Answer]:
-    """The answers in the order in which they came: all, or those of a labeler, to a task, or only
-    the last so many of these, without the newest `before`."""
-    wanted = {
-        key: value for key, value in {"labeler": labeler, "task": task}.items() if value is not None
-    }
-    where = " AND ".join([f"{key} = ?" for key in wanted] or ["TRUE"])
+    """The answers in the order in which they came: all, or those of a labeler or to a task.
+
+    With `last`, only the last so many of these, without the newest `before`.
+    """
+    conditions, values = ["TRUE"], []
+    if labeler is not None:
+        conditions.append("labeler = ?")
+        values.append(labeler)
+    if task is not None:
+        conditions.append("task = ?")
+        values.append(task)
     rows = connection.execute(
         "SELECT answers.*, kind, prompt, completions, models, known, team FROM answers JOIN tasks"
-        f" ON id = task JOIN labelers ON name = labeler WHERE {where} ORDER BY number DESC LIMIT ?"
-        " OFFSET ?",
-        (*wanted.values(), -1 if last is None else last, before),
+        f" ON id = task JOIN labelers ON name = labeler WHERE {' AND '.join(conditions)}"
+        " ORDER BY number DESC LIMIT ? OFFSET ?",
+        (*values, -1 if last is None else last, before),
     )
-    return [_answer(row) for row in rows][::-1]
+    newest_first = [_answer(row) for row in rows]
+    return newest_first[::-1]
 
 
-def tasks(connection: sqlite3.Connection) -> dict[str, Task]:
+def tasks(connection: sqlite3.Connection) -> dict[str, LabelTask]:
     """All tasks by their id."""
-    return {
-        row["id"]: _task(row) for row in connection.execute("SELECT * FROM tasks ORDER BY position")
-    }
+    rows = connection.execute("SELECT * FROM tasks ORDER BY position")
+    return {row["id"]: _task(row) for row in rows}
 
 
-def _task(row: sqlite3.Row) -> Task:
-    return Task(
-        row["id"],
-        row["kind"],
-        **{key: _json(row[key]) for key in ("prompt", "completions", "models", "known", "extra")},
+def _task(row: sqlite3.Row) -> LabelTask:
+    return LabelTask(
+        id=row["id"],
+        kind=row["kind"],
+        prompt=_from_json(row["prompt"]),
+        completions=_from_json(row["completions"]),
+        models=_from_json(row["models"]),
+        known=_from_json(row["known"]),
+        extra=_from_json(row["extra"]),
     )
 
 
 def _answer(row: sqlite3.Row) -> Answer:
-    parsed = ("prompt", "completions", "models", "ranks", "likert", "flags", "notes", "known")
-    plain = ("kind", "labeler", "text", "skipped", "seconds", "submitted", "instructions")
-    values = {key: _json(row[key]) for key in parsed} | {key: row[key] for key in plain}
-    return Answer(task_id=row["task"], held_out=row["team"] == "held-out", **values)
+    return Answer(
+        task_id=row["task"],
+        kind=row["kind"],
+        labeler=row["labeler"],
+        held_out=row["team"] == "held-out",
+        prompt=_from_json(row["prompt"]),
+        completions=_from_json(row["completions"]),
+        models=_from_json(row["models"]),
+        ranks=_from_json(row["ranks"]),
+        likert=_from_json(row["likert"]),
+        flags=_from_json(row["flags"]),
+        notes=_from_json(row["notes"]),
+        text=row["text"],
+        skipped=row["skipped"],
+        seconds=row["seconds"],
+        submitted=row["submitted"],
+        instructions=row["instructions"],
+        known=_from_json(row["known"]),
+    )
 
 
-def _json(text: str | None) -> Any:
+def _to_json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _from_json(text: str | None) -> Any:
     return None if text is None else json.loads(text)

@@ -1,5 +1,5 @@
-"""What labelers are asked: tasks from samples, the order in which outputs are shown, and the check
-of what comes back.  All pure.
+"""The tasks of labelers: they are made from samples, show outputs in some order, and their replies
+are checked.  All pure.
 """
 
 import dataclasses
@@ -34,10 +34,10 @@ LONGEST = 100_000  # characters of a demonstration or a note
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class LabelTask:
     """One question for one labeler or several."""
 
-    id: str  # of its content
+    id: str  # 16 hex digits, a hash of its content
     kind: Kind
     prompt: Prompt
     completions: list[str]  # in the order of the sample; [] of a demonstration
@@ -49,8 +49,9 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a labeler said to a task; lists have an entry for each completion, in the order of the
-    sample.
+    """The reply of a labeler to a task.
+
+    Lists have an entry for each completion, in the order of the sample.
     """
 
     ranks: list[int] | None = None  # dense from 1, the best; equal = tie
@@ -72,82 +73,90 @@ class ReplyError(ValueError):
         self.at = at
 
 
-def task(raw: schemas.Record, *, compare: bool = False) -> Task:
-    """The task that a sample makes: a demonstration without completions, else a ranking, or a
-    comparison of two models.
+def task(raw: schemas.Record, *, compare: bool = False) -> LabelTask:
+    """The task that a sample makes.
+
+    Without completions it asks for a demonstration, else for a ranking or, with `compare`, for a
+    comparison of two completions.  FieldError where the sample is bad.
     """
+    kind: Kind
     if raw.get("completions") is None:
-        record, kind = (
-            schemas.prompt({key: value for key, value in raw.items() if key != "completions"}),
-            "demonstrate",
-        )
+        kind = "demonstrate"
+        record = schemas.prompt({key: raw[key] for key in raw if key != "completions"})
     elif compare:
-        record, kind = schemas.sample(raw), "compare"
-        if (k := len(record["completions"])) != 2:
-            raise FieldError(
-                "completions",
-                record["completions"],
-                f"has K = {k}",
-                "give two completions, one of each model",
-            )
+        kind = "compare"
+        record = schemas.sample(raw)
+        _require_two(record["completions"])
     else:
-        k = len(raw["completions"]) if isinstance(raw["completions"], list) else 0
-        # its checks are those of a ranking
-        record, kind = (schemas.ranking({**raw, "ranks": list(range(1, k + 1))}), "rank")
+        kind = "rank"
+        completions = raw["completions"]
+        k = len(completions) if isinstance(completions, list) else 0
+        # with any ranks, as its checks are those of a ranking
+        record = schemas.ranking({**raw, "ranks": list(range(1, k + 1))})
     completions = record.get("completions", [])
-    known, models = _known(record, len(completions)), _models(record, len(completions))
-    mine = ("prompt", "completions", "ranks", "models", "known")
+    known = _known(record, len(completions))
+    models = _models(record, len(completions))
     content = json.dumps(
         [kind, record["prompt"], completions, models, known], sort_keys=True, ensure_ascii=False
     )
-    return Task(
+    own_fields = ("prompt", "completions", "ranks", "models", "known")
+    return LabelTask(
         id=hashlib.sha256(content.encode()).hexdigest()[:16],
         kind=kind,
         prompt=record["prompt"],
         completions=completions,
         models=models,
         known=known,
-        extra={key: value for key, value in record.items() if key not in mine},
+        extra={key: value for key, value in record.items() if key not in own_fields},
     )
 
 
+def _require_two(completions: list[str]) -> None:
+    k = len(completions)
+    if k != 2:
+        fix = "give two completions, one of each model"
+        raise FieldError("completions", completions, f"has K = {k}", fix)
+
+
 def _models(record: schemas.Record, k: int) -> list[str | None]:
-    found = record.get("models")
-    if found is None:
+    """The names of the models that wrote the completions; None where it is not known."""
+    models = record.get("models")
+    if models is None:
         return [None] * k
-    if (
-        not isinstance(found, list)
-        or len(found) != k
-        or not all(name is None or isinstance(name, str) for name in found)
-    ):
+    is_list = isinstance(models, list) and len(models) == k
+    if not is_list or not all(name is None or isinstance(name, str) for name in models):
         raise FieldError(
             "models",
-            found,
+            models,
             f"must hold the names of {k} models",
             "give one name for each completion, or null",
         )
-    return found
+    return models
 
 
 def _known(record: schemas.Record, k: int) -> dict[str, Any] | None:
-    found = record.get("known")
-    if found is None:
+    """What researchers answered, for screening."""
+    known = record.get("known")
+    if known is None:
         return None
-    if not isinstance(found, dict) or not found or not found.keys() <= {"ranks", "flags"} or k == 0:
+    is_filled = isinstance(known, dict) and len(known) > 0
+    if not is_filled or not known.keys() <= {"ranks", "flags"} or k == 0:
         raise FieldError(
             "known",
-            found,
+            known,
             "must hold ranks, flags or both, of completions",
             'write {"ranks": [...], "flags": [...]}',
         )
-    if "ranks" in found:
-        schemas.ranking({**record, "ranks": found["ranks"]})
-    flags = found.get("flags", [{}] * k)
-    if (
-        not isinstance(flags, list)
-        or len(flags) != k
-        or not all(isinstance(each, dict) for each in flags)
-    ):
+    if "ranks" in known:
+        schemas.ranking({**record, "ranks": known["ranks"]})
+    if "flags" in known:
+        _check_known_flags(known["flags"], k)
+    return known
+
+
+def _check_known_flags(flags: Any, k: int) -> None:
+    is_list = isinstance(flags, list) and len(flags) == k
+    if not is_list or not all(isinstance(each, dict) for each in flags):
         raise FieldError(
             "known.flags",
             flags,
@@ -155,49 +164,56 @@ def _known(record: schemas.Record, k: int) -> dict[str, Any] | None:
             "give one for each completion, {} where nothing is wrong",
         )
     for each in flags:
-        if not each.keys() <= FLAGS.keys() or not all(
-            isinstance(value, bool) for value in each.values()
-        ):
+        all_bool = all(isinstance(value, bool) for value in each.values())
+        if not all_bool or not each.keys() <= FLAGS.keys():
             raise FieldError(
                 "known.flags",
                 each,
                 f"must hold true or false of {names(FLAGS)}",
                 "correct the name or the value",
             )
-    return found
 
 
 def shown_order(k: int, task_id: str, labeler: str, secret: str) -> list[int]:
-    """The completions in the order in which this labeler sees them: the same at every visit,
-    another for every labeler.
+    """The indices of the completions in the order in which this labeler sees them.
+
+    It is the same whenever the labeler opens the task, and another one for every labeler.
     """
-    return sorted(
-        range(k),
-        key=lambda i: hashlib.sha256(f"{secret}\n{task_id}\n{labeler}\n{i}".encode()).digest(),
-    )
+
+    def shuffled(i: int) -> bytes:
+        return hashlib.sha256(f"{secret}\n{task_id}\n{labeler}\n{i}".encode()).digest()
+
+    return sorted(range(k), key=shuffled)
 
 
 def takes_part(task_id: str, share: float) -> bool:
     """True for about this share of the tasks, always the same ones."""
-    return int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:8]) < share * 2**64
+    digest = hashlib.sha256(task_id.encode()).digest()
+    return int.from_bytes(digest[:8]) < share * 2**64
 
 
-def reply(task: Task, order: Sequence[int], form: Mapping[str, str]) -> Reply:
-    """What a form says; its fields `likert-i`, `rank-i`, `flag-i-NAME` and `note-i` are of the
-    output that was shown as number i.
+def reply(task: LabelTask, order: Sequence[int], form: Mapping[str, str]) -> Reply:
+    """The reply in a form; ReplyError where something is missing or wrong.
+
+    `order`: which completion was shown as number 0, 1, ...  The form has the fields `likert-i`,
+    `rank-i`, `flag-i-NAME` and `note-i` of the output shown as number i.
     """
     if form.get("action") == "skip":
         return Reply(skipped=_written(form.get("reason", ""), "the reason for which you skip"))
     if task.kind == "demonstrate":
         return Reply(text=_written(form.get("text", ""), "the demonstration"))
-    rated, shown = task.kind == "rank", range(len(order))
-    likert = [_likert(form, at, needed=rated) for at in shown]
-    ranks = [_rank(form, at, len(order)) if rated else _preferred(form, at) for at in shown]
-    flags = [{name: form.get(f"flag-{at}-{name}") == "yes" for name in FLAGS} for at in shown]
-    notes = [
-        _short(form.get(f"note-{at}", ""), f"the notes on output {letter(at)}", at) for at in shown
-    ]
-    back = [order.index(i) for i in shown]  # where completion i was shown
+    k = len(order)
+    is_ranking = task.kind == "rank"
+    likert = [_likert(form, at, needed=is_ranking) for at in range(k)]
+    if is_ranking:
+        ranks = [_rank(form, at, k) for at in range(k)]
+    else:
+        ranks = [_preferred(form, at) for at in range(k)]
+    flags, notes = [], []
+    for at in range(k):
+        flags.append({name: form.get(f"flag-{at}-{name}") == "yes" for name in FLAGS})
+        notes.append(_short(form.get(f"note-{at}", ""), f"the notes on output {letter(at)}", at))
+    back = [order.index(i) for i in range(k)]  # where completion i was shown
     return Reply(
         ranks=dense([ranks[at] for at in back]),
         likert=[likert[at] for at in back],
@@ -208,32 +224,32 @@ def reply(task: Task, order: Sequence[int], form: Mapping[str, str]) -> Reply:
 
 def dense(ranks: Sequence[int]) -> list[int]:
     """The same order and ties with ranks 1, 2, ... and none left out."""
-    found = sorted(set(ranks))
-    return [found.index(rank) + 1 for rank in ranks]
+    distinct = sorted(set(ranks))
+    return [distinct.index(rank) + 1 for rank in ranks]
 
 
 def letter(at: int) -> str:
-    """The name of the output that is shown as number `at`, from 0."""
+    """The name of the output that is shown as number `at`, counted from 0."""
     return "ABCDEFGHI"[at]
 
 
 def clean(text: str) -> str:
-    """What a person typed: the line ends of forms are \\r\\n, and records of people hold no control
-    characters.
-    """
+    """Typed text, with \\n for the \\r\\n of forms, and without control characters."""
     return schemas.CONTROL.sub("", text.replace("\r\n", "\n")).strip("\n").rstrip()
 
 
 def _written(text: str, what: str) -> str:
-    if not (found := _short(text, what)):
+    cleaned = _short(text, what)
+    if not cleaned:
         raise ReplyError(f"Write {what}.")
-    return found
+    return cleaned
 
 
 def _short(text: str, what: str, at: int = 0) -> str:
-    if len(found := clean(text)) > LONGEST:
+    cleaned = clean(text)
+    if len(cleaned) > LONGEST:
         raise ReplyError(f"Shorten {what}: {LONGEST:,} characters are the most.", at)
-    return found
+    return cleaned
 
 
 def _rank(form: Mapping[str, str], at: int, k: int) -> int:
@@ -260,11 +276,15 @@ def _likert(form: Mapping[str, str], at: int, *, needed: bool) -> int | None:
 
 
 def seconds_spent(measured: str, elapsed: float) -> float:
-    """The page's own count of seconds while it could be seen; the time since the task was opened
-    where the page has no count.
+    """Seconds spent on a task.
+
+    `measured` is the page's own count of the time during which it could be seen, `elapsed` the time
+    since the task was opened, for pages that have no count.
     """
     try:
         value = float(measured)
     except ValueError:
         return elapsed
-    return min(value, elapsed) if math.isfinite(value) and value >= 0 else elapsed
+    if not math.isfinite(value) or value < 0:
+        return elapsed
+    return min(value, elapsed)

@@ -1,6 +1,4 @@
-"""One request, seen from the inside: who asks, what the form says, the page that goes back; and
-what keeps every page safe.
-"""
+"""What all pages share: requests and their forms, who may see a page, and what keeps it safe."""
 
 import contextlib
 import dataclasses
@@ -40,8 +38,8 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-# more would only wait for each other: pages are made under the GIL, and answers are written one at
-# a time
+# More threads would only wait for each other: pages are made under the GIL, and answers are written
+# one at a time.
 THREADS = 8
 NOT_STORED = "Nothing was stored. "
 
@@ -60,16 +58,18 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Visit:
+    """One request of a visitor."""
+
     site: Site
     db: sqlite3.Connection
     request: Request
-    form: Mapping[str, str]  # of a POST; empty else
-    me: Labeler | None
+    form: Mapping[str, str]  # of a POST; otherwise empty
+    me: Labeler | None  # None: not logged in
     now: float  # unix seconds
 
     @property
     def name(self) -> str:
-        """Of the labeler, where the page is only for labelers."""
+        """The name of the labeler, on pages that are only for labelers."""
         assert self.me is not None
         return self.me.name
 
@@ -80,18 +80,19 @@ class Visit:
         It is the same after a new log-in, so that a page that was open meanwhile can still send its
         answer.
         """
-        visitor = self.request.session.setdefault("visitor", secrets.token_urlsafe(16))
-        return accounts.form_key(
-            self.site.secret,
-            visitor if self.me is None else f"{self.me.name}\n{self.me.generation}",
-        )
+        who = self.request.session.setdefault("visitor", secrets.token_urlsafe(16))
+        if self.me is not None:
+            who = f"{self.me.name}\n{self.me.generation}"
+        return accounts.form_key(self.site.secret, who)
 
     def page(self, template: str, status: int = 200, **values: Any) -> Response:
+        """The page that a template makes."""
         text = self.site.pages.get_template(template).render(me=self.me, key=self.key, **values)
-        # "back" asks again, and sees what is stored
+        # not cached, so that "back" shows what is stored by now
         return HTMLResponse(text, status, {"Cache-Control": "no-store"})
 
     def problem(self, status: int, message: str) -> Response:
+        """A page that says what is wrong."""
         return self.page("problem.html", status, message=message)
 
 
@@ -100,9 +101,9 @@ Who = Literal["anyone", "labeler", "admin"]
 
 
 def open_site(path: Path, lease: float) -> Site:
-    loader = jinja2.PackageLoader("instruct_jax.feedback", "pages")
+    """Compiles the pages, and opens the store; a lease of a task lasts so many seconds."""
     pages = jinja2.Environment(
-        loader=loader,
+        loader=jinja2.PackageLoader("instruct_jax.feedback", "pages"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -110,18 +111,18 @@ def open_site(path: Path, lease: float) -> Site:
     )
     pages.filters |= {"visible": visible, "clock": clock, "moment": moment}
     for name in pages.list_templates(extensions=["html"]):
-        pages.get_template(name)  # compiled now: the first labelers do not wait for it
+        pages.get_template(name)  # compiled now, so that the first labelers do not wait for it
     db = store.open_store(path)
-    site = Site(
-        path,
-        str(store.setting(db, "secret")),
-        lease,
-        pages,
-        CapacityLimiter(THREADS),
-        queue.SimpleQueue(),
+    idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+    idle.put(db)
+    return Site(
+        path=path,
+        secret=str(store.setting(db, "secret")),
+        lease=lease,
+        pages=pages,
+        threads=CapacityLimiter(THREADS),
+        idle=idle,
     )
-    site.idle.put(db)
-    return site
 
 
 def plain_page(status: int, message: str) -> Response:
@@ -139,32 +140,33 @@ def clock(seconds: float) -> str:
 
 
 def moment(unix: float) -> str:
+    """Date and time, UTC."""
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime(unix))
 
 
 def to(path: str) -> Response:
-    """The browser goes on with a GET: a reload sends no form again."""
+    """Sends the browser to a page with a GET, so that a reload sends no form again."""
     return RedirectResponse(path, 303)
 
 
 def route(
     site: Site, path: str, handler: Handler, *, post: Handler | None = None, who: Who = "labeler"
 ) -> Route:
-    """GET, and POST where there is one.
+    """The route of a page: GET, and POST where there is one.
 
-    Handlers run in threads, and see only visitors that may come.
+    Handlers run in threads, and only for visitors who may see the page.
     """
-    handlers = {"GET": handler, "HEAD": handler} | ({} if post is None else {"POST": post})
+    handlers = {"GET": handler, "HEAD": handler}
+    if post is not None:
+        handlers["POST"] = post
 
     async def endpoint(request: Request) -> Response:
         form = await _read_form(request) if request.method == "POST" else {}
+        arguments = (site, request, form, handlers[request.method], who)
         try:
-            return await to_thread.run_sync(
-                _answer, site, request, form, handlers[request.method], who, limiter=site.threads
-            )
-        except (
-            Exception
-        ):  # a full disk, or a bug: the labeler must learn that the answer is not stored
+            return await to_thread.run_sync(_answer, *arguments, limiter=site.threads)
+        except Exception:
+            # a full disk, or a bug: the labeler must learn that the answer is not stored
             logger.exception("%s %s failed", request.method, request.url.path)
             return plain_page(500, f"{NOT_STORED}Something failed here. Go back and send it again.")
 
@@ -172,59 +174,60 @@ def route(
 
 
 async def _read_form(request: Request) -> dict[str, str] | None:
-    """The fields of an urlencoded form; None of one that is too long or broken."""
+    """The fields of an urlencoded form; None where it is too long or broken."""
     body = b""
     async for part in request.stream():
         body += part
         if len(body) > LONGEST_FORM:
             return None
     try:
-        return dict(
-            parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=1000, errors="strict")
+        fields = parse_qsl(
+            body.decode(), keep_blank_values=True, max_num_fields=1000, errors="strict"
         )
     except ValueError:
         return None
+    return dict(fields)
 
 
 def _answer(
     site: Site, request: Request, form: dict[str, str] | None, handler: Handler, who: Who
 ) -> Response:
+    """Calls the handler, or refuses the request: no log-in, no admin, a bad form or a bad token."""
+    session = request.session
+    is_post = request.method == "POST"
     with _connection(site) as db:
-        me = accounts.labeler(
-            db, request.session.get("name", ""), request.session.get("generation", -1)
-        )
+        me = accounts.labeler(db, session.get("name", ""), session.get("generation", -1))
         visit = Visit(site, db, request, form or {}, me, time.time())
+
+        def refuse(status: int, message: str) -> Response:
+            return visit.problem(status, NOT_STORED + message)
+
         if who != "anyone" and me is None:
-            if request.method != "POST":
+            if not is_post:
                 return to("/login")
-            return visit.problem(
+            return refuse(
                 401,
-                NOT_STORED
-                + "You are logged out. Log in in another tab, come back to this page and send it"
+                "You are logged out. Log in in another tab, come back to this page and send it"
                 " again.",
             )
         if who == "admin" and not (me and me.admin):
             return visit.problem(404, "There is no such page.")
         if form is None:
-            return visit.problem(
-                413,
-                NOT_STORED
-                + "The form is longer than this page takes, or broken. Shorten the texts.",
+            return refuse(
+                413, "The form is longer than this page takes, or broken. Shorten the texts."
             )
-        if request.method == "POST" and not hmac.compare_digest(
-            form.get("key", "").encode(), visit.key.encode()
-        ):
-            return visit.problem(
+        key = form.get("key", "").encode()
+        if is_post and not hmac.compare_digest(key, visit.key.encode()):
+            return refuse(
                 403,
-                NOT_STORED
-                + "The page is older than your log-in, or its cookie is missing. Load it again.",
+                "The page is older than your log-in, or its cookie is missing. Load it again.",
             )
         return handler(visit)
 
 
 @contextlib.contextmanager
 def _connection(site: Site) -> Iterator[sqlite3.Connection]:
-    """A connection that no other thread has meanwhile."""
+    """A connection that no other thread uses meanwhile."""
     try:
         db = site.idle.get_nowait()
     except queue.Empty:
@@ -236,7 +239,7 @@ def _connection(site: Site) -> Iterator[sqlite3.Connection]:
 
 
 def guarded(app: ASGIApp) -> ASGIApp:
-    """Every response carries HEADERS."""
+    """The same app, but every response carries HEADERS."""
 
     async def with_headers(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_more(message: Message) -> None:

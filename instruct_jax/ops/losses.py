@@ -1,4 +1,4 @@
-"""The losses of PPO and DPO.
+"""The losses of PPO.
 
 Weights are shares of one batch (records.py), so losses and metrics are sums; weight 0 hides
 anything.
@@ -64,29 +64,6 @@ def value_loss(
         "value/loss": loss,
         "value/clip_fraction": jnp.where(clipped > plain, weight, 0.0).sum(),
     }
-
-
-def dpo_loss(
-    logp_w: jax.Array,
-    logp_l: jax.Array,
-    ref_logp_w: jax.Array,
-    ref_logp_l: jax.Array,
-    *,
-    beta: float,
-) -> tuple[jax.Array, jax.Array]:
-    """(-log sigmoid(margin), margin) per pair, margin = beta (log pi/ref (y_w) - log pi/ref (y_l));
-    f32 [...] each.
-
-    Arguments [...]: log-probs of whole responses, the better (w) and the worse (l), under the
-    policy and the reference.  A margin above 0 is a pair that the policy ranks right.  Source:
-    Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
-    """
-    chex.assert_equal_shape([logp_w, logp_l, ref_logp_w, ref_logp_l])
-    logp_w, logp_l, ref_logp_w, ref_logp_l = (
-        x.astype(jnp.float32) for x in (logp_w, logp_l, ref_logp_w, ref_logp_l)
-    )
-    margin = beta * ((logp_w - ref_logp_w) - (logp_l - ref_logp_l))
-    return -jax.nn.log_sigmoid(margin), margin
 
 
 def only_weighted(weight: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -148,5 +148,5 @@ def check_compiler(topology: Topology) -> None:
     if topology.chip.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             f"--topology {topology.name} needs the TPU compiler, which needs no TPU: pip install"
-            " 'instruct-jax[tpu]'"
+            " '.[tpu]'"
         )

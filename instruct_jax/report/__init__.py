@@ -1,7 +1,5 @@
-"""What happened in a run: one self-contained page, its pictures, and plain sentences about them."""
+"""The page of a run: one self-contained file with its pictures, and plain sentences about them."""
 
-from instruct_jax.report.findings import remarks
 from instruct_jax.report.page import build
-from instruct_jax.report.plots.png import write_pictures
 
-__all__ = ["build", "remarks", "write_pictures"]
+__all__ = ["build"]

@@ -1,357 +1,415 @@
-"""Which shapes of the paper a run shows, and which not, said from its numbers alone."""
+"""Which shapes of the paper a run shows, and which not, from its numbers alone.
+
+A finding compares models by what they are to each other: what was made on top of the baseline, and
+what mixes pretraining text into the same training.
+"""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from instruct_jax.report.text import (
-    in_sentence,
-    listed,
-    model_name,
-    number,
-    ordered,
-    percent,
-    plain,
+from instruct_jax.report.evaluations import (
+    BASE,
+    BEST_OF_N,
+    PROMPTED,
+    Evaluation,
+    Numbers,
+    Win,
+    evaluations,
 )
+from instruct_jax.report.reward_models import ACCURACY, measured
+from instruct_jax.report.run_data import Run, Stage
+from instruct_jax.report.text import count, listed
+from instruct_jax.text import number, percent
 
-USE_CASE_DROP = 0.05  # of the judge's score, from the SFT model
+USE_CASE_DROP = 0.05  # of the judge's score, from the baseline
 CALIBRATION_GAP = 0.05  # mean |predicted - observed|
 ENDED = 0.9  # share of replies that a tuned model should end by itself
 RISE = 0.001  # nats per token: less is not seen in the printed numbers
-LONGER = 1.25  # times the SFT model's length
-RL = ("ppo", "ppo_ptx")
-
-Numbers = Mapping[str, Any]
+LONGER = 1.25  # times the baseline's length
+LABELER_GAP = 0.05  # of accuracy, below which it counts as equal
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
     held: bool  # the paper's shape, or what a sound run shows, is there
     text: str
+    evaluation: str = ""  # the stage that measured it, where a run has several
 
 
-def remarks(summary: Numbers, evaluation: Numbers) -> list[str]:
-    """One sentence for each shape that can be judged from the numbers: what held and what did not."""
-    return [finding.text for finding in findings(summary, evaluation)]
+def findings(run: Run) -> list[Finding]:
+    """One for each shape that can be judged from the numbers."""
+    found: list[Finding] = []
+    measurements = evaluations(run)
+    for evaluation in measurements:
+        name = evaluation.name if len(measurements) > 1 else ""
+        for finding in _of_evaluation(evaluation):
+            found.append(dataclasses.replace(finding, evaluation=name))
+    models = measured(run)
+    for name, scores in models.items():
+        called = "The reward model" if len(models) == 1 else name
+        found += _reward_model(called, scores)
+    found += _machine(run.summary, alone=not found)
+    return found
 
 
-def findings(summary: Numbers, evaluation: Numbers) -> list[Finding]:
-    wins = headline(summary, evaluation)
-    scores = {**summary.get("reward_model", {}), **evaluation.get("reward_model", {})}
-    nll = evaluation.get("pretrain_nll") or summary.get("pretrain_nll", {})
-    parts = (
-        _judge(evaluation),
-        _order(wins),
-        _other_temperatures(evaluation),
-        _use_cases(evaluation),
-        _pretraining(nll.get("base"), summary.get("nll_unigram", evaluation.get("nll_unigram"))),
-        _tax(nll),
-        _reward_model(scores),
-        _best_of_n(evaluation),
-        _style(evaluation.get("style", {})),
-        _machine(summary),
-    )
-    return [finding for part in parts for finding in part]
+def _of_evaluation(evaluation: Evaluation) -> Iterator[Finding]:
+    yield from _judge(evaluation)
+    yield from _prompting(evaluation)
+    yield from _untuned(evaluation)
+    yield from _against_baseline(evaluation)
+    yield from _mixing(evaluation)
+    yield from _control(evaluation)
+    yield from _other_temperatures(evaluation)
+    yield from _use_cases(evaluation)
+    yield from _pretraining(evaluation)
+    yield from _tax(evaluation)
+    yield from _lower_tax(evaluation)
+    yield from _best_of_n(evaluation)
+    yield from _style(evaluation)
 
 
-def headline(summary: Numbers, evaluation: Numbers) -> dict[str, Any]:
-    """Win rates at the first temperature."""
-    by_temperature = evaluation.get("win_rate_vs_sft", {})
-    first = next(iter(by_temperature.values()), {})
-    return dict(first or summary.get("win_rate_vs_sft", {}))
-
-
-def rate(win: Numbers) -> str:
-    low, high = win["ci95"]
-    return f"{number(win['mean'])}, 95\u00a0% interval {number(low)} to {number(high)}"
-
-
-def _judge(evaluation: Numbers) -> Iterator[Finding]:
-    if evaluation.get("judge") == "reward model":
+def _judge(evaluation: Evaluation) -> Iterator[Finding]:
+    if not evaluation.judged_by_reward_model:
+        return
+    judge = evaluation.stage.uses.get("reward")
+    climbed = []
+    for model in evaluation.ours:
+        stage = evaluation.stage_of(model)
+        if stage.uses.get("reward") == judge:
+            climbed.append(model)
+    if BEST_OF_N in evaluation.wins:
+        climbed.append(evaluation.spoken(BEST_OF_N))
+    if climbed:
         text = (
-            "The judge is the reward model that PPO was trained on, so win rates show how well it"
-            " was pleased, not how good replies are."
+            f"The judge is the reward model that {listed(climbed)} optimized for, so win rates show"
+            " how well it was pleased, not how good replies are."
         )
         yield Finding(False, text)
 
 
-def _order(wins: Numbers) -> Iterator[Finding]:
-    if "base" in wins and "base_prompted" in wins:
-        yield _above(
-            "The prompted base model", wins["base_prompted"], "the base model", wins["base"]
-        )
-    if untuned := [m for m in ("base", "base_prompted") if m in wins]:
-        strongest = max(untuned, key=lambda m: wins[m]["mean"])
-        name, win = in_sentence(strongest), wins[strongest]
-        if win["ci95"][1] < 0.5:
-            yield Finding(
-                True, f"SFT is preferred to the strongest untuned model: {name} wins {rate(win)}."
-            )
-        else:
-            yield Finding(
-                False,
-                f"SFT is not clearly preferred to the strongest untuned model: {name} wins"
-                f" {rate(win)}.",
-            )
-    for model in ("best_of_n", *RL):
-        if model in wins:
-            yield _against_sft(_start(in_sentence(model)), wins[model])
-    if "ppo" in wins and "ppo_ptx" in wins:
-        plain_ppo, ptx = wins["ppo"], wins["ppo_ptx"]
-        values = f"{number(plain_ppo['mean'])} and {number(ptx['mean'])}"
-        if _overlap(plain_ppo, ptx):
-            yield Finding(
-                True,
-                f"PPO and PPO-ptx are preferred about equally often, {values}: their intervals"
-                " overlap.",
-            )
-        else:
-            better = "PPO-ptx" if ptx["mean"] > plain_ppo["mean"] else "PPO"
-            yield Finding(
-                False,
-                f"PPO and PPO-ptx differ, {values}: {better} is ahead, where the paper finds them"
-                " about equal.",
-            )
-    if "sft_control" in wins:
-        control = wins["sft_control"]
-        low, high = control["ci95"]
-        if low <= 0.5 <= high:
-            yield Finding(
-                True,
-                f"The control holds: SFT against other samples of itself wins {rate(control)}.",
-            )
-        else:
-            yield Finding(
-                False,
-                f"The control fails: SFT against other samples of itself wins {rate(control)},"
-                " which leaves out 0.50; doubt the win rates.",
-            )
+def _prompting(evaluation: Evaluation) -> Iterator[Finding]:
+    base = evaluation.wins.get(BASE)
+    prompted = evaluation.wins.get(PROMPTED)
+    if base is None or prompted is None:
+        return
+    values = f"{number(prompted.mean)} against {number(base.mean)}"
+    if prompted.mean <= base.mean:
+        yield Finding(False, f"The prompted base is not above the base: {values}.")
+    elif prompted.overlaps(base):
+        text = f"The prompted base is above the base: {values}, though the intervals overlap."
+        yield Finding(False, text)
+    else:
+        yield Finding(True, f"The prompted base is above the base: {values}.")
 
 
-def _start(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
+def strongest_untuned(evaluation: Evaluation) -> str | None:
+    wins = evaluation.wins
+    untuned = evaluation.untuned
+    return max(untuned, key=lambda model: wins[model].mean, default=None)
 
 
-def _above(name: str, win: Numbers, other: str, other_win: Numbers) -> Finding:
-    values = f"{number(win['mean'])} against {number(other_win['mean'])}"
-    if win["mean"] <= other_win["mean"]:
-        return Finding(False, f"{name} is not above {other}: {values}.")
-    overlap = ", though the intervals overlap" if _overlap(win, other_win) else ""
-    return Finding(not overlap, f"{name} is above {other}: {values}{overlap}.")
-
-
-def _against_sft(name: str, win: Numbers) -> Finding:
-    if win["ci95"][0] > 0.5:
-        return Finding(True, f"{name} is preferred to SFT: it wins {rate(win)}.")
-    if win["ci95"][1] < 0.5:
-        return Finding(False, f"{name} is not above SFT but below it: it wins {rate(win)}.")
-    return Finding(
-        False, f"{name} is not clearly above SFT: it wins {rate(win)}, which includes 0.50."
+def _untuned(evaluation: Evaluation) -> Iterator[Finding]:
+    strongest = strongest_untuned(evaluation)
+    if strongest is None:
+        return
+    win = evaluation.wins[strongest]
+    held = win.high < 0.5
+    verdict = "is preferred" if held else "is not clearly preferred"
+    text = (
+        f"{evaluation.baseline} {verdict} to the strongest untuned model:"
+        f" {evaluation.spoken(strongest)} wins {win}."
     )
+    yield Finding(held, text)
 
 
-def _overlap(a: Numbers, b: Numbers) -> bool:
-    return a["ci95"][0] <= b["ci95"][1] and b["ci95"][0] <= a["ci95"][1]
+def _against_baseline(evaluation: Evaluation) -> Iterator[Finding]:
+    for model in (BEST_OF_N, *evaluation.ours):
+        if model in evaluation.wins:
+            name = "Best of n" if model == BEST_OF_N else model
+            win = evaluation.wins[model]
+            yield _preferred(name, evaluation.baseline, win)
 
 
-def _other_temperatures(evaluation: Numbers) -> Iterator[Finding]:
-    for temperature, wins in list(evaluation.get("win_rate_vs_sft", {}).items())[1:]:
-        tuned = [m for m in RL if m in wins]
-        if not tuned:
+def _preferred(name: str, baseline: str, win: Win) -> Finding:
+    if win.is_clear:
+        return Finding(True, f"{name} is preferred to {baseline}: it wins {win}.")
+    if win.is_even:
+        text = f"{name} is not clearly above {baseline}: it wins {win}, which includes 0.50."
+        return Finding(False, text)
+    return Finding(False, f"{name} is not above {baseline} but below it: it wins {win}.")
+
+
+def mixes_text(stage: Stage) -> bool:
+    """True for a policy that has gradients of pretraining text mixed in."""
+    return bool(stage.settings.get("ptx_coef"))
+
+
+def _pairs(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    """Models with and without pretraining text mixed in that have the same start and reward."""
+    for mixed in evaluation.ours:
+        stage = evaluation.stage_of(mixed)
+        if not mixes_text(stage):
             continue
-        values = listed([f"{model_name(m)} wins {number(wins[m]['mean'])}" for m in tuned])
-        if all(wins[m]["ci95"][0] > 0.5 for m in tuned):
-            yield Finding(
-                True,
-                f"At temperature {plain(temperature)} the gain over SFT holds as well: {values}.",
-            )
-        else:
-            yield Finding(
-                False,
-                f"At temperature {plain(temperature)} the gain over SFT is not clear for every"
-                f" model: {values}.",
-            )
+        for unmixed in evaluation.ours:
+            twin = evaluation.stage_of(unmixed)
+            if not mixes_text(twin) and _origin(twin) == _origin(stage):
+                yield mixed, unmixed
 
 
-def _use_cases(evaluation: Numbers) -> Iterator[Finding]:
-    cases = evaluation.get("by_use_case", {})
-    for model in RL:
-        pairs = {
-            case: (scores["sft"]["mean"], scores[model]["mean"])
-            for case, scores in cases.items()
-            if "sft" in scores and model in scores
-        }
-        if not pairs:
+def _origin(stage: Stage) -> tuple[str | None, ...]:
+    start = stage.uses.get("start")
+    reward = stage.uses.get("reward")
+    return stage.kind, start, reward
+
+
+def _mixing(evaluation: Evaluation) -> Iterator[Finding]:
+    for mixed, unmixed in _pairs(evaluation):
+        with_text = evaluation.wins.get(mixed)
+        without = evaluation.wins.get(unmixed)
+        if with_text is None or without is None:
             continue
-        fell = {
-            case: values for case, values in pairs.items() if values[1] < values[0] - USE_CASE_DROP
-        }
-        count = f"{len(pairs)} use case{'s' if len(pairs) > 1 else ''}"
+        both = f"{unmixed} and {mixed}"
+        values = f"{number(without.mean)} and {number(with_text.mean)}"
+        if with_text.overlaps(without):
+            text = f"{both} are preferred about equally often, {values}: their intervals overlap."
+            yield Finding(True, text)
+            continue
+        better = mixed if with_text.mean > without.mean else unmixed
+        text = (
+            f"{both} differ, {values}: {better} is ahead, where the paper finds PPO and PPO-ptx"
+            " about equal."
+        )
+        yield Finding(False, text)
+
+
+def _control(evaluation: Evaluation) -> Iterator[Finding]:
+    control = evaluation.wins.get(evaluation.control)
+    if control is None:
+        return
+    text = f"{evaluation.baseline} against other samples of itself wins {control}"
+    if control.is_even:
+        yield Finding(True, f"The control holds: {text}.")
+    else:
+        text = f"The control fails: {text}, which leaves out 0.50; doubt the win rates."
+        yield Finding(False, text)
+
+
+def _other_temperatures(evaluation: Evaluation) -> Iterator[Finding]:
+    temperatures = list(evaluation.win_rates)
+    for temperature in temperatures[1:]:
+        wins = evaluation.win_rates[temperature]
+        values = []
+        held = True
+        for model in evaluation.ours:
+            if model in wins:
+                values.append(f"{model} wins {number(wins[model].mean)}")
+                held = held and wins[model].is_clear
+        if values:
+            verdict = "holds as well" if held else "is not clear for every model"
+            text = (
+                f"At temperature {temperature} the gain over {evaluation.baseline} {verdict}:"
+                f" {listed(values)}."
+            )
+            yield Finding(held, text)
+
+
+def _use_cases(evaluation: Evaluation) -> Iterator[Finding]:
+    for model in evaluation.ours:
+        compared = 0
+        fell = []
+        for case, scores in evaluation.table("by_use_case").items():
+            if model not in scores or evaluation.baseline not in scores:
+                continue
+            compared += 1
+            before = scores[evaluation.baseline]["mean"]
+            after = scores[model]["mean"]
+            if after < before - USE_CASE_DROP:
+                fell.append(f"{case} from {number(before)} to {number(after)}")
+        cases = count(compared, "use case")
+        how = f"{model} fell by more than {USE_CASE_DROP} in"
         if fell:
-            values = listed(
-                [
-                    f"{plain(case)} from {number(before)} to {number(after)}"
-                    for case, (before, after) in fell.items()
-                ]
-            )
-            yield Finding(
-                False,
-                f"{model_name(model)} fell by more than {USE_CASE_DROP} in {len(fell)} of {count}:"
-                f" {values}.",
-            )
-        else:
-            yield Finding(
-                True, f"{model_name(model)} fell by more than {USE_CASE_DROP} in none of {count}."
-            )
+            text = f"{how} {len(fell)} of {cases}: {listed(fell)}."
+            yield Finding(False, text)
+        elif compared:
+            yield Finding(True, f"{how} none of {cases}.")
 
 
-def _pretraining(base: float | None, unigram: float | None) -> Iterator[Finding]:
-    if base is not None and unigram is not None:
-        values = (
-            f"{number(base, 3)} against {number(unigram, 3)} nats per token for the frequencies of"
-            " tokens alone"
+def _pretraining(evaluation: Evaluation) -> Iterator[Finding]:
+    """Models that learned from plain text, against the frequencies of its tokens."""
+    for model, loss in evaluation.table("pretrain_nll").items():
+        stage = evaluation.run.stages.get(evaluation.source(model))
+        if stage is None or stage.output.get("nll_unigram") is None:
+            continue
+        unigram = stage.output["nll_unigram"]
+        held = loss < unigram
+        verdict = "beats" if held else "does not beat"
+        text = (
+            f"{model} {verdict} its trivial baseline on held-out text: {number(loss, 3)} against"
+            f" {number(unigram, 3)} nats per token for the frequencies of tokens alone."
         )
-        held = base < unigram
-        yield Finding(
-            held,
-            f"Pretraining {'beats' if held else 'does not beat'} its trivial baseline on held-out"
-            f" text: {values}.",
-        )
+        yield Finding(held, text)
 
 
-def _tax(nll: Numbers) -> Iterator[Finding]:
-    if "sft" in nll and "ppo" in nll:
-        values = f"{number(nll['sft'], 3)} to {number(nll['ppo'], 3)} nats per token"
-        if nll["ppo"] > nll["sft"] + RISE:
-            yield Finding(
-                True,
-                "PPO pays the alignment tax: its loss on pretraining text rises over SFT's,"
-                f" {values}.",
-            )
-        else:
-            yield Finding(
-                False,
-                "PPO shows no alignment tax: its loss on pretraining text does not rise over"
-                f" SFT's, {values}.",
-            )
-    if "ppo" in nll and "ppo_ptx" in nll:
-        values = f"{number(nll['ppo_ptx'], 3)} against {number(nll['ppo'], 3)}"
-        if nll["ppo_ptx"] < nll["ppo"] - RISE:
-            yield Finding(True, f"PPO-ptx lowers the tax: {values} for PPO.")
-        else:
-            yield Finding(False, f"PPO-ptx does not lower the tax: {values} for PPO.")
+def _tax(evaluation: Evaluation) -> Iterator[Finding]:
+    """What learning from a reward costs on ordinary text."""
+    baseline = evaluation.baseline
+    nll = evaluation.table("pretrain_nll")
+    if baseline not in nll:
+        return
+    before = nll[baseline]
+    for model in evaluation.ours:
+        stage = evaluation.stage_of(model)
+        learned = "reward" in stage.uses and len(stage.curves) > 0
+        if model not in nll or not learned or mixes_text(stage):
+            continue
+        after = nll[model]
+        held = after > before + RISE
+        pays = "pays the" if held else "shows no"
+        rises = "rises" if held else "does not rise"
+        text = (
+            f"{model} {pays} alignment tax: its loss on pretraining text {rises} over {baseline}'s,"
+            f" {number(before, 3)} to {number(after, 3)} nats per token."
+        )
+        yield Finding(held, text)
 
 
-def _reward_model(scores: Numbers) -> Iterator[Finding]:
-    prompts, people = (
-        scores.get("accuracy_heldout_prompts"),
-        scores.get("accuracy_heldout_labelers"),
-    )
-    agreement = scores.get("labeler_agreement")
-    if prompts is not None and (longer := scores.get("accuracy_longer")) is not None:
-        held = prompts > max(longer, 0.5)
-        values = (
-            f"{percent(prompts, 1)} of held-out pairs against {percent(longer, 1)} for preferring"
-            " the longer reply and 50\u00a0% for chance"
+def _lower_tax(evaluation: Evaluation) -> Iterator[Finding]:
+    """What mixing pretraining text in saves."""
+    nll = evaluation.table("pretrain_nll")
+    for mixed, unmixed in _pairs(evaluation):
+        if mixed not in nll or unmixed not in nll:
+            continue
+        held = nll[mixed] < nll[unmixed] - RISE
+        verdict = "lowers" if held else "does not lower"
+        text = (
+            f"{mixed} {verdict} the tax: {number(nll[mixed], 3)} against"
+            f" {number(nll[unmixed], 3)} for {unmixed}."
         )
-        yield Finding(
-            held,
-            f"The reward model {'beats' if held else 'does not beat'} its trivial baselines:"
-            f" {values}.",
-        )
-    if prompts is not None and agreement is not None:
-        values = (
-            f"{percent(prompts, 1)} of pairs from held-out prompts against {percent(agreement, 1)}"
-        )
-        if prompts > agreement - 0.05:
-            yield Finding(
-                True,
-                "The reward model agrees with labelers about as often as they do with each other:"
-                f" {values}.",
-            )
-        else:
-            yield Finding(
-                False,
-                "The reward model agrees with labelers less often than they do with each other:"
-                f" {values}.",
-            )
-    if prompts is not None and people is not None:
-        values = (
-            f"{percent(prompts, 1)} on held-out prompts, {percent(people, 1)} on held-out labelers"
-        )
-        if people > prompts - 0.05:
-            yield Finding(
-                True, f"The reward model carries over to labelers it never saw: {values}."
-            )
-        else:
-            yield Finding(
-                False, f"The reward model does not carry over to labelers it never saw: {values}."
-            )
-    bins = scores.get("calibration") or []
-    if total := sum(b["n"] for b in bins):
-        gap = sum(b["n"] * abs(b["predicted"] - b["observed"]) for b in bins) / total
-        good = gap <= CALIBRATION_GAP
-        yield Finding(
-            good,
-            f"The reward model's confidence is {'well' if good else 'badly'} calibrated: off by"
-            f" {number(gap, 3)} on average.",
-        )
+        yield Finding(held, text)
 
 
-def _best_of_n(evaluation: Numbers) -> Iterator[Finding]:
-    points = sorted(evaluation.get("best_of_n") or [], key=lambda p: p["n"])
+def _best_of_n(evaluation: Evaluation) -> Iterator[Finding]:
+    points = [p for p in evaluation.best_of_n if p.get("gold") is not None]
     if len(points) < 2:
         return
-    first, last, top = points[0], points[-1], max(points, key=lambda p: p["gold"])
-    values = (
-        f"{number(first['gold'], 3)} at n = {first['n']} to {number(last['gold'], 3)} at n ="
-        f" {last['n']}"
-    )
-    if top["gold"] - last["gold"] > 2 * last.get("se", 0):
-        yield Finding(
-            False,
-            f"Best-of-n over-optimises: the judge's score is highest at n = {top['n']} and falls"
-            f" after it; it goes from {values}.",
+    first, last = points[0], points[-1]
+    top = max(points, key=lambda point: point["gold"])
+    noise = 2 * last.get("se", 0)
+    begin = f"{number(first['gold'], 3)} at n = {first['n']}"
+    end = f"{number(last['gold'], 3)} at n = {last['n']}"
+    if top["gold"] - last["gold"] > noise:
+        text = (
+            f"Best of n over-optimizes: the judge's score is highest at n = {top['n']} and falls"
+            f" after it; it goes from {begin} to {end}."
         )
-    elif last["gold"] - first["gold"] > 2 * last.get("se", 0):
-        yield Finding(True, f"Best-of-n keeps its gain: the judge's score goes from {values}.")
-    else:
-        yield Finding(
-            False, f"Best-of-n gains nothing clear: the judge's score goes from {values}."
-        )
+        yield Finding(False, text)
+        return
+    held = last["gold"] - first["gold"] > noise
+    verdict = "keeps its gain" if held else "gains nothing clear"
+    text = f"Best of n {verdict}: the judge's score goes from {begin} to {end}."
+    yield Finding(held, text)
 
 
-def _style(style: Numbers) -> Iterator[Finding]:
-    sft = style.get("sft", {})
-    for model in [m for m in RL if m in style]:
-        name, theirs = model_name(model), style[model]
-        if "rude" in theirs and "rude" in sft:
-            rarer = theirs["rude"] < sft["rude"] or theirs["rude"] == sft["rude"] == 0
-            values = (
-                f"replies with a rude word go from {percent(sft['rude'], 1)} to"
-                f" {percent(theirs['rude'], 1)}"
-            )
-            yield Finding(
-                rarer, f"{name} is rude {'less' if rarer else 'no less'} often than SFT: {values}."
-            )
-        if "length" in theirs and sft.get("length") and theirs["length"] > LONGER * sft["length"]:
-            values = f"{number(theirs['length'], 1)} tokens against {number(sft['length'], 1)}"
-            yield Finding(
-                False, f"{name} writes longer than SFT: {values}; part of a gain may be length."
-            )
-    late = [m for m in ordered(style) if m in ("sft", *RL) and style[m].get("ended", 1) < ENDED]
+def _style(evaluation: Evaluation) -> Iterator[Finding]:
+    baseline = evaluation.baseline
+    style = evaluation.table("style")
+    models = [model for model in evaluation.ours if model in style]
+    for model in models:
+        theirs = style.get(baseline, {})
+        yield from _rudeness(baseline, theirs, model, style[model])
+        yield from _length(baseline, theirs, model, style[model])
+    late = []
+    for model in evaluation.ordered([baseline, *models]):
+        ended = style.get(model, {}).get("ended", 1)
+        if ended < ENDED:
+            late.append(f"{model} {percent(ended)}")
     if late:
-        values = listed([f"{model_name(m)} {percent(style[m]['ended'])}" for m in late])
-        yield Finding(
-            False, f"Fewer than {percent(ENDED)} of the replies end by themselves: {values}."
+        share = percent(ENDED)
+        text = f"Fewer than {share} of the replies end by themselves: {listed(late)}."
+        yield Finding(False, text)
+
+
+def _rudeness(baseline: str, theirs: Numbers, model: str, ours: Numbers) -> Iterator[Finding]:
+    before = theirs.get("rude")
+    after = ours.get("rude")
+    if before is None or after is None:
+        return
+    held = after < before or after == before == 0
+    how = "less" if held else "no less"
+    text = (
+        f"{model} is rude {how} often than {baseline}: replies with a rude word go from"
+        f" {percent(before, 1)} to {percent(after, 1)}."
+    )
+    yield Finding(held, text)
+
+
+def _length(baseline: str, theirs: Numbers, model: str, ours: Numbers) -> Iterator[Finding]:
+    before = theirs.get("length", 0)
+    after = ours.get("length", 0)
+    if before and after > LONGER * before:
+        text = (
+            f"{model} writes longer than {baseline}: {number(after, 1)} tokens against"
+            f" {number(before, 1)}; part of a gain may be length."
         )
+        yield Finding(False, text)
 
 
-def _machine(summary: Numbers) -> Iterator[Finding]:
-    if (count := summary.get("recompiles_after_warmup")) is not None:
-        if count == 0:
-            yield Finding(True, "Nothing was recompiled after warm-up.")
-        else:
-            yield Finding(
-                False, f"{count} programs were compiled after warm-up: a shape was not static."
-            )
+def _reward_model(name: str, scores: Numbers) -> Iterator[Finding]:
+    accuracy = scores.get(ACCURACY)
+    if accuracy is not None:
+        yield from _accuracy(name, accuracy, scores)
+    total = 0
+    gap = 0.0
+    for part in scores.get("calibration") or []:
+        miss = abs(part["predicted"] - part["observed"])
+        total += part["n"]
+        gap += part["n"] * miss
+    if total:
+        held = gap / total <= CALIBRATION_GAP
+        how = "well" if held else "badly"
+        off = number(gap / total, 3)
+        text = f"{name} is {how} calibrated: its confidence is off by {off} on average."
+        yield Finding(held, text)
+
+
+def _accuracy(name: str, accuracy: float, scores: Numbers) -> Iterator[Finding]:
+    """`accuracy`: on held-out prompts."""
+    ours = percent(accuracy, 1)
+    longer = scores.get("accuracy_longer")
+    if longer is not None:
+        held = accuracy > max(longer, 0.5)
+        verdict = "beats" if held else "does not beat"
+        text = (
+            f"{name} {verdict} its trivial baselines: {ours} of held-out pairs against"
+            f" {percent(longer, 1)} for preferring the longer reply and 50\u00a0% for chance."
+        )
+        yield Finding(held, text)
+    agreement = scores.get("labeler_agreement")
+    if agreement is not None:
+        held = accuracy > agreement - LABELER_GAP
+        verdict = "about as often as" if held else "less often than"
+        text = (
+            f"{name} agrees with labelers {verdict} they do with each other: {ours} of pairs from"
+            f" held-out prompts against {percent(agreement, 1)}."
+        )
+        yield Finding(held, text)
+    people = scores.get("accuracy_heldout_labelers")
+    if people is not None:
+        held = people > accuracy - LABELER_GAP
+        verdict = "carries over" if held else "does not carry over"
+        text = (
+            f"{name} {verdict} to labelers it never saw: {ours} on held-out prompts,"
+            f" {percent(people, 1)} on held-out labelers."
+        )
+        yield Finding(held, text)
+
+
+def _machine(summary: Numbers, *, alone: bool) -> Iterator[Finding]:
+    """`alone`: there is no other finding, and that all went well needs no list of one."""
+    compiled = summary.get("recompiles_after_warmup")
+    if compiled:
+        programs = count(compiled, "program")
+        text = f"{programs} compiled after warm-up: a shape was not static."
+        yield Finding(False, text)
+    elif compiled == 0 and not alone:
+        yield Finding(True, "Nothing was recompiled after warm-up.")

@@ -1,87 +1,144 @@
-"""Small pieces of HTML.
+"""Small pieces of HTML, from the templates beside this file.
 
-Every argument named `html` is markup already; all else is escaped here.
+Every text is escaped there, and made harmless before; Markup is HTML already.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from instruct_jax.report.plots import style as canvas
-from instruct_jax.report.plots.style import Picture
-from instruct_jax.report.text import escape, number, plain
+import jinja2
+from markupsafe import Markup
+
+from instruct_jax.report.plots.style import Picture, svg
+from instruct_jax.text import number, plain
+
+Row = Sequence[Any]  # of a table
+MOST_QUOTED = 2000  # characters of a reply: no longer than a person would read
 
 
-def paragraph(text: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+def _shown(value: Any) -> Any:
+    """What stands in a template: Markup as it is, all else as harmless text."""
+    return value if isinstance(value, Markup) else plain(value)
 
 
-def absent(what: str) -> str:
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("instruct_jax.report", "."),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    finalize=_shown,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PIECES: Any = TEMPLATES.get_template("pieces.html").module
+
+
+def page(
+    name: str, started: str, abstract: str, sections: Sequence[tuple[str, str, Markup]]
+) -> str:
+    """A whole page; a section is its anchor, its title and its HTML."""
+    template = TEMPLATES.get_template("page.html")
+    return template.render(
+        name=name,
+        started=started,
+        abstract=abstract,
+        sections=sections,
+    )
+
+
+def paragraph(text: str, kind: str = "") -> Markup:
+    return PIECES.paragraph(text, kind)
+
+
+def absent(what: str) -> Markup:
     """The line that stands where a part of the page would be."""
     return paragraph(f"Not in this run: {what}.", "absent")
 
 
-def section(anchor: str, title: str, html: Iterable[str]) -> str:
-    return f'<section id="{anchor}"><h2>{escape(title)}</h2>\n' + "\n".join(html) + "\n</section>"
+def subtitle(text: str) -> Markup:
+    return PIECES.subtitle(text)
+
+
+def verdicts(title: str, kind: str, texts: Sequence[str]) -> Markup:
+    """Sentences of one kind, held or missed."""
+    return PIECES.verdicts(title, kind, texts)
+
+
+def facts(values: dict[str, Any]) -> Markup:
+    return PIECES.listing(values)
 
 
 def table(
-    header: Sequence[str], rows: Iterable[Sequence[Any]], caption: str, left: Sequence[str] = ()
-) -> str:
-    """Cells are text or numbers (two decimals), and stand to the right except in the columns
-    `left`; the first one names the row.
+    header: Row,
+    rows: Iterable[Row],
+    caption: str,
+    left: Sequence[str] = (),
+    ids: Sequence[str] = (),
+) -> Markup:
+    """Cells are text, Markup or numbers (two decimals), and stand to the right except in the
+    columns `left`; the first one names the row.  `ids`: one for each row, or none.
     """
-    kinds = [' class="text"' if column in left else "" for column in header]
-    head = "".join(
-        f'<th scope="col"{kind}>{escape(cell)}</th>'
-        for kind, cell in zip(kinds, header, strict=True)
-    )
-    body = "\n".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(
-            f"<td{kind}>{_cell(cell)}</td>" for kind, cell in zip(kinds[1:], rest, strict=True)
-        )
-        + "</tr>"
-        for first, *rest in rows
-    )
-    name = escape(caption)
-    return (
-        '<div class="scroll" role="region" tabindex="0"'
-        f' aria-label="{name}"><table><caption>{name}</caption>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
+    cells = []
+    for row in rows:
+        cells.append([_cell(value) for value in row])
+    ids = ids or [""] * len(cells)
+    return PIECES.table(header, cells, caption, left, ids)
 
 
-def _cell(value: Any) -> str:
-    return escape(value if isinstance(value, (str, int)) else number(value))
+def _cell(value: Any) -> Any:
+    if isinstance(value, (str, int)):
+        return value
+    return number(value)
 
 
-def figures(pictures: Iterable[Picture | None]) -> list[str]:
+def without_empty(header: Row, rows: Iterable[Row]) -> tuple[Row, Sequence[Row]]:
+    """The columns that say something in at least one row; the first always stays."""
+    first, *columns = zip(header, *rows, strict=True)  # each begins with its header
+    kept = [first]
+    for column in columns:
+        cells = [_cell(value) for value in column[1:]]
+        if any(cell != "–" for cell in cells):
+            kept.append(column)
+    short_header, *short_rows = zip(*kept, strict=True)
+    return short_header, short_rows
+
+
+def figures(pictures: Iterable[Picture | None]) -> list[Markup]:
     """A grid of pictures, as many beside each other as the page is wide; nothing where there are
     none.
     """
-    drawn = [
-        f"<figure><figcaption>{escape(p.title)}</figcaption>{canvas.svg(p)}</figure>"
-        for p in pictures
-        if p
-    ]
-    return [f'<div class="grid">{"".join(drawn)}</div>'] if drawn else []
+    drawn = []
+    for picture in pictures:
+        if picture:
+            drawn.append((picture.title, Markup(svg(picture))))
+    return [PIECES.figures(drawn)] if drawn else []
 
 
-def folded(title: str, html: Iterable[str]) -> str:
-    return f"<details><summary>{escape(title)}</summary>\n" + "\n".join(html) + "\n</details>"
+def cards(html: Iterable[Markup]) -> Markup:
+    return PIECES.cards(joined(html))
 
 
-def verbatim(text: str) -> str:
-    return f'<pre tabindex="0">{escape(text)}</pre>'
+def folded(title: str, html: Iterable[Markup]) -> Markup:
+    return PIECES.folded(title, joined(html))
 
 
-def quoted(text: str, most: int = 2000) -> str:
-    """What a model wrote: its line breaks kept, its direction kept inside, and no longer than a
-    person would read.
-    """
-    cut = plain(text)[:most] + ("…" if len(plain(text)) > most else "")
-    return (
-        f'<bdi class="quote">{escape(cut)}</bdi>'
-        if cut.strip()
-        else '<span class="absent">(empty)</span>'
-    )
+def joined(html: Iterable[Markup]) -> Markup:
+    return Markup("\n").join(html)
+
+
+def verbatim(text: str) -> Markup:
+    return PIECES.verbatim(text)
+
+
+def sample(case: str, prompt: str, replies: Sequence[tuple[str, str, str]]) -> Markup:
+    """A prompt and what each model answered: its name, the text, its scores."""
+    cut = []
+    for name, text, scores in replies:
+        cut.append((name, shortened(text), scores))
+    return PIECES.sample(case, shortened(prompt), cut)
+
+
+def shortened(text: str) -> str:
+    text = plain(text)
+    if len(text) <= MOST_QUOTED:
+        return text
+    return text[:MOST_QUOTED] + "…"

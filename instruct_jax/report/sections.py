@@ -1,417 +1,473 @@
-"""The parts of the page, each from the numbers of a run; a part that a run lacks says so in a line."""
+"""The sections of the page, each from what a run holds.  A section that has nothing to show for a
+run is left out.
+"""
 
-import json
+import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
-from instruct_jax.report import html as markup
-from instruct_jax.report import labelers as feedback
-from instruct_jax.report.findings import findings, headline, rate
-from instruct_jax.report.plots import evaluation as comparisons
-from instruct_jax.report.plots import over_optimization as optimisation_pictures
-from instruct_jax.report.plots import training as curves
-from instruct_jax.report.run_data import TRAINED, Run
-from instruct_jax.report.text import (
-    duration,
-    escape,
-    in_sentence,
-    listed,
-    model_name,
-    number,
-    ordered,
-    percent,
-    prompt_text,
-)
+from markupsafe import Markup
+
+from instruct_jax.report import html, lineage, reward_models
+from instruct_jax.report.evaluations import BEST_OF_N, Evaluation, Numbers, evaluations
+from instruct_jax.report.findings import Finding, findings, strongest_untuned
+from instruct_jax.report.plots import evaluation as evaluation_plots
+from instruct_jax.report.plots import over_optimization, training
+from instruct_jax.report.plots.evaluation import models_of
+from instruct_jax.report.plots.style import Picture
+from instruct_jax.report.reward_models import ACCURACY, measured
+from instruct_jax.report.run_data import Run, Stage
+from instruct_jax.report.text import count, duration, listed, prompt_text
+from instruct_jax.text import number, percent
 
 SAMPLES_OPEN = 6  # prompts; the others are folded
-Part = Iterator[str]
+ACCURACY_FACTS = {
+    "held-out prompts": ACCURACY,
+    "held-out labelers": "accuracy_heldout_labelers",
+    "preferring the longer reply": "accuracy_longer",
+    "labelers with each other": "labeler_agreement",
+}
+PHASES = {  # of phases.jsonl -> column of the table
+    "rollout": "rollout, s",
+    "experience": "experience, s",
+    "update": "update, s",
+    "tokens_per_second": "sampled tokens/s",
+}
+Part = Iterator[Markup]
+
+
+def sections(run: Run) -> list[tuple[str, str, Markup]]:
+    """Anchor, title and HTML of each section that the run has something for."""
+    parts = []
+    for anchor, title, part in SECTIONS:
+        pieces = list(part(run))
+        if pieces:
+            parts.append((anchor, title, html.joined(pieces)))
+    return parts
 
 
 def abstract(run: Run) -> str:
     """The run in one paragraph of plain words."""
-    done = [name for name in TRAINED if name in run.done or name in run.metrics]
-    names = [curves.NAMES[stage] for stage in done]
-    parts = [
-        (
-            f"This run went through {listed(names)}."
-            if names
-            else "This run has not finished a stage yet."
-        )
-    ]
-    wins, judge = headline(run.summary, run.evaluation), run.evaluation.get("judge")
-    if tuned := sorted(
-        (m for m in ("best_of_n", "ppo", "ppo_ptx") if m in wins), key=lambda m: -wins[m]["mean"]
-    ):
-        by = {
-            "gold": ", judged by the gold score",
-            "reward model": ", judged by the reward model itself",
-        }.get(str(judge), "")
-        shares = [f"{in_sentence(m)} {percent(wins[m]['mean'])}" for m in tuned]
-        parts.append(
-            f"Preferred to SFT on {wins[tuned[0]]['n']} held-out prompts{by}: {listed(shares)}."
-        )
-    control = wins.get("sft_control")
-    if control and not control["ci95"][0] <= 0.5 <= control["ci95"][1]:
-        parts.append(
-            f"Beware: SFT against other samples of itself wins {percent(control['mean'])} and not"
-            " about half."
-        )
-    if (base := wins.get("base")) is not None:
-        parts.append(f"The base model, before any tuning, is preferred on {percent(base['mean'])}.")
-    reward = run.summary.get("reward_model", {})
-    if reward.get("accuracy_heldout_prompts") is not None:
-        text = (
-            f"The reward model orders {percent(reward['accuracy_heldout_prompts'])} of held-out"
-            " pairs as the labelers do"
-        )
-        agreement = reward.get("labeler_agreement")
-        parts.append(
-            text
-            + (
-                f", who agree with each other on {percent(agreement)}."
-                if agreement is not None
-                else "."
-            )
-        )
+    finished, missing = [], []
+    for stage in run.stages.values():
+        part = finished if stage.done else missing
+        part.append(stage.name)
+    sentences = ["This run has not finished a stage yet."]
+    if finished:
+        sentences = [f"This run went through {listed(finished)}."]
+    if missing:
+        sentences.append(f"Not finished: {listed(missing)}.")
+    measurements = evaluations(run)
+    for evaluation in measurements:
+        prefix = f"{evaluation.name}: " if len(measurements) > 1 else ""
+        for sentence in _preferences(evaluation):
+            sentences.append(prefix + sentence)
+    if not any(evaluation.wins for evaluation in measurements):
+        sentences += _what_was_learned(run)
+    sentences += _reward_accuracy(run)
     if run.seconds:
-        on = f" on {run.summary['hardware']}" if run.summary.get("hardware") else ""
-        parts.append(f"All of it took {duration(sum(run.seconds.values()))}{on}.")
-    return " ".join(parts)
+        hardware = run.summary.get("hardware")
+        where = f" on {hardware}" if hardware else ""
+        total = duration(sum(run.seconds.values()))
+        sentences.append(f"All of it took {total}{where}.")
+    return " ".join(sentences)
 
 
-def remarks(run: Run) -> Part:
-    found = findings(run.summary, run.evaluation)
-    if not found:
-        yield markup.absent("numbers to compare with the paper's (the stage evaluate has not run)")
-        return
-    for kind, title, wanted in (("missed", "does not hold", False), ("held", "holds", True)):
-        items = [f"<li>{escape(f.text)}</li>" for f in found if f.held is wanted]
-        if items:
-            mark = "✓" if wanted else "✗"
-            yield (
-                f'<h3 class="{kind}">{mark} {len(items)} of {len(found)}: {title}</h3><ul'
-                f' class="{kind}">{"".join(items)}</ul>'
-            )
+def _preferences(evaluation: Evaluation) -> Iterator[str]:
+    wins = evaluation.wins
+    baseline = evaluation.baseline
+    models = [model for model in (BEST_OF_N, *evaluation.ours) if model in wins]
+    models.sort(key=lambda model: wins[model].mean, reverse=True)
+    if models:
+        judge = "the reward model" if evaluation.judged_by_reward_model else "the gold score"
+        shares = []
+        for model in models:
+            share = percent(wins[model].mean)
+            shares.append(f"{evaluation.spoken(model)} {share}")
+        prompts = count(wins[models[0]].n, "held-out prompt")
+        yield f"Preferred to {baseline} on {prompts}, judged by {judge}: {listed(shares)}."
+    control = wins.get(evaluation.control)
+    if control and not control.is_even:
+        share = percent(control.mean)
+        yield f"Beware: {baseline} against other samples of itself wins {share} and not about half."
+    strongest = strongest_untuned(evaluation)
+    if strongest:
+        name = evaluation.spoken(strongest)
+        share = percent(wins[strongest].mean)
+        yield f"The best untuned model, {name}, is preferred on {share}."
+
+
+def _what_was_learned(run: Run) -> Iterator[str]:
+    for stage in run.stages.values():
+        learned = _learned(stage)
+        if learned:
+            unit = f" {learned.unit}" if learned.unit else ""
+            begin, end = number(learned.begin), number(learned.end)
+            yield f"{learned.title} of {stage.name}: from {begin} to {end}{unit}."
+
+
+def _reward_accuracy(run: Run) -> Iterator[str]:
+    models = measured(run)
+    for name, scores in models.items():
+        accuracy = scores.get(ACCURACY)
+        agreement = scores.get("labeler_agreement")
+        if accuracy is None:
+            continue
+        called = "The reward model" if len(models) == 1 else name
+        people = "as the labelers do"
+        if agreement is not None:
+            people += f", who agree with each other on {percent(agreement)}"
+        yield f"{called} orders {percent(accuracy)} of held-out pairs {people}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """The first curve of a stage."""
+
+    title: str
+    unit: str
+    steps: int
+    begin: float  # mean over the first tenth of the steps
+    end: float  # and over the last
+
+
+def _learned(stage: Stage) -> Learned | None:
+    for curve in stage.curves:
+        steps, values = stage.series(curve.metric)
+        if steps:
+            tenth = max(len(values) // 10, 1)
+            begin = statistics.fmean(values[:tenth])
+            end = statistics.fmean(values[-tenth:])
+            return Learned(curve.title, curve.label, steps[-1], begin, end)
+    return None
+
+
+def _each(part: Callable[[Evaluation], Part]) -> Callable[[Run], Part]:
+    """A part of one evaluation as the part of a run: one after the other, named where there are
+    several.
+    """
+
+    def of_run(run: Run) -> Part:
+        measurements = evaluations(run)
+        for evaluation in measurements:
+            pieces = list(part(evaluation))
+            if pieces and len(measurements) > 1:
+                yield html.subtitle(evaluation.name)
+            yield from pieces
+
+    return of_run
 
 
 def key_numbers(run: Run) -> Part:
-    wins, summary, found = headline(run.summary, run.evaluation), run.summary, run.evaluation
-    gold = next(iter(found.get("gold_score", {}).values()), {}) or summary.get("gold_score", {})
-    kl, nll = (found.get(key) or summary.get(key, {}) for key in ("kl_to_sft", "pretrain_nll"))
-    models = ordered({*wins, *gold, *kl, *nll})
-    rows = [
-        (
-            model_name(m),
-            rate(wins[m]).replace(", 95\u00a0% interval", " ·") if m in wins else "–",
-            gold.get(m),
-            kl.get(m),
-            number(nll.get(m), 3),
-        )
-        for m in models
-    ]
+    for evaluation in evaluations(run):
+        yield from _models(evaluation)
+    rows = []
+    for stage in run.stages.values():
+        learned = _learned(stage)
+        if learned:
+            curve = f"{learned.title}, {learned.unit}" if learned.unit else learned.title
+            row = (
+                stage.name,
+                curve,
+                f"{learned.steps:,}",
+                learned.begin,
+                learned.end,
+            )
+            rows.append(row)
     if rows:
-        score = "reward-model score" if found.get("judge") == "reward model" else "gold score"
-        header = (
-            "model",
-            "wins against SFT · 95 % interval",
-            score,
-            "KL to SFT, nats",
-            "pretraining loss",
+        header = ("stage", "curve", "steps", "start", "end")
+        caption = "Training, means over the first and the last tenth of the steps"
+        yield html.table(header, rows, caption, left=("curve",))
+    facts = _facts(run)
+    if facts:
+        yield html.facts(facts)
+
+
+def _models(evaluation: Evaluation) -> Part:
+    columns = (
+        evaluation.wins,
+        evaluation.scores,
+        evaluation.table("kl"),
+        evaluation.table("pretrain_nll"),
+    )
+    wins, scores, kl, nll = columns
+    rows = []
+    for model in models_of(evaluation, columns):
+        win = wins.get(model)
+        row = (
+            evaluation.shown(model),
+            f"{number(win.mean)} · {win.interval}" if win else "–",
+            scores.get(model),
+            kl.get(model),
+            number(nll.get(model), 3),
         )
-        yield markup.table(
-            header, rows, "Models, at the first temperature of the evaluation", left=header[1:2]
-        )
-    else:
-        yield markup.absent("scores of models (the stage evaluate has not run)")
-    reward = summary.get("reward_model", {})
-    facts = {
-        "reward model, held-out prompts": percent(reward.get("accuracy_heldout_prompts"), 1),
-        "reward model, held-out labelers": percent(reward.get("accuracy_heldout_labelers"), 1),
-        "preferring the longer reply": percent(reward.get("accuracy_longer"), 1),
-        "labelers with each other": percent(reward.get("labeler_agreement"), 1),
-        **{
-            f"copy probes, {kind}": percent(share)
-            for kind, share in found.get("copy_probes", {}).items()
-        },
+        rows.append(row)
+    won = f"wins against {evaluation.baseline} · 95 % interval"
+    header = (
+        "model",
+        won,
+        evaluation.score_name,
+        f"KL to {evaluation.baseline}, nats",
+        "pretraining loss",
+    )
+    caption = f"{evaluation.name}: models at the first temperature"
+    if rows:
+        header, rows = html.without_empty(header, rows)
+        yield html.table(header, rows, caption, left=(won,))
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """Those that the run knows."""
+    facts = {}
+    for name, scores in measured(run).items():
+        for text, key in ACCURACY_FACTS.items():
+            facts[f"{name}: {text}"] = percent(scores.get(key), 1)
+    for stage in run.stages.values():
+        probes: dict[str, float] = stage.output.get("copy_probes") or {}
+        for probe, share in probes.items():
+            facts[f"{stage.name}: copy probes, {probe}"] = percent(share)
+    summary = run.summary
+    total = duration(sum(run.seconds.values())) if run.seconds else "–"
+    facts |= {
         "compiled after warm-up": number(summary.get("recompiles_after_warmup"), 0),
         "peak memory": number(summary.get("peak_memory_gib"), 1) + " GiB",
-        "time": duration(sum(run.seconds.values())),
-        "hardware": str(summary.get("hardware", "–")),
+        "time": total,
+        "hardware": str(summary.get("hardware") or "–"),
         "seed": str(summary.get("seed", "–")),
     }
-    facts = {
-        name: value
-        for name, value in facts.items()
-        if not value.startswith("–") and value != "None"
-    }
-    yield (
-        '<dl class="facts">'
-        + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
-        + "</dl>"
-    )
+    return {name: value for name, value in facts.items() if not value.startswith("–")}
 
 
-def preference(run: Run) -> Part:
-    pictures = markup.figures([comparisons.win_rates(run), comparisons.use_cases(run)])
+def what_held(run: Run) -> Part:
+    found = findings(run)
+    yield from _verdicts(found, "missed", "✗ {} of {}: does not hold")
+    yield from _verdicts(found, "held", "✓ {} of {}: holds")
+
+
+def _verdicts(found: Sequence[Finding], kind: str, title: str) -> Part:
+    texts = []
+    for finding in found:
+        if finding.held == (kind == "held"):
+            prefix = f"{finding.evaluation}: " if finding.evaluation else ""
+            texts.append(prefix + finding.text)
+    if texts:
+        counted = title.format(len(texts), len(found))
+        yield html.verdicts(counted, kind, texts)
+
+
+def preference(evaluation: Evaluation) -> Part:
+    win_rates = evaluation_plots.win_rates(evaluation)
+    use_cases = evaluation_plots.use_cases(evaluation)
+    pictures = html.figures([win_rates, use_cases])
     if not pictures:
-        yield markup.absent("win rates (the stage evaluate has not run)")
         return
-    yield markup.paragraph(
-        "How often each model's reply scores higher than the SFT model's on the same prompt, a tie"
-        " counting one half, with 95 % intervals. The control is the SFT model against other"
+    baseline = evaluation.baseline
+    yield html.paragraph(
+        f"How often each model's reply scores higher than that of {baseline} on the same prompt, a"
+        f" tie counting one half, with 95 % intervals. The control is {baseline} against other"
         " samples of itself: it should stand on the dashed line."
     )
-    if run.evaluation.get("judge") == "reward model":
-        yield markup.paragraph(
-            "This run has no gold judge, so the reward model judges: it favours what was trained"
-            " on it.",
-            "missed",
+    if evaluation.judged_by_reward_model:
+        text = (
+            "There is no gold score here: a reward model judges, and favors what learned from it."
         )
+        yield html.paragraph(text, "missed")
     yield from pictures
-    if against := run.evaluation.get("win_rate_vs_others"):
-        ours = ordered({model for wins in against.values() for model in wins})
-        rows = [(model_name(m), *(rate(wins[m]) for wins in against.values())) for m in ours]
-        header = ("our model", *(f"against {model_name(other)}" for other in against))
-        yield markup.table(
-            header,
-            rows,
-            "Wins against models of other runs, at the first temperature",
-            left=header[1:],
-        )
-    by_temperature: dict[str, Any] = run.evaluation.get("win_rate_vs_sft", {})
-    scores: dict[str, Any] = run.evaluation.get("gold_score", {})
-    rows = [
-        (f"{model_name(m)}, temperature {t}", rate(wins[m]), wins[m]["n"], scores.get(t, {}).get(m))
-        for t, wins in by_temperature.items()
-        for m in ordered(wins)
-    ]
-    cases: dict[str, Any] = run.evaluation.get("by_use_case", {})
-    models = ordered({m for case in cases.values() for m in case})
-    by_case = [
-        (
-            case.replace("_", " "),
-            max((s["n"] for s in of.values()), default=0),
-            *(of.get(m, {}).get("mean") for m in models),
-        )
-        for case, of in cases.items()
-    ]
+    yield from _against_others(evaluation)
+    yield from _win_table(evaluation)
+    yield from _case_table(evaluation)
+
+
+def _against_others(evaluation: Evaluation) -> Part:
+    against = evaluation.wins_against_others
+    rows = []
+    for model in models_of(evaluation, against.values()):
+        row = [evaluation.shown(model)]
+        for wins in against.values():
+            row.append(str(wins.get(model, "–")))
+        rows.append(row)
     if rows:
-        yield markup.folded(
-            "The numbers: win rates",
-            [
-                markup.table(
-                    ("model", "wins", "prompts", "mean score"),
-                    rows,
-                    "Win rates and mean scores",
-                    left=("wins",),
-                )
-            ],
+        header = ("model", *(f"against {other}" for other in against))
+        caption = "Wins against models from outside this run, at the first temperature"
+        yield html.table(header, rows, caption, left=header[1:])
+
+
+def _win_table(evaluation: Evaluation) -> Part:
+    rows = []
+    for temperature, wins in evaluation.win_rates.items():
+        means: dict[str, float] = evaluation.table("gold_score").get(temperature, {})
+        for model in evaluation.ordered(wins):
+            win = wins[model]
+            row = (
+                f"{evaluation.shown(model)}, temperature {temperature}",
+                str(win),
+                win.n,
+                means.get(model),
+            )
+            rows.append(row)
+    if rows:
+        header = ("model", "wins", "prompts", "mean score")
+        table = html.table(header, rows, "Win rates and mean scores", left=("wins",))
+        yield html.folded("The numbers: win rates", [table])
+
+
+def _case_table(evaluation: Evaluation) -> Part:
+    means = evaluation_plots.means_by_case(evaluation)
+    models = models_of(evaluation, means.values())
+    rows = []
+    for case, scores in evaluation.table("by_use_case").items():
+        prompts = [score["n"] for score in scores.values()]
+        row = (
+            case.replace("_", " "),
+            max(prompts, default=0),
+            *(means[case].get(model) for model in models),
         )
-    if by_case:
-        header = ("use case", "prompts", *map(model_name, models))
-        yield markup.folded(
-            "The numbers: use cases", [markup.table(header, by_case, "Mean score by use case")]
+        rows.append(row)
+    if rows:
+        header = ("use case", "prompts", *map(evaluation.shown, models))
+        table = html.table(header, rows, "Mean score by use case")
+        yield html.folded("The numbers: use cases", [table])
+
+
+def optimization(run: Run) -> Part:
+    drawn: list[Picture | None] = [*training.frontiers(run)]
+    for evaluation in evaluations(run):
+        drawn.append(evaluation_plots.best_of_n(evaluation))
+        drawn.append(over_optimization.over_optimization(evaluation))
+    yield from html.figures(drawn)
+
+
+def tax(evaluation: Evaluation) -> Part:
+    pictures = html.figures([evaluation_plots.alignment_tax(evaluation)])
+    if pictures:
+        yield html.paragraph(
+            "What tuning costs on ordinary text. PPO-ptx mixes pretraining gradients into PPO to"
+            " keep the cost down."
         )
+        yield from pictures
 
 
-def optimisation(run: Run) -> Part:
-    drawn = [
-        curves.frontier(run),
-        comparisons.best_of_n(run),
-        optimisation_pictures.over_optimisation(run),
-    ]
-    yield from markup.figures(drawn) or [markup.absent("PPO iterations and best-of-n")]
-
-
-def tax(run: Run) -> Part:
-    yield markup.paragraph(
-        "What tuning costs on ordinary text. PPO-ptx mixes pretraining gradients into PPO to keep"
-        " the cost down."
-    )
-    yield from markup.figures([comparisons.alignment_tax(run)]) or [
-        markup.absent("loss on held-out pretraining text")
-    ]
-
-
-def reward_model(run: Run) -> Part:
-    drawn = [
-        comparisons.accuracy(run),
-        comparisons.calibration(run),
-        comparisons.score_by_length(run),
-    ]
-    yield from markup.figures(drawn) or [markup.absent("measurements of the reward model")]
-    if people := run.evaluation.get("reward_model", {}).get("per_labeler"):
-        rows = [(str(name), percent(share, 1)) for name, share in people.items()]
-        yield markup.folded(
-            "By labeler",
-            [markup.table(("labeler", "pairs in the right order"), rows, "Accuracy by labeler")],
+def reply_style(evaluation: Evaluation) -> Part:
+    yield from html.figures(evaluation_plots.reply_style(evaluation))
+    style = evaluation.table("style")
+    rows = []
+    for model in evaluation.ordered(style):
+        counted = style[model]
+        row = (
+            evaluation.shown(model),
+            percent(counted.get("rude"), 1),
+            counted.get("fluff"),
+            number(counted.get("length"), 1),
+            percent(counted.get("ended"), 1),
         )
+        rows.append(row)
+    if rows:
+        header = ("model", "with a rude word", "empty phrases", "tokens", "ended")
+        header, rows = html.without_empty(header, rows)
+        table = html.table(header, rows, "Style of the replies")
+        yield html.folded("The numbers", [table])
 
 
-def manners(run: Run) -> Part:
-    found: dict[str, Any] = run.evaluation.get("style", {})
-    if not found:
-        yield markup.absent("rude words, length and endings of the replies")
+def samples(evaluation: Evaluation) -> Part:
+    cards = [_card(evaluation, sample) for sample in evaluation.samples]
+    if not cards:
         return
-    rows = [
-        (
-            model_name(m),
-            percent(s.get("rude"), 1),
-            s.get("fluff"),
-            number(s.get("length"), 1),
-            percent(s.get("ended"), 1),
-        )
-        for m, s in ((m, found[m]) for m in ordered(found))
-    ]
-    yield from markup.figures(comparisons.style(run))
-    header = ("model", "with a rude word", "empty phrases", "tokens", "ended")
-    yield markup.folded("The numbers", [markup.table(header, rows, "Manners of the replies")])
-
-
-def samples(run: Run) -> Part:
-    found: list[dict[str, Any]] = run.evaluation.get("samples", [])
-    if not found:
-        yield markup.absent("sample completions")
-        return
-    yield markup.paragraph(
+    yield html.paragraph(
         "The first prompts of each use case, chosen by position and not by how well any model did."
     )
-    cards = [_card(sample) for sample in found]
     yield from cards[:SAMPLES_OPEN]
-    if rest := cards[SAMPLES_OPEN:]:
-        yield markup.folded(f"{len(rest)} more prompts", rest)
+    rest = cards[SAMPLES_OPEN:]
+    if rest:
+        yield html.folded(count(len(rest), "more prompt"), rest)
 
 
-def _card(sample: dict[str, Any]) -> str:
-    replies: dict[str, Any] = sample["completions"]
-    cells = []
-    for model in ordered(replies):
-        scores = [
-            f"{name} {number(replies[model][name])}"
-            for name in ("gold", "reward")
-            if replies[model].get(name) is not None
-        ]
-        cells.append(
-            "<div"
-            f' class="reply"><h4>{escape(model_name(model))}</h4><p>{markup.quoted(replies[model]["text"])}</p><p'
-            f' class="score">{escape(" · ".join(scores))}</p></div>'
+def _card(evaluation: Evaluation, sample: Numbers) -> Markup:
+    replies = []
+    for model in evaluation.ordered(sample["completions"]):
+        reply = sample["completions"][model]
+        scores = []
+        for name in ("gold", "reward"):
+            if reply.get(name) is not None:
+                scores.append(f"{name} {number(reply[name])}")
+        shown = evaluation.shown(model)
+        replies.append((shown, reply["text"], " · ".join(scores)))
+    case = str(sample.get("use_case", "all"))
+    prompt = prompt_text(sample["prompt"])
+    return html.sample(case.replace("_", " "), prompt, replies)
+
+
+def training_curves(run: Run) -> Part:
+    """The stages of a kind share their panels."""
+    drawn = []
+    for _, stages in run.by_kind():
+        drawn += training.curves(run, stages, main=True)
+    yield from html.figures(drawn)
+    for kind, stages in run.by_kind():
+        more = html.figures(training.curves(run, stages, main=False))
+        if more:
+            yield html.folded(f"More curves of {kind}", more)
+
+
+def lineage_graph(run: Run) -> Part:
+    if run.stages:
+        yield html.paragraph(
+            "What each stage was made from, from left to right: a solid line is where it started,"
+            " a dashed line what else it used. A box leads to the details of its stage."
         )
-    case = escape(str(sample.get("use_case", "all")).replace("_", " "))
-    prompt = markup.quoted(prompt_text(sample["prompt"]))
-    return (
-        f'<article><h3><span class="case">{case}</span> {prompt}</h3><div'
-        f' class="replies">{"".join(cells)}</div></article>'
-    )
+        yield lineage.graph(run)
 
 
-def training(run: Run) -> Part:
-    if not run.metrics:
-        yield markup.absent("metrics of any training stage")
-        return
-    if missing := [
-        curves.NAMES[stage]
-        for stage in TRAINED
-        if stage not in run.metrics and stage != "ppo_start"
-    ]:
-        yield markup.absent(f"training curves of {listed(missing)}")
-    yield from markup.figures(curves.training(run, curves.SUPERVISED + curves.MAIN))
-    if more := markup.figures(curves.training(run, curves.MORE)):
-        yield markup.folded("More curves of PPO", more)
+def stage_details(run: Run) -> Part:
+    yield from html.figures([training.seconds(run)])
+    yield from lineage.details(run)
+    rows = []
+    for stage in run.stages.values():
+        if stage.phases:
+            medians = [_median(stage, phase) for phase in PHASES]
+            rows.append([stage.name, *medians])
+    if rows:
+        header = ("stage", *PHASES.values())
+        yield html.table(header, rows, "Phases of a step, medians")
+
+
+def _median(stage: Stage, phase: str) -> float:
+    values = [row[phase] for row in stage.phases if phase in row]
+    return statistics.median(values) if values else math.nan
 
 
 def provenance(run: Run) -> Part:
-    yield from markup.figures([comparisons.seconds(run)]) or [markup.absent("finished stages")]
-    if run.done:
-        rows = [
-            (
-                stage,
-                str(d.get("finished", "–"))[:16].replace("T", " "),
-                duration(d.get("seconds", 0)),
-                _speed(run, stage),
-                _inputs(d),
-            )
-            for stage, d in run.done.items()
-        ]
-        yield markup.table(
-            ("stage", "finished", "time", "speed", "made from"),
-            rows,
-            "Lineage: what each stage was made from",
-            left=("finished", "made from"),
-        )
-        outputs = {stage: done.get("output") for stage, done in run.done.items()}
-        yield markup.folded(
-            "Hashes and outputs of the stages",
-            [markup.verbatim(json.dumps({"inputs": _full(run), "output": outputs}, indent=1))],
-        )
-    if run.phases:
-        keys = ("rollout", "experience", "update", "tokens_per_second")
-        medians = [
-            (
-                curves.NAMES[stage],
-                *(
-                    statistics.median([row[key] for row in rows if key in row] or [math.nan])
-                    for key in keys
-                ),
-            )
-            for stage, rows in run.phases.items()
-        ]
-        header = ("", "rollout, s", "experience, s", "update, s", "sampled tokens/s")
-        yield markup.table(header, medians, "Phases of a PPO iteration, medians")
-    about = {
-        key: run.about[key]
-        for key in ("command", "started", "commit", "python")
-        if key in run.about
-    }
-    versions = about | run.about.get("versions", {})
-    if versions:
-        rows = [
-            (name, " ".join(value) if isinstance(value, list) else str(value))
-            for name, value in versions.items()
-        ]
-        yield markup.table(("", "version"), rows, "Command, commit and versions", left=("version",))
+    rows = []
+    for key in ("command", "started", "commit", "python"):
+        value = run.about.get(key)
+        if value is not None:
+            text = " ".join(value) if isinstance(value, list) else str(value)
+            rows.append((key, text))
+    versions: dict[str, str] = run.about.get("versions", {})
+    rows += versions.items()
+    if rows:
+        yield html.table(("", "version"), rows, "Command, commit and versions", left=("version",))
     else:
-        yield markup.absent("run.json, which names the versions")
-    yield (
-        markup.folded("config.yaml", [markup.verbatim(run.config)])
-        if run.config
-        else markup.absent("config.yaml")
-    )
-
-
-def _full(run: Run) -> dict[str, Any]:
-    return {stage: done.get("inputs", {}) for stage, done in run.done.items()}
-
-
-def _inputs(done: dict[str, Any]) -> str:
-    return (
-        ", ".join(
-            f"{name} {str(value).removeprefix('sha256:')[:10]}"
-            for name, value in done.get("inputs", {}).items()
-        )
-        or "–"
-    )
-
-
-def _speed(run: Run, stage: str) -> str:
-    known = [
-        s["seconds_per_step"] for s in run.sessions.get(stage, []) if s.get("seconds_per_step")
-    ]
-    return f"{known[-1]:.3g} s a step" if known else "–"
+        yield html.absent("run.json, which names the versions")
+    if run.config:
+        yield html.folded("config.yaml", [html.verbatim(run.config)])
+    else:
+        yield html.absent("config.yaml")
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[Run], Part]], ...] = (
     ("numbers", "Key numbers", key_numbers),
-    ("remarks", "What held, and what did not", remarks),
-    ("preference", "Preference over the SFT model", preference),
-    ("optimisation", "Reward, KL and best-of-n", optimisation),
-    ("tax", "Alignment tax", tax),
-    ("reward-model", "The reward model", reward_model),
-    ("rankings", "Rounds, and whose samples were ranked", feedback.rankings),
-    ("labelers", "Across groups of labelers", feedback.labeler_groups),
-    ("manners", "Manners", manners),
-    ("samples", "Samples side by side", samples),
-    ("training", "Training curves", training),
-    ("provenance", "Time, lineage, versions", provenance),
+    ("findings", "What held, and what did not", what_held),
+    ("lineage", "Lineage", lineage_graph),
+    ("preference", "Preference over the baseline", _each(preference)),
+    ("optimization", "Reward, KL and best-of-n", optimization),
+    ("tax", "Alignment tax", _each(tax)),
+    ("reward-model", "Reward models", reward_models.against_people),
+    ("rankings", "Whose samples were ranked", reward_models.rankings),
+    ("labelers", "Across groups of labelers", reward_models.labeler_groups),
+    ("style", "Style of the replies", _each(reply_style)),
+    ("samples", "Samples side by side", _each(samples)),
+    ("training", "Training curves", training_curves),
+    ("stages", "Stages", stage_details),
+    ("provenance", "Command and versions", provenance),
 )

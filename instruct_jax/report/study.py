@@ -1,29 +1,38 @@
-"""study.html: the arms of a study beside each other, over their seeds."""
+"""study.html: the arms of a study beside each other, over their seeds.
 
-import importlib.resources
+Of a run with several evaluations the first one counts.
+"""
+
 import json
-import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from markupsafe import Markup
 
-from instruct_jax.report import html as markup
-from instruct_jax.report.findings import headline
-from instruct_jax.report.plots import style as canvas
-from instruct_jax.report.plots.over_optimization import picture
+from instruct_jax.report import html
+from instruct_jax.report.evaluations import Evaluation, evaluations
+from instruct_jax.report.looks import numbered
+from instruct_jax.report.plots import style
+from instruct_jax.report.plots.evaluation import models_of
+from instruct_jax.report.plots.over_optimization import Line, picture
 from instruct_jax.report.plots.style import Picture
 from instruct_jax.report.run_data import Run, read_run
-from instruct_jax.report.text import escape, listed, model_name, number, ordered
+from instruct_jax.report.text import listed, moment
 from instruct_jax.runtime.folders import write_atomic
+from instruct_jax.text import number
 
-SHADES = ("#c43c5c", "#e5772e", "#c9a227", "#21a179", "#3f86e0", "#8a5bd0")
 Row = dict[str, float]
-Arms = dict[str, dict[int, Run]]  # arm -> seed -> what its run left
+Checkpoints = list[Row]  # of a policy through its kept checkpoints
+Seeds = dict[int, Run]  # what the run of each seed left
+Arms = dict[str, Seeds]
+
+# number of a model -> its digits in the table
+MEANS = {"win_rate": 2, "gold": 2, "kl": 2, "nll": 3}
 
 
-class Made(Protocol):
+class ArmRun(Protocol):
     """One run of a study."""
 
     @property
@@ -34,55 +43,74 @@ class Made(Protocol):
     def folder(self) -> Path: ...
 
 
-def build_study(out: Path, runs: Sequence[Made]) -> Path:
+def build_study(out: Path, runs: Sequence[ArmRun]) -> Path:
     """Writes out/summary.json, out/study.html and its picture from the run folders, finished or
     not; returns the page.
     """
     arms: Arms = {}
     for run in runs:
-        arms.setdefault(run.arm, {})[run.seed] = read_run(run.folder)
-    write_atomic(out / "summary.json", json.dumps(summary(arms), indent=1) + "\n")
-    sections = (
-        ("over-optimisation", "Reward, the judge's score, and KL", over_optimisation(arms)),
-        ("models", "Every model of every arm", models(arms)),
-    )
-    seeds = sorted({seed for runs_of in arms.values() for seed in runs_of})
-    started = min(
-        (
-            str(run.about.get("started", ""))
-            for runs_of in arms.values()
-            for run in runs_of.values()
-        ),
-        default="",
-    )
-    with canvas.styled():
-        parts = [markup.section(anchor, title, part) for anchor, title, part in sections]
-        if drawn := over_optimisation_picture(arms):
-            canvas.write_png(drawn, out / f"{drawn.name}.png")
-    template = (
-        importlib.resources.files("instruct_jax.report")
-        .joinpath("page.html")
-        .read_text(encoding="utf-8")
-    )
-    page = string.Template(template).substitute(
-        name=escape(out.resolve().name),
-        started=escape(started[:16].replace("T", " ")),
-        abstract=escape(
-            f"A study of {listed([name for name in arms])}, each over the seeds"
-            f" {listed([str(seed) for seed in seeds])}."
-        ),
-        contents="".join(
-            f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title, _ in sections
-        ),
-        sections="\n".join(parts),
+        seeds = arms.setdefault(run.arm, {})
+        seeds[run.seed] = read_run(run.folder)
+    numbers = json.dumps(summary(arms), indent=1)
+    write_atomic(out / "summary.json", numbers + "\n")
+    with style.styled():
+        climbed = html.joined(over_optimization(arms))
+        compared = html.joined(models(arms))
+        drawn = over_optimization_picture(arms)
+        if drawn:
+            style.write_png(drawn, out / f"{drawn.name}.png")
+    sections = [
+        ("over-optimization", "Reward, the judge's score, and KL", climbed),
+        ("models", "Every model of every arm", compared),
+    ]
+    names = listed(list(arms))
+    seeds = listed(_seeds(arms))
+    page = html.page(
+        name=out.resolve().name,
+        started=_started(arms),
+        abstract=f"A study of {names}, each over the seeds {seeds}.",
+        sections=sections,
     )
     write_atomic(out / "study.html", page)
     return out / "study.html"
 
 
+def _seeds(arms: Arms) -> list[str]:
+    seeds: set[int] = set()
+    for runs in arms.values():
+        seeds.update(runs)
+    return [str(seed) for seed in sorted(seeds)]
+
+
+def _started(arms: Arms) -> str:
+    """When the first run began."""
+    times = []
+    for runs in arms.values():
+        for run in runs.values():
+            if "started" in run.about:
+                times.append(str(run.about["started"]))
+    return moment(min(times, default="unknown"))
+
+
+def _evaluation(run: Run) -> Evaluation | None:
+    measured = evaluations(run)
+    return measured[0] if measured else None
+
+
+def _evaluations(arms: Arms) -> list[Evaluation]:
+    """Those of all runs that have one."""
+    found = []
+    for runs in arms.values():
+        for run in runs.values():
+            evaluation = _evaluation(run)
+            if evaluation:
+                found.append(evaluation)
+    return found
+
+
 def summary(arms: Arms) -> dict[str, Any]:
-    """arm -> {"models": model -> seed -> win rate, score, KL, loss on pretraining text; "path": the
-    mean over seeds at each kept step}.
+    """arm -> {"models": model -> seed -> win rate, score, KL, loss on pretraining text; "path":
+    policy -> the mean over seeds at each kept step}.
     """
     found = {}
     for arm, runs in arms.items():
@@ -90,157 +118,183 @@ def summary(arms: Arms) -> dict[str, Any]:
         for seed, run in runs.items():
             for model, row in _models(run).items():
                 by_model.setdefault(model, {})[seed] = row
-        found[arm] = {
-            "models": by_model,
-            "path": {name: mean_path(paths) for name, paths in _paths(runs).items()},
-        }
+        found[arm] = {"models": by_model, "path": _mean_paths(runs)}
     return found
 
 
 def _models(run: Run) -> dict[str, Row]:
-    wins, nll, kl = (
-        headline(run.summary, run.evaluation),
-        run.evaluation.get("pretrain_nll", {}),
-        run.evaluation.get("kl_to_sft", {}),
-    )
-    gold = next(iter(run.evaluation.get("gold_score", {}).values()), {})
-    return {
-        model: (
-            {"win_rate": win["mean"], "low": win["ci95"][0], "high": win["ci95"][1]}
-            | {
-                key: of[model]
-                for key, of in (("gold", gold), ("kl", kl), ("nll", nll))
-                if model in of
-            }
-        )
-        for model, win in wins.items()
+    """Model -> its numbers, as far as they were measured; in the order of the page of the run."""
+    evaluation = _evaluation(run)
+    if evaluation is None:
+        return {}
+    columns = {
+        "gold": evaluation.scores,
+        "kl": evaluation.table("kl"),
+        "nll": evaluation.table("pretrain_nll"),
     }
-
-
-def _paths(runs: dict[int, Run]) -> dict[str, list[list[Row]]]:
-    """PPO stage -> the path of each seed."""
-    found: dict[str, list[list[Row]]] = {}
-    for run in runs.values():
-        for stage, rows in run.evaluation.get("over_optimisation", {}).items():
-            found.setdefault(stage, []).append(rows)
-    return found
-
-
-def mean_path(paths: Sequence[Sequence[Row]]) -> list[Row]:
-    """Means over seeds at the steps that all paths have, with the standard error over seeds (over
-    prompts where there is one seed).
-    """
-    steps = sorted(set.intersection(*({row["step"] for row in path} for path in paths)))
-    rows = []
-    for step in steps:
-        at = [next(row for row in path if row["step"] == step) for path in paths]
-        row = {"step": step, "kl": float(np.mean([r["kl"] for r in at]))}
-        for key in ("reward", "gold"):
-            values = np.array([r[key] for r in at])
-            error = (
-                values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else at[0][f"{key}_se"]
-            )
-            row |= {key: float(values.mean()), f"{key}_se": float(error)}
-        rows.append(row)
+    rows: dict[str, Row] = {}
+    for model in models_of(evaluation, [evaluation.wins, *columns.values()]):
+        row: Row = {}
+        win = evaluation.wins.get(model)
+        if win:
+            row = {"win_rate": win.mean, "low": win.low, "high": win.high}
+        for key, column in columns.items():
+            if model in column:
+                row[key] = column[model]
+        rows[model] = row
     return rows
 
 
-def over_optimisation(arms: Arms) -> Iterator[str]:
-    drawn = over_optimisation_picture(arms)
+def _mean_paths(runs: Seeds) -> dict[str, Checkpoints]:
+    """Policy with kept checkpoints -> the mean of its paths over the seeds."""
+    paths: dict[str, list[Checkpoints]] = {}
+    for run in runs.values():
+        evaluation = _evaluation(run)
+        if evaluation:
+            for policy, rows in evaluation.table("over_optimization").items():
+                paths.setdefault(policy, []).append(rows)
+    return {policy: mean_path(of_seeds) for policy, of_seeds in paths.items()}
+
+
+def mean_path(paths: Sequence[Checkpoints]) -> Checkpoints:
+    """Means over seeds at the steps that all paths have, with the standard error over seeds (over
+    prompts where there is one seed).
+    """
+    by_step = []
+    for path in paths:
+        by_step.append({row["step"]: row for row in path})
+    steps = set(by_step[0]).intersection(*by_step[1:])
+    means = []
+    for step in sorted(steps):
+        rows = [path[step] for path in by_step]
+        means.append(_mean_row(rows))
+    return means
+
+
+def _mean_row(rows: Sequence[Row]) -> Row:
+    """`rows`: the same step of each seed."""
+    first = rows[0]
+    mean = {"step": first["step"], "kl": _mean(rows, "kl")}
+    for key in ("reward", "gold"):
+        mean[key] = _mean(rows, key)
+        error = first[f"{key}_se"]
+        if len(rows) > 1:
+            spread = np.std([row[key] for row in rows], ddof=1)
+            error = float(spread / len(rows) ** 0.5)
+        mean[f"{key}_se"] = error
+    return mean
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
+
+
+def over_optimization(arms: Arms) -> Iterator[Markup]:
+    drawn = over_optimization_picture(arms)
     if drawn is None:
-        yield markup.absent("PPO runs with kept checkpoints (ppo.keep_every)")
+        yield html.absent("policies with kept checkpoints (keep_every)")
         return
-    yield markup.paragraph(
-        "Each line is one arm, from SFT on, through its kept checkpoints; means over seeds, bands"
-        " of 95 %. The reward model is what PPO climbs, the judge is what it is for. Dotted: the"
-        " best of n SFT samples by the same reward model."
+    yield html.paragraph(
+        "Each line is one arm, from the baseline on, through its kept checkpoints; means over"
+        " seeds, bands of 95 %. The reward model is what the policy climbs, the judge is what it is"
+        " for. Dotted: the best of n samples of the baseline by the same reward model."
     )
-    yield from markup.figures([drawn])
-    rows = [
-        (
-            f"{arm}, {model_name(stage)}",
-            int(row["step"]),
-            row["kl"],
-            row["reward"],
-            row["gold"],
-            number(row["gold_se"], 3),
-        )
-        for arm, runs in arms.items()
-        for stage, paths in _paths(runs).items()
-        for row in mean_path(paths)
-    ]
-    header = ("arm", "iteration", "KL, nats", "reward", "score", "standard error")
-    yield markup.folded(
-        "The numbers", [markup.table(header, rows, "Means over seeds at the kept checkpoints")]
-    )
+    yield from html.figures([drawn])
+    rows = []
+    for line in _lines(arms):
+        for point in line.rows:
+            row = (
+                line.name,
+                int(point["step"]),
+                point["kl"],
+                point["reward"],
+                point["gold"],
+                number(point["gold_se"], 3),
+            )
+            rows.append(row)
+    header = ("arm", "step", "KL, nats", "reward", "score", "standard error")
+    table = html.table(header, rows, "Means over seeds at the kept checkpoints")
+    yield html.folded("The numbers", [table])
 
 
-def over_optimisation_picture(arms: Arms) -> Picture | None:
+def _lines(arms: Arms) -> list[Line]:
+    """One for each arm, or for each policy of an arm that has several."""
+    lines: list[Line] = []
+    for arm, runs in arms.items():
+        paths = _mean_paths(runs)
+        for policy, path in paths.items():
+            name = arm if len(paths) == 1 else f"{arm}, {policy}"
+            if path:
+                lines.append(Line(name, numbered(len(lines)), path))
+    return lines
+
+
+def over_optimization_picture(arms: Arms) -> Picture | None:
     """The arms on one pair of panels, and best-of-n, all as means over seeds."""
-    lines = {
-        arm if len(by_stage) == 1 else f"{arm}, {model_name(stage)}": mean_path(paths)
-        for arm, runs in arms.items()
-        if (by_stage := _paths(runs))
-        for stage, paths in by_stage.items()
-    }
+    lines = _lines(arms)
     if not lines:
         return None
-    coloured = {
-        name: (SHADES[i % len(SHADES)], rows) for i, (name, rows) in enumerate(lines.items())
-    }
-    every = [run.evaluation for runs in arms.values() for run in runs.values()]
-    curves = [e["best_of_n"] for e in every if e.get("best_of_n")]
-    points = [
-        {
-            key: float(np.mean([p[key] for c in curves for p in c if p["n"] == n]))
-            for key in ("kl", "reward", "gold")
-        }
-        for n in sorted({p["n"] for c in curves for p in c})
-    ]
-    judge = "reward model" if any(e.get("judge") == "reward model" for e in every) else "gold score"
-    return picture(coloured, points, judge)
+    measured = _evaluations(arms)
+    score_name = "gold score"
+    if any(evaluation.judged_by_reward_model for evaluation in measured):
+        score_name = "reward-model score"
+    baselines = {evaluation.baseline for evaluation in measured}
+    baseline = baselines.pop() if len(baselines) == 1 else "the baseline"
+    points = _mean_best_of_n(measured)
+    return picture("over-optimization", lines, points, score_name, baseline)
 
 
-def models(arms: Arms) -> Iterator[str]:
-    found = summary(arms)
-    for arm, of in found.items():
-        seeds = sorted({seed for by_seed in of["models"].values() for seed in by_seed})
-        if not seeds:
-            yield markup.absent(f"an evaluation of the arm {arm}")
-            continue
-        rows = [
-            (
-                model_name(model),
-                *(_rate(of["models"][model].get(seed)) for seed in seeds),
-                *(_mean(of["models"][model], key) for key in ("win_rate", "gold", "kl")),
-                number(_mean(of["models"][model], "nll"), 3),
-            )
-            for model in ordered(of["models"])
-        ]
-        header = (
-            "model",
-            *(f"wins, seed {seed}" for seed in seeds),
-            "wins",
-            "score",
-            "KL to SFT, nats",
-            "pretraining loss",
-        )
-        yield markup.table(
-            header,
-            rows,
-            f"{arm}: wins against the SFT model of the same run, with 95 % intervals; means over"
-            " seeds",
-        )
+def _mean_best_of_n(measured: Sequence[Evaluation]) -> list[Row]:
+    """KL, reward and score at each n, means over all evaluations."""
+    by_n: dict[int, list[Row]] = {}
+    for evaluation in measured:
+        for point in evaluation.best_of_n:
+            by_n.setdefault(point["n"], []).append(point)
+    means = []
+    for n in sorted(by_n):
+        points = by_n[n]
+        means.append({key: _mean(points, key) for key in ("kl", "reward", "gold")})
+    return means
 
 
-def _rate(row: Row | None) -> str:
-    return (
-        "–"
-        if row is None
-        else f"{number(row['win_rate'])} ({number(row['low'])} to {number(row['high'])})"
+def models(arms: Arms) -> Iterator[Markup]:
+    for arm, runs in arms.items():
+        measured = _evaluations({arm: runs})
+        if measured:
+            yield _table(arm, runs, measured[0])
+        else:
+            yield html.absent(f"an evaluation of the arm {arm}")
+
+
+def _table(arm: str, runs: Seeds, first: Evaluation) -> Markup:
+    """`first`: the evaluation that names and orders the models."""
+    by_seed = {}
+    for seed in sorted(runs):
+        numbers = _models(runs[seed])
+        if numbers:
+            by_seed[seed] = numbers
+    rows = []
+    for model in models_of(first, by_seed.values()):
+        of_seeds = [numbers.get(model, {}) for numbers in by_seed.values()]
+        row = [first.shown(model)]
+        row += [_rate(numbers) for numbers in of_seeds]
+        for key, digits in MEANS.items():
+            known = [numbers for numbers in of_seeds if key in numbers]
+            row.append(number(_mean(known, key), digits) if known else "–")
+        rows.append(row)
+    seeds = [f"wins, seed {seed}" for seed in by_seed]
+    header = ("model", *seeds, "wins", "score", "KL to the baseline, nats", "pretraining loss")
+    header, rows = html.without_empty(header, rows)
+    caption = (
+        f"{arm}: wins against the baseline of the same run, with 95 % intervals; means over seeds"
     )
+    return html.table(header, rows, caption)
 
 
-def _mean(by_seed: dict[int, Row], key: str) -> float | None:
-    values = [row[key] for row in by_seed.values() if key in row]
-    return float(np.mean(values)) if values else None
+def _rate(row: Row) -> str:
+    if "win_rate" not in row:
+        return "–"
+    mean = number(row["win_rate"])
+    low = number(row["low"])
+    high = number(row["high"])
+    return f"{mean} ({low} to {high})"

@@ -1,63 +1,9 @@
-"""Text that people read: names of models, numbers, and model output made harmless."""
+"""Text of a report: numbers and lists in sentences, and model output made harmless."""
 
 import html
-import math
-import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-MODELS = {  # in the order of the paper's figure 1, weakest first
-    "base": "base",
-    "base_prompted": "base, prompted",
-    "sft": "SFT",
-    "sft_control": "SFT again (control)",
-    "best_of_n": "best of n",
-    "ppo_start": "PPO's start",
-    "ppo": "PPO",
-    "ppo_ptx": "PPO-ptx",
-}
-IN_SENTENCES = {
-    "base": "the base model",
-    "base_prompted": "the prompted base model",
-    "best_of_n": "best-of-n",
-}
-_SHOWN_WHITESPACE = "\n\t"
-
-
-def ordered(models: Iterable[str]) -> list[str]:
-    """Known models in the paper's order, then the others by name."""
-    known = list(MODELS)
-    return sorted(
-        models, key=lambda name: (known.index(name) if name in known else len(known), name)
-    )
-
-
-def model_name(model: str) -> str:
-    return MODELS.get(model, plain(model))
-
-
-def in_sentence(model: str) -> str:
-    return IN_SENTENCES.get(model, model_name(model))
-
-
-def plain(text: object) -> str:
-    """Text that cannot change what surrounds it: control, format (bidi, zero-width) and lone
-    surrogate characters are spelled out.
-    """
-    return "".join(_spelled(char) for char in str(text))
-
-
-def _spelled(char: str) -> str:
-    if char in _SHOWN_WHITESPACE or unicodedata.category(char) not in (
-        "Cc",
-        "Cf",
-        "Cs",
-        "Co",
-        "Zl",
-        "Zp",
-    ):
-        return char
-    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
+from instruct_jax.text import plain
 
 
 def escape(text: object) -> str:
@@ -67,43 +13,45 @@ def escape(text: object) -> str:
 
 def prompt_text(prompt: object) -> str:
     """A prompt on disk is text or a list of messages."""
-    if isinstance(prompt, list):
-        return "\n".join(
-            f"{m.get('role', '?')}: {m.get('content', '')}" if isinstance(m, dict) else str(m)
-            for m in prompt
-        )
-    return str(prompt)
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """A number with `digits` decimals and a true minus sign; a dash where there is none."""
-    if value is None or isinstance(value, str) or not math.isfinite(value):
-        return "–"
-    text = f"{value:,.{digits}f}"
-    return (text if float(text.replace(",", "")) else text.lstrip("-")).replace("-", "−")
-
-
-def percent(value: Any, digits: int = 0) -> str:
-    return (
-        number(value, digits) if number(value) == "–" else f"{number(100 * value, digits)}\u00a0%"
-    )
+    if not isinstance(prompt, list):
+        return str(prompt)
+    lines = []
+    for message in prompt:
+        if isinstance(message, dict):
+            role = message.get("role", "?")
+            content = message.get("content", "")
+            lines.append(f"{role}: {content}")
+        else:
+            lines.append(str(message))
+    return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 600:
-        return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
-    minutes, hours = round(seconds / 60), int(round(seconds / 60) // 60)
-    return f"{minutes} min" if minutes < 60 else f"{hours} h {minutes % 60:02d} min"
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours == 0:
+        return f"{minutes} min"
+    return f"{hours} h {minutes:02d} min"
+
+
+def moment(time: object) -> str:
+    """2026-01-02T03:04:05+00:00 as 2026-01-02 03:04."""
+    return str(time)[:16].replace("T", " ")
 
 
 def listed(parts: Sequence[str]) -> str:
     """a, b and c."""
-    return (
-        parts[0]
-        if len(parts) == 1
-        else ", ".join(parts[:-1]) + " and " + parts[-1]
-        if parts
-        else ""
-    )
+    if len(parts) < 2:
+        return "".join(parts)
+    *first, last = parts
+    return f"{', '.join(first)} and {last}"
+
+
+def count(items: int, noun: str) -> str:
+    """3 stages, 1 stage."""
+    plural = "" if items == 1 else "s"
+    return f"{items} {noun}{plural}"

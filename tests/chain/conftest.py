@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import userfiles
 
-from instruct_jax.chain.load import load_config
+from instruct_jax.chain.read import load_run
 from instruct_jax.chain.run import run
-from instruct_jax.chain.settings import RunConfig
 
 
 def words(rng, least: int, most: int) -> str:
@@ -50,4 +49,4 @@ def finished(place) -> Path:
     """A run folder after all stages."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        return place / run(load_config(RunConfig, "run.yaml", userfiles.OVERRIDES))
+        return place / run(load_run("run.yaml", userfiles.OVERRIDES))

@@ -7,9 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
-from instruct_jax.chain.load import load_config
+from instruct_jax.chain.read import load_run
 from instruct_jax.chain.run import run
-from instruct_jax.chain.settings import RunConfig
 from instruct_jax.runtime.metrics import MetricsFile
 
 
@@ -23,8 +22,8 @@ def main(out: str, moment: str = "") -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     MetricsFile.write = write_or_die  # type: ignore[method-assign]
-    config = load_config(RunConfig, Path(__file__).with_name("tiny.yaml"), ["--out", out])
-    run(config, [name for name in config.stages if name != "report"])
+    config = load_run(Path(__file__).with_name("tiny.yaml"), ["--out", out])
+    run(config, list(config.stages))
 
 
 if __name__ == "__main__":

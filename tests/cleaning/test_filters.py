@@ -7,22 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instruct_jax.cleaning import filters as hygiene
+from instruct_jax.cleaning import filters
 from instruct_jax.cleaning.filters import Item, make_item
 
 
 def item(prompt, kind="prompts", place="a:1", **fields) -> Item:
     """An item whose tokens are its words."""
     record = {"prompt": prompt, **fields}
-    asked = sum(len(text.split()) for text in hygiene.contents(prompt))
-    return make_item(
-        kind,
-        place,
-        record,
-        asked,
-        tuple(len(text.split()) for text in hygiene.completions(record)),
-        None,
-    )
+    prompt_tokens = sum(len(text.split()) for text in filters.contents(prompt))
+    completion_tokens = tuple(len(text.split()) for text in filters.completions(record))
+    return make_item(kind, place, record, prompt_tokens, completion_tokens, None)
 
 
 def items(*prompts, **fields) -> list[Item]:
@@ -53,7 +47,7 @@ def test_prompts_that_look_the_same_are():
         "name a caf\u00e9.",
         [{"role": "user", "content": "Name a caf\u00e9. "}],
     )
-    drops = hygiene.duplicates(found)
+    drops = filters.duplicates(found)
     assert {i: drop.of for i, drop in drops.items()} == {1: "a:1", 3: "a:1"} and drops[
         1
     ].detail == "the same prompt"
@@ -63,7 +57,7 @@ def test_system_messages_make_no_prompts_alike():
     system = {"role": "system", "content": "s" * 300}
     found = items(*([system, {"role": "user", "content": text}] for text in "ab"))
     assert [one.prompt for one in found] == ["a", "b"]
-    assert not hygiene.shared_prefixes(found, 10)
+    assert not filters.shared_prefixes(found, 10)
     assert item([system]).prompt == "s" * 300
 
 
@@ -71,14 +65,14 @@ def test_another_answer_or_labeler_is_no_duplicate():
     answers = [
         item("p", "demonstrations", f"a:{i}", completion=text) for i, text in enumerate("xyx")
     ]
-    assert list(hygiene.duplicates(answers)) == [2]
+    assert list(filters.duplicates(answers)) == [2]
     ranked = [
         {"ranks": ranks, "labeler_id": labeler}
         for labeler in "mn"
         for ranks in ([1, 2], [2, 1], [1, 2])
     ]
     rankings = [item("p", "rankings", completions=["x", "y"], **fields) for fields in ranked]
-    assert list(hygiene.duplicates(rankings)) == [2, 5]
+    assert list(filters.duplicates(rankings)) == [2, 5]
 
 
 def test_a_prompt_has_one_user_in_all_kinds():
@@ -86,7 +80,7 @@ def test_a_prompt_has_one_user_in_all_kinds():
         item("p", place="a:1", user_id="u"),
         item("p", "demonstrations", "b:1", user_id="v", completion="x"),
     )
-    drops = hygiene.duplicates([one, other, item("p", "demonstrations", "c:1", completion="x")])
+    drops = filters.duplicates([one, other, item("p", "demonstrations", "c:1", completion="x")])
     assert list(drops) == [1] and drops[1].of == "a:1" and "another user" in drops[1].detail
 
 
@@ -95,7 +89,7 @@ def test_prompts_that_begin_alike():
         *items("abcdef", "abcxyz", "abcdef", "abc", "ab", "xbcdef"),
         item("abcd", "demonstrations", completion="x"),
     ]
-    drops = hygiene.shared_prefixes(found, 3)
+    drops = filters.shared_prefixes(found, 3)
     assert {i: drop.of for i, drop in drops.items()} == {1: "a:1", 3: "a:1"}
 
 
@@ -103,14 +97,14 @@ def test_prompts_that_begin_alike():
 def test_no_two_of_those_that_stay_begin_alike(prompts, length):
     """Against all pairs; and who goes begins like one that stays."""
     found = items(*prompts)
-    drops = hygiene.shared_prefixes(found, length)
-    left = {one.prompt for one in hygiene.without(found, drops)}
+    drops = filters.shared_prefixes(found, length)
+    left = {one.prompt for one in filters.without(found, drops)}
     assert not any(
         a[:length] == b[:length]
         for a, b in itertools.combinations(left, 2)
         if min(len(a), len(b)) >= length
     )
-    places = {one.place: one.prompt for one in hygiene.without(found, drops)}
+    places = {one.place: one.prompt for one in filters.without(found, drops)}
     assert all(found[i].prompt[:length] == places[drop.of][:length] for i, drop in drops.items())
 
 
@@ -120,31 +114,34 @@ def test_the_length_of_prompt_and_longest_completion():
         item("a", "rankings", completions=["a", "a b c"], ranks=[1, 2]),
         item("a b"),
     ]
-    assert [drop.detail for drop in hygiene.too_long(found, 2, 2).values()] == [
+    assert [drop.detail for drop in filters.too_long(found, 2, 2).values()] == [
         "its prompt has 3 tokens, more than 2", "its completion has 3 tokens, more than 2"
     ]  # fmt: skip
-    assert list(hygiene.too_long(found, None, 2)) == [1] and not hygiene.too_long(found, 3, None)
+    assert list(filters.too_long(found, None, 2)) == [1] and not filters.too_long(found, 3, None)
 
 
 def test_the_cap_counts_prompts_of_a_user():
-    found = [item(prompt, kind, user_id=user, completion=str(i)) for user in ("u", None) for kind in ("demonstrations", "prompts")
-             for i, prompt in enumerate("aabbcab")]  # fmt: skip
-    assert list(hygiene.over_cap(found, 2)) == [4, 11]
+    found = []
+    for user in ("u", None):
+        for kind in ("demonstrations", "prompts"):
+            for i, prompt in enumerate("aabbcab"):
+                found.append(item(prompt, kind, user_id=user, completion=str(i)))
+    assert list(filters.over_cap(found, 2)) == [4, 11]
 
 
 @given(MANY, st.integers(0, 3), st.randoms())
 def test_nobody_and_no_prompt_is_in_two_splits(found, seed, shuffle):
     """Of all kinds; and the order of the records changes neither what stays nor where it goes."""
 
-    def parted(found):
-        ordered = hygiene.in_order(found, seed)
-        kept = hygiene.without(ordered, hygiene.duplicates(ordered))
-        kept = hygiene.without(kept, hygiene.over_cap(kept, 2))
-        return list(zip(kept, hygiene.split(kept, seed, 0.3, 0.3), strict=True))
+    def divided(found):
+        ordered = filters.in_order(found, seed)
+        kept = filters.without(ordered, filters.duplicates(ordered))
+        kept = filters.without(kept, filters.over_cap(kept, 2))
+        return list(zip(kept, filters.split(kept, seed, 0.3, 0.3), strict=True))
 
-    written = parted(found)
+    written = divided(found)
     shuffle.shuffle(found)
-    assert parted(found) == written
+    assert divided(found) == written
     for of in ("user", "prompt"):
         splits = collections.defaultdict(set)
         for one, part in written:
@@ -158,32 +155,22 @@ def test_turns_of_a_conversation_stay_together():
         for role, text in (("user", "q"), ("assistant", "r"), ("user", "s"))
     ]
     for seed in range(20):
-        assert len(set(hygiene.split([item("q"), item(turns)], seed, 0.3, 0.3))) == 1
-        assert (
-            len(
-                set(
-                    hygiene.split(
-                        [item("z", user_id="u"), item("q", user_id="u"), item(turns)],
-                        seed,
-                        0.3,
-                        0.3,
-                    )
-                )
-            )
-            == 1
-        )
+        of_nobody = [item("q"), item(turns)]
+        assert len(set(filters.split(of_nobody, seed, 0.3, 0.3))) == 1
+        of_a_user = [item("z", user_id="u"), item("q", user_id="u"), item(turns)]
+        assert len(set(filters.split(of_a_user, seed, 0.3, 0.3))) == 1
 
 
 def test_shares_of_users_and_more_data_moves_nobody():
     users = [item(f"p{i}", user_id=i) for i in range(10_000)]
-    parts = hygiene.split(users, 0, 0.1, 0.2)
+    parts = filters.split(users, 0, 0.1, 0.2)
     counts = collections.Counter(parts)
     assert counts["valid"] == pytest.approx(1000, abs=120) and counts["test"] == pytest.approx(
         2000, abs=160
     )
-    assert hygiene.split(users[:5000], 0, 0.1, 0.2) == parts[:5000]
-    assert hygiene.split(users, 1, 0.1, 0.2) != parts
-    assert set(hygiene.split(users, 0, 0, 0)) == {"train"}
+    assert filters.split(users[:5000], 0, 0.1, 0.2) == parts[:5000]
+    assert filters.split(users, 1, 0.1, 0.2) != parts
+    assert set(filters.split(users, 0, 0, 0)) == {"train"}
 
 
 def test_an_id_is_written_once():
@@ -193,7 +180,7 @@ def test_an_id_is_written_once():
         item("e"),
         item("a", "demonstrations", id=7, completion="x"),
     ]
-    assert [one.record.get("id") for one in hygiene.distinct_ids(found)] == [
+    assert [one.record.get("id") for one in filters.distinct_ids(found)] == [
         7,
         "7#2",
         "7#3",
@@ -209,5 +196,5 @@ def test_other_languages_where_it_is_sure():
         for language in (("en", 0.9), ("de", 0.9), ("de", 0.4))
     ]
     assert {
-        i: drop.detail for i, drop in hygiene.other_language(found, ["en", "fr"], 0.5).items()
+        i: drop.detail for i, drop in filters.other_language(found, ["en", "fr"], 0.5).items()
     } == {1: "de, with probability 0.90"}

@@ -3,12 +3,12 @@
 import pytest
 from cleaning.test_filters import item
 
-from instruct_jax.cleaning.overlap import field_schema, hits, measured, overlapping, words
+from instruct_jax.cleaning.overlap import evaluation_text, field_schema, hits, overlapping, words
 from instruct_jax.data.readers import read, write_jsonl
 from instruct_jax.errors import DataError
 
 QUESTION = "A robe takes 2 bolts of blue fiber and half that much white fiber."  # 14 words
-SETS = measured([("e:1", QUESTION), ("e:2", "What is love?"), ("e:3", "")], 13)
+SETS = evaluation_text([("e:1", QUESTION), ("e:2", "What is love?"), ("e:3", "")], 13)
 
 
 def drops(*items, common=10):

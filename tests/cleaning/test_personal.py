@@ -2,7 +2,7 @@
 
 import pytest
 
-from instruct_jax.cleaning.personal import apart, find, finder_with_presidio, mask, masked
+from instruct_jax.cleaning.personal import find, finder_with_presidio, mask, masked, merged
 
 LONG = "0123456789abcdefghijABCDEFGHIJ"
 FOUND = {
@@ -26,7 +26,7 @@ LEFT = [
 
 @pytest.mark.parametrize("text", FOUND)
 def test_found(text):
-    assert mask(text, apart(find(text))) == FOUND[text]
+    assert mask(text, merged(find(text))) == FOUND[text]
 
 
 @pytest.mark.parametrize("text", LEFT)
@@ -35,7 +35,7 @@ def test_left_alone(text):
 
 
 def test_spans_that_overlap_become_one():
-    assert apart([(5, 9, "B"), (0, 6, "A"), (0, 3, "C"), (9, 10, "D")]) == [
+    assert merged([(5, 9, "B"), (0, 6, "A"), (0, 3, "C"), (9, 10, "D")]) == [
         (0, 9, "A"),
         (9, 10, "D"),
     ]
@@ -69,10 +69,10 @@ def test_presidio_finds_more():
     finder = finder_with_presidio()
     text = "a@b.org, IBAN DE89370400440532013000, 020 7946 0958, SSN 536-90-4399, from 1999 to 2003"
     assert (
-        mask(text, apart(finder(text)))
+        mask(text, merged(finder(text)))
         == "[EMAIL], IBAN [IBAN], [PHONE], SSN [US_SSN], from 1999 to 2003"
     )
-    assert mask(text, apart(find(text))) == text.replace("a@b.org", "[EMAIL]")
+    assert mask(text, merged(find(text))) == text.replace("a@b.org", "[EMAIL]")
 
 
 def test_time_is_linear():

@@ -23,10 +23,24 @@ def answer(
 ):
     k = len(ranks or ())
     return Answer(
-        task_id=task, kind="rank", labeler=labeler, held_out=held_out, prompt="p", completions=["x"] * k, models=[None] * k,
-        ranks=ranks, likert=[*likert] or [None] * k, flags=[*flags] or [{} for _ in range(k)], notes=[""] * k, text=None, skipped=skipped,
-        seconds=1.0, submitted=submitted, instructions=1, known=known,
-    )  # fmt: skip
+        task_id=task,
+        kind="rank",
+        labeler=labeler,
+        held_out=held_out,
+        prompt="p",
+        completions=["x"] * k,
+        models=[None] * k,
+        ranks=ranks,
+        likert=[*likert] or [None] * k,
+        flags=[*flags] or [{} for _ in range(k)],
+        notes=[""] * k,
+        text=None,
+        skipped=skipped,
+        seconds=1.0,
+        submitted=submitted,
+        instructions=1,
+        known=known,
+    )
 
 
 def test_pairs_that_nobody_ties_are_counted():
@@ -57,8 +71,12 @@ def test_the_interval_takes_tasks_as_its_sample():
     alike = rng.random(400) < 0.73
 
     def answers(k):
-        return [a for i, same in enumerate(alike) for a in (answer(str(i), "ann", [1] * k + [2] * k),
-                answer(str(i), "bob", [1] * k + [2] * k if same else [2] * k + [1] * k))]  # fmt: skip
+        given = []
+        first, second = [1] * k + [2] * k, [2] * k + [1] * k
+        for i, same in enumerate(alike):
+            given.append(answer(str(i), "ann", first))
+            given.append(answer(str(i), "bob", first if same else second))
+        return given
 
     one, many = agreement.pairwise(answers(1)), agreement.pairwise(answers(4))
     plain = 1.96 * math.sqrt(alike.mean() * (1 - alike.mean()) / (len(alike) - 1))
@@ -68,19 +86,16 @@ def test_the_interval_takes_tasks_as_its_sample():
 
 def test_groups():
     answers = [
-        answer("a", "ann", [1, 2]), answer("a", "bob", [1, 2]), answer("a", "hal", [2, 1], held_out=True),
-        answer("a", "hugo", [2, 1], held_out=True)
-    ]  # fmt: skip
+        answer("a", "ann", [1, 2]),
+        answer("a", "bob", [1, 2]),
+        answer("a", "hal", [2, 1], held_out=True),
+        answer("a", "hugo", [2, 1], held_out=True),
+    ]
     found = agreement.by_group(answers)
     assert [found[name].mean for name in ("training", "held-out", "between")] == [1.0, 1.0, 0.0]
     assert found["between"].pairs == 4
-    assert {
-        who: share.mean for who, share in agreement.by_labeler(answers).items()
-    } == pytest.approx(dict.fromkeys(found_names(answers), 1 / 3))
-
-
-def found_names(answers):
-    return sorted({a.labeler for a in answers})
+    means = {who: share.mean for who, share in agreement.by_labeler(answers).items()}
+    assert means == pytest.approx(dict.fromkeys(["ann", "bob", "hal", "hugo"], 1 / 3))
 
 
 def test_over_time():
@@ -145,23 +160,47 @@ def test_flags_between_labelers():
 
 
 def test_alpha():
-    """1 where all agree; about 0 for labelers who throw dice; nan where nothing was answered twice."""
+    """1 where all agree, about 0 for random ranks, NaN where nothing was answered twice."""
     rng = np.random.default_rng(0)
-    same = [
-        answer(str(i), who, ranks, likert=ranks)
-        for i in range(20)
-        for ranks in [rng.permutation(4).tolist()]
-        for who in ("ann", "bob")
+    same, random = [], []
+    for i in range(20):
+        ranks = rng.permutation(4).tolist()
+        same += [answer(str(i), who, ranks, likert=ranks) for who in ("ann", "bob")]
+    for i in range(200):
+        random += [answer(str(i), who, rng.permutation(4).tolist()) for who in ("ann", "bob")]
+    assert agreement.alphas(same)["ranking"] == pytest.approx(1.0)
+    assert agreement.alphas(same)["likert"] == pytest.approx(1.0)
+    assert abs(agreement.alphas(random)["ranking"]) < 0.1
+    assert math.isnan(agreement.alphas(random[::2])["ranking"])
+    assert math.isnan(agreement.alphas([])["likert"])
+
+
+def test_agreement_as_text():
+    known = {"ranks": [1, 2], "flags": [{"violent": True}, {}]}
+    answers = [
+        answer("a", "ann", [1, 2], flags=[{"violent": True}, {}], known=known),
+        answer("a", "bob", [1, 2], flags=[{"violent": False}, {}], known=known),
     ]
-    dice = [
-        answer(str(i), who, rng.permutation(4).tolist())
-        for i in range(200)
-        for who in ("ann", "bob")
+    assert agreement.as_text(answers).splitlines() == [
+        "agreement on pairs      share   95 %            pairs",
+        "training labelers       100.0%  0.0% to 100.0%  1",
+        "held-out labelers       -       -               0",
+        "training with held-out  -       -               0",
+        "",
+        "agreement on pairs  share   95 %            pairs",
+        "ann                 100.0%  0.0% to 100.0%  1",
+        "bob                 100.0%  0.0% to 100.0%  1",
+        "",
+        "Krippendorff's alpha",
+        "violent               0.000",
+        "",
+        "flags: both say yes, or both no  share  95 %            pairs",
+        "violent                          50.0%  0.0% to 100.0%  2",
+        "",
+        "screening, against researchers  ranks   95 %            sensitive flags  95 %"
+        "            passed",
+        "ann                             100.0%  0.0% to 100.0%  100.0%           0.0% to 100.0%"
+        "  yes",
+        "bob                             100.0%  0.0% to 100.0%  0.0%             0.0% to 100.0%"
+        "  no",
     ]
-    assert agreement.alphas(same)["ranking"] == pytest.approx(1.0) and agreement.alphas(same)[
-        "likert"
-    ] == pytest.approx(1.0)
-    assert abs(agreement.alphas(dice)["ranking"]) < 0.1
-    assert math.isnan(agreement.alphas(dice[::2])["ranking"]) and math.isnan(
-        agreement.alphas([])["likert"]
-    )

@@ -1,4 +1,4 @@
-"""The verb `label` from samples to records that the next stages take, and what it refuses."""
+"""The command `label`, from samples to records that the next stages take, and what it refuses."""
 
 import contextlib
 import importlib.util
@@ -111,6 +111,10 @@ REFUSED = {
     "no store": ([], ("labels.db: no such store; make one with instruct-jax label --samples",)),
     "no account": (["close", "bob"], ("NAME='bob' has no account in labels.db",)),
     "a name": (["invite", "b\nb"], ("NAME='b\\nb' must be 1 to 60 printable characters",)),
+    "a bucket": (
+        ["export", "--out", "gs://bucket/out"],
+        ("--out=gs://bucket/out is no folder on this machine", "mount it"),
+    ),
     "there already": (
         ["export", "--out", "."],
         ("--out . is there already, and nothing is overwritten",),
@@ -147,6 +151,16 @@ def test_mistakes_are_one_message(name, place, capsys):
     assert names(place) == before
 
 
+def test_a_store_in_a_bucket(place, capsys):
+    userfiles.refused(
+        main,
+        ["label", "add", "--samples", "samples.jsonl", "--store", "gs://bucket/labels.db"],
+        ("--store=gs://bucket/labels.db is no folder on this machine",),
+        capsys,
+    )
+    assert names(place) == {"samples.jsonl"}
+
+
 def test_a_port_that_is_taken(place, capsys):
     add(capsys)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -171,7 +185,7 @@ def test_a_missing_library_names_the_extra(place, capsys, monkeypatch):
     userfiles.refused(
         main,
         ["label", "--store", "labels.db"],
-        ("needs itsdangerous", "pip install 'instruct-jax[label]'"),
+        ("needs itsdangerous", "pip install '.[label]'"),
         capsys,
     )
 
@@ -199,42 +213,34 @@ def test_to_other_tools_and_back(place, capsys):
             accounts.invite(db, who, "training", admin=False, now=time.time())
         while task := store.lease(db, "ann", time.time(), 60):
             k = len(store.tasks(db)[task].completions)
-            ranked = Reply(ranks=[*range(1, k + 1)], likert=[4] * k, flags=[{}] * k, notes=[""] * k)
-            store.submit(
-                db,
-                task,
-                "ann",
-                task,
-                ranked if k else Reply(text="f g"),
-                shown=[],
-                seconds=9,
-                now=5,
-            )
+            reply = Reply(text="f g")
+            if k:
+                ranks = [*range(1, k + 1)]
+                reply = Reply(ranks=ranks, likert=[4] * k, flags=[{}] * k, notes=[""] * k)
+            store.submit(db, task, "ann", task, reply, shown=[], seconds=9, now=5)
     for form in ("records", "datasets", "label-studio", "argilla"):
-        assert (
-            main(["label", "export", "--store", "labels.db", "--out", form, "--format", form]) == 0
-        )
+        argv = ["label", "export", "--store", "labels.db", "--out", form, "--format", form]
+        assert main(argv) == 0
     for form in ("label-studio", "argilla"):
-        assert (
-            main(
-                ["label", "import", f"{form}/tasks.json", "--format", form, "--out", f"from-{form}"]
-            )
-            == 0
-        )
-    assert read_rankings("datasets/rankings") and read_demonstrations("datasets/demonstrations")
+        file, out = f"{form}/tasks.json", f"from-{form}"
+        assert main(["label", "import", file, "--format", form, "--out", out]) == 0
+    assert read_rankings("datasets/rankings")
+    assert read_demonstrations("datasets/demonstrations")
+    ranking_keys = ("prompt", "completions", "ranks", "likert", "models", "labeler_id")
+    demonstration_keys = ("prompt", "completion", "labeler_id")
     for kind, keys, read in (
-        (
-            "rankings",
-            ("prompt", "completions", "ranks", "likert", "models", "labeler_id"),
-            read_rankings,
-        ),
-        ("demonstrations", ("prompt", "completion", "labeler_id"), read_demonstrations),
+        ("rankings", ranking_keys, read_rankings),
+        ("demonstrations", demonstration_keys, read_demonstrations),
     ):
-        ours, *theirs = (
-            [{k: r.get(k) for k in keys} for r in read(f"{f}/{kind}.jsonl")]
-            for f in ("records", "from-label-studio", "from-argilla")
-        )
-        assert len(ours) and all(found == ours for found in theirs)
+
+        def fields(folder, kind=kind, keys=keys, read=read):
+            records = read(f"{folder}/{kind}.jsonl")
+            return [{key: record.get(key) for key in keys} for record in records]
+
+        ours = fields("records")
+        assert len(ours)
+        assert fields("from-label-studio") == ours
+        assert fields("from-argilla") == ours
     capsys.readouterr()
     assert main(["label", "agreement", "--store", "labels.db"]) == 0
     assert "agreement on pairs" in capsys.readouterr().out

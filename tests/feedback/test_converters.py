@@ -2,14 +2,15 @@
 is read.
 """
 
+import dataclasses
 import json
 from xml.etree import ElementTree
 
 import pytest
-from test_agreement import answer
+from feedback.test_agreement import answer
 
 from instruct_jax.errors import DataError
-from instruct_jax.feedback import converters as exchange
+from instruct_jax.feedback import converters
 from instruct_jax.feedback.tasks import FLAGS, task
 
 TURNS = [
@@ -38,18 +39,19 @@ def answers():
     ]
     first = answer(RANK.id, "ann", [1, 2, 1], likert=[7, 3, 7], flags=flags)
     second = answer(RANK.id, "bob@example.org", [2, 1, 3], likert=[1, 2, 3])
-    skip, told = answer(RANK.id, "cid", None, skipped="unclear"), answer(TELL.id, "ann", None)
-    return [
-        first,
-        second,
-        skip,
-        told.__class__(**{**vars(told), "kind": "demonstrate", "text": "Hello!"}),
-    ]
+    skip = answer(RANK.id, "cid", None, skipped="unclear")
+    told = answer(TELL.id, "ann", None)
+    told = dataclasses.replace(told, kind="demonstrate", text="Hello!")
+    return [first, second, skip, told]
 
 
-@pytest.mark.parametrize("to, back", [
-    (exchange.to_label_studio, exchange.from_label_studio), (exchange.to_argilla, exchange.from_argilla),
-], ids=["label studio", "argilla"])  # fmt: skip
+TOOLS = {
+    "label studio": (converters.to_label_studio, converters.from_label_studio),
+    "argilla": (converters.to_argilla, converters.from_argilla),
+}
+
+
+@pytest.mark.parametrize(("to", "back"), TOOLS.values(), ids=TOOLS)
 def test_there_and_back(to, back):
     rankings, demonstrations = back(json.loads(json.dumps(to(TASKS, answers()))))
     assert [(r["labeler_id"], r["ranks"], r["likert"]) for r in rankings] == [
@@ -89,14 +91,14 @@ def test_a_ranker_of_label_studio_without_buckets():
             "annotations": [{"result": [ranker], "completed_by": 10}],
         }
     ]
-    [ranking], _ = exchange.from_label_studio(tasks)
+    [ranking], _ = converters.from_label_studio(tasks)
     assert (ranking["prompt"], ranking["ranks"], ranking["labeler_id"]) == (
         "arrow functions",
         [3, 1, 2],
         "10",
     )
     assert ranking["completions"] == ["ten tips", "a compact way", "physics"]
-    assert exchange.from_label_studio([{"data": {"text": "no answer yet", "items": items}}]) == (
+    assert converters.from_label_studio([{"data": {"text": "no answer yet", "items": items}}]) == (
         [],
         [],
     )
@@ -106,9 +108,14 @@ def test_a_ranking_of_argilla_by_itself():
     """Values without ranks are in order; a hyphen for the field's underscore, as its documentation
     writes them.
     """
-    record = {"fields": {"instruction": "count", "reply_1": "one", "reply_2": "two"},
-              "responses": {"ranking": [{"value": ["reply-2", "reply-1"], "user_id": "7"}], "topic": [{"value": ["math"]}]}}  # fmt: skip
-    [ranking], _ = exchange.from_argilla([record])
+    record = {
+        "fields": {"instruction": "count", "reply_1": "one", "reply_2": "two"},
+        "responses": {
+            "ranking": [{"value": ["reply-2", "reply-1"], "user_id": "7"}],
+            "topic": [{"value": ["math"]}],
+        },
+    }
+    [ranking], _ = converters.from_argilla([record])
     assert (ranking["prompt"], ranking["completions"], ranking["ranks"]) == (
         "count",
         ["one", "two"],
@@ -117,40 +124,47 @@ def test_a_ranking_of_argilla_by_itself():
 
 
 def test_one_tie_has_nothing_to_learn():
-    for to, back in (
-        (exchange.to_label_studio, exchange.from_label_studio),
-        (exchange.to_argilla, exchange.from_argilla),
-    ):
+    for to, back in TOOLS.values():
         assert back(to(TASKS, [answer(RANK.id, "ann", [1, 1, 1])])) == ([], [])
 
 
-BUCKET = {"type": "ranker", "value": {"ranker": {"good": ["1"], "bad": ["2"]}}}
-HALF = {"type": "ranker", "value": {"ranker": {"rank-1": ["1"], "_": ["2"]}}}
 ITEMS = {"prompt": "p", "items": [{"id": "1", "body": "x"}, {"id": "2", "body": "y"}]}
-BAD = {
-    "no task": (exchange.from_label_studio, ["hello"], "[0].data"),
-    "bucket": (exchange.from_label_studio, [{"data": ITEMS, "annotations": [{"result": [BUCKET]}]}], "name buckets rank-1"),
-    "unranked": (exchange.from_label_studio, [{"data": ITEMS, "annotations": [{"result": [HALF]}]}], "'2' is not ranked"),
-    "no prompt": (exchange.from_label_studio, [{"data": {"items": ITEMS["items"]}, "annotations": [{"result": [{"type": "ranker", "value": {
-        "ranker": {"rank-1": ["1"], "rank-2": ["2"]}}}]}]}], "[0]: prompt"),
-    "no fields": (exchange.from_argilla, [{"text": "x"}], "[0].fields"),
-}  # fmt: skip
+NO_PROMPT = {"items": ITEMS["items"]}
 
 
-@pytest.mark.parametrize("back, raw, says", BAD.values(), ids=BAD)
-def test_what_cannot_be_read_is_named(back, raw, says):
+def ranked(buckets, data=ITEMS):
+    """One task of Label Studio with one annotation."""
+    ranker = {"type": "ranker", "value": {"ranker": buckets}}
+    return [{"data": data, "annotations": [{"result": [ranker]}]}]
+
+
+FROM_STUDIO = {
+    "no task": (["hello"], "[0].data"),
+    "bucket": (ranked({"good": ["1"], "bad": ["2"]}), "name buckets rank-1"),
+    "unranked": (ranked({"rank-1": ["1"], "_": ["2"]}), "'2' is not ranked"),
+    "no prompt": (ranked({"rank-1": ["1"], "rank-2": ["2"]}, NO_PROMPT), "[0]: prompt"),
+}
+
+
+@pytest.mark.parametrize(("raw", "says"), FROM_STUDIO.values(), ids=FROM_STUDIO)
+def test_what_cannot_be_read_is_named(raw, says):
     with pytest.raises(DataError) as error:
-        back(raw)
+        converters.from_label_studio(raw)
     assert says in str(error.value)
 
 
+def test_a_record_of_argilla_without_fields_is_named():
+    with pytest.raises(DataError) as error:
+        converters.from_argilla([{"text": "x"}])
+    assert "[0].fields" in str(error.value)
+
+
 def test_the_configuration_is_xml_that_names_all_that_is_written():
-    tree = ElementTree.fromstring(exchange.label_studio_config(3))
+    tree = ElementTree.fromstring(converters.label_studio_config(3))
     named = {element.get("name") for element in tree.iter()}
-    written = {
-        one["from_name"]
-        for of in exchange.to_label_studio(TASKS, answers())
-        for a in of["annotations"]
-        for one in a["result"]
-    }
-    assert written <= named and {"likert-1", "flags-1", "ranks", "demonstration"} <= written
+    written = set()
+    for one in converters.to_label_studio(TASKS, answers()):
+        for annotation in one["annotations"]:
+            written |= {result["from_name"] for result in annotation["result"]}
+    assert written <= named
+    assert {"likert-1", "flags-1", "ranks", "demonstration"} <= written

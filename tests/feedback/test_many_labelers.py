@@ -47,7 +47,7 @@ def together(work, arguments):
 
 
 def kept(db, confirmed):
-    """Every answer that a page confirmed is in the store, and no other; no task was answered twice."""
+    """The store has every answer that a page confirmed and no other; no task was answered twice."""
     found = store.answers(db)
     assert sorted(confirmed) == sorted((answer.labeler, answer.task_id) for answer in found)
     return len({answer.task_id for answer in found}) == len(found)

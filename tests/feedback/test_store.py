@@ -6,8 +6,7 @@ import pytest
 
 from instruct_jax.data import readers
 from instruct_jax.errors import DataError
-from instruct_jax.feedback import instructions, store
-from instruct_jax.feedback import progress as tally
+from instruct_jax.feedback import instructions, progress, store
 from instruct_jax.feedback.records import export
 from instruct_jax.feedback.tasks import Reply, task
 
@@ -72,7 +71,7 @@ def test_overlap(db):
     for name in ("ann", "ben", "dot"):
         assert [answer(db, name), answer(db, name)] == ids and store.lease(db, name, 0, 60) is None
     assert store.lease(db, "cas", 0, 60) is None
-    assert tally.progress(db) == [("rank", 2, 2, 6, 0)]
+    assert progress.by_kind(db) == [("rank", 2, 2, 6, 0)]
 
 
 def test_the_share_of_the_overlap(db):
@@ -94,7 +93,7 @@ def test_a_skipped_task_goes_to_others_and_rests_after_three(db):
     (only,) = fill(db, SAMPLES[:1])
     for name in ("ann", "ben", "cas"):
         assert answer(db, name, Reply(skipped="unclear")) == only
-    assert store.lease(db, "dot", 0, 60) is None and tally.progress(db) == [("rank", 1, 1, 0, 3)]
+    assert store.lease(db, "dot", 0, 60) is None and progress.by_kind(db) == [("rank", 1, 1, 0, 3)]
 
 
 def test_one_answer_for_each_labeler_and_task(db):
@@ -161,9 +160,15 @@ def test_every_answer_is_exported_once_and_the_readers_take_it(db, tmp_path):
     answer(db, "ann")
     found = export(store.answers(db), store.tasks(db))
     assert {name: len(records) for name, records in found.items()} == {
-        "rankings.jsonl": 4, "demonstrations.jsonl": 1, "comparisons.jsonl": 1, "held_out_rankings.jsonl": 1,
-        "held_out_demonstrations.jsonl": 0, "ties.jsonl": 1, "screening.jsonl": 2, "skipped.jsonl": 1,
-    }  # fmt: skip
+        "rankings.jsonl": 4,
+        "demonstrations.jsonl": 1,
+        "comparisons.jsonl": 1,
+        "held_out_rankings.jsonl": 1,
+        "held_out_demonstrations.jsonl": 0,
+        "ties.jsonl": 1,
+        "screening.jsonl": 2,
+        "skipped.jsonl": 1,
+    }
     for name, records in found.items():
         readers.write_jsonl(tmp_path / name, records)
     first = readers.read_rankings(tmp_path / "rankings.jsonl")[0]
@@ -187,9 +192,9 @@ def test_counts_of_hours_and_times(db):
     fill(db)
     for now in (1000.0, 1001.0, 8000.0):
         answer(db, "ann", now=now)
-    assert tally.per_hour(db, 8001.0, 3) == [0, 2, 1]
-    assert tally.median_seconds(store.answers(db)) == {"ann": 9.5}
-    assert [(row.name, row.answers, row.last) for row in tally.accounts(db)][:2] == [
+    assert progress.per_hour(db, 8001.0, 3) == [0, 2, 1]
+    assert progress.median_seconds(store.answers(db)) == {"ann": 9.5}
+    assert [(row.name, row.answers, row.last) for row in progress.by_labeler(db)][:2] == [
         ("ann", 3, 8000.0),
         ("ben", 0, None),
     ]

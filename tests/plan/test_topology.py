@@ -39,6 +39,6 @@ def test_without_the_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_compiler(parse_topology("h100:8"))
     with pytest.raises(
-        ConfigError, match=r"v5e:4x4 needs the TPU compiler.*pip install 'instruct-jax\[tpu\]'"
+        ConfigError, match=r"v5e:4x4 needs the TPU compiler.*pip install '\.\[tpu\]'"
     ):
         check_compiler(parse_topology("v5e:4x4"))

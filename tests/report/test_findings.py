@@ -1,86 +1,117 @@
 import copy
 
 import pytest
-from synthetic import make_evaluation, make_summary, win
+from synthetic import make_run, win
 
-from instruct_jax.report import remarks
 from instruct_jax.report.findings import findings
-
-GOOD = make_evaluation()
-
-
-def said(evaluation, summary=None) -> str:
-    return "\n".join(
-        remarks(make_summary(GOOD) if summary is None else summary, evaluation)
-    ).replace("\u00a0", " ")
+from instruct_jax.report.run_data import read_run
 
 
-def test_a_good_run_shows_every_shape():
-    found = findings(make_summary(GOOD), GOOD)
-    assert len(found) == 20 and all(finding.held for finding in found)
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return read_run(make_run(tmp_path_factory.mktemp("runs") / "quick", rows=3))
+
+
+def texts(run) -> str:
+    return "\n".join(finding.text for finding in findings(run)).replace("\u00a0", " ")
+
+
+def evaluation(run):
+    return run.stages["evaluate"].evaluation
+
+
+def reward(run):
+    return run.stages["reward"].done["output"]
+
+
+def test_a_good_run_shows_every_shape(good):
+    found = findings(good)
+    assert len(found) == 22 and all(finding.held for finding in found)
 
 
 def wins(model, value, temperature="1.0"):
-    return lambda e: e["win_rate_vs_sft"][temperature].update({model: value})
+    return lambda run: evaluation(run)["win_rate"][temperature].update({model: value})
 
 
 def scores(key, value):
-    return lambda e: e["reward_model"].update({key: value})
+    return lambda run: reward(run).update({key: value})
+
+
+def style(model, **values):
+    return lambda run: evaluation(run)["style"][model].update(values)
+
+
+def nll(**values):
+    return lambda run: evaluation(run)["pretrain_nll"].update(values)
+
+
+def last_of_n(**values):
+    return lambda run: evaluation(run)["best_of_n"][-1].update(values)
+
+
+def case(name, model, mean):
+    return lambda run: evaluation(run)["by_use_case"][name][model].update(mean=mean)
 
 
 FLIPS = [
     (
         wins("base_prompted", win(0.1)),
-        "prompted base model is above the base model",
-        "prompted base model is not above the base model: 0.10 against 0.14",
+        "The prompted base is above the base",
+        "The prompted base is not above the base: 0.10 against 0.14",
     ),
     (
         wins("base_prompted", win(0.16)),
-        "above the base model: 0.24",
+        "above the base: 0.24",
         "though the intervals overlap",
     ),
     (
         wins("base_prompted", win(0.55)),
-        "SFT is preferred to the strongest untuned",
-        "SFT is not clearly preferred to the strongest untuned model: the prompted",
+        "select is preferred to the strongest untuned",
+        "select is not clearly preferred to the strongest untuned model: prompted base",
     ),
     (
         wins("ppo", win(0.51)),
-        "PPO is preferred to SFT",
-        "PPO is not clearly above SFT: it wins 0.51, 95 % interval 0.48 to 0.54",
+        "ppo is preferred to select",
+        "ppo is not clearly above select: it wins 0.51, 95 % interval 0.48 to 0.54",
     ),
-    (wins("ppo", win(0.41)), "PPO is preferred to SFT", "PPO is not above SFT but below it"),
-    (wins("ppo_ptx", win(0.8)), "about equally often", "PPO-ptx is ahead"),
+    (
+        wins("ppo", win(0.41)),
+        "ppo is preferred to select",
+        "ppo is not above select but below it",
+    ),
+    (wins("ppo_ptx", win(0.8)), "about equally often", "ppo_ptx is ahead"),
     (
         wins("best_of_n", win(0.49)),
-        "Best-of-n is preferred to SFT",
-        "Best-of-n is not clearly above SFT",
+        "Best of n is preferred to select",
+        "Best of n is not clearly above select",
     ),
-    (wins("sft_control", win(0.58)), "The control holds", "The control fails"),
+    (wins("select_control", win(0.58)), "The control holds", "The control fails"),
     (
         wins("ppo", win(0.5), "0.0"),
-        "At temperature 0.0 the gain over SFT holds",
-        "At temperature 0.0 the gain over SFT is not clear",
+        "At temperature 0.0 the gain over select holds",
+        "At temperature 0.0 the gain over select is not clear",
     ),
     (
-        lambda e: e["by_use_case"]["chat"]["ppo"].update(mean=0.2),
-        "PPO fell by more than 0.05 in none",
-        "PPO fell by more than 0.05 in 1 of 9 use cases: chat from",
+        case("chat", "ppo", 0.2),
+        "ppo fell by more than 0.05 in none",
+        "ppo fell by more than 0.05 in 1 of 9 use cases: chat from",
     ),
+    (nll(ppo=1.3), "ppo pays the alignment tax", "ppo shows no alignment tax"),
     (
-        lambda e: e["pretrain_nll"].update(ppo=1.3),
-        "PPO pays the alignment tax",
-        "PPO shows no alignment tax",
+        nll(ppo_ptx=1.5),
+        "ppo_ptx lowers the tax",
+        "ppo_ptx does not lower the tax: 1.500 against 1.420",
     ),
-    (
-        lambda e: e["pretrain_nll"].update(ppo_ptx=1.5),
-        "PPO-ptx lowers the tax",
-        "PPO-ptx does not lower the tax: 1.500 against 1.420",
-    ),
+    (nll(base=4.2), "base beats its trivial baseline", "base does not beat its trivial baseline"),
     (
         scores("accuracy_heldout_prompts", 0.6),
         "about as often as they do with each other",
         "less often than they do with each other: 60.0 %",
+    ),
+    (
+        scores("accuracy_longer", 0.8),
+        "The reward model beats its trivial baselines",
+        "The reward model does not beat its trivial baselines",
     ),
     (
         scores("accuracy_heldout_labelers", 0.6),
@@ -90,59 +121,75 @@ FLIPS = [
     (
         scores("calibration", [{"predicted": 0.9, "observed": 0.6, "n": 10}]),
         "well calibrated",
-        "badly calibrated: off by 0.300",
+        "badly calibrated: its confidence is off by 0.300",
     ),
     (
-        lambda e: e["best_of_n"][-1].update(gold=0.5),
-        "Best-of-n keeps its gain",
-        "Best-of-n over-optimises: the judge's score is highest at n = 8",
+        last_of_n(gold=0.5),
+        "Best of n keeps its gain",
+        "Best of n over-optimizes: the judge's score is highest at n = 8",
     ),
     (
-        lambda e: e["style"]["ppo"].update(rude=0.3),
-        "PPO is rude less often",
-        "PPO is rude no less often than SFT: replies with a rude word go from 14.0 % to 30.0 %",
+        last_of_n(gold=0.715, se=0.1),
+        "Best of n keeps its gain",
+        "Best of n gains nothing clear",
     ),
     (
-        lambda e: e["best_of_n"][-1].update(gold=0.715, se=0.1),
-        "Best-of-n keeps its gain",
-        "Best-of-n gains nothing clear",
+        style("ppo", rude=0.3),
+        "ppo is rude less often",
+        "ppo is rude no less often than select: replies with a rude word go from 13.5 % to 30.0 %",
     ),
 ]
 
 
 @pytest.mark.parametrize(("change", "before", "after"), FLIPS, ids=[after for *_, after in FLIPS])
-def test_the_sentence_turns_when_the_number_does(change, before, after):
-    assert before in said(GOOD) and after not in said(GOOD)
-    changed = copy.deepcopy(GOOD)
+def test_the_sentence_turns_when_the_number_does(good, change, before, after):
+    assert before in texts(good) and after not in texts(good)
+    changed = copy.deepcopy(good)
     change(changed)
-    assert after in said(changed) and before not in said(changed)
-    assert not all(finding.held for finding in findings(make_summary(GOOD), changed))
+    assert after in texts(changed) and before not in texts(changed)
+    assert not all(finding.held for finding in findings(changed))
 
 
-def test_warnings_come_only_when_there_is_reason():
-    changed = copy.deepcopy(GOOD) | {"judge": "reward model"}
-    changed["style"]["ppo"] |= {"length": 60.0, "ended": 0.5}
-    text = said(changed, make_summary(GOOD) | {"recompiles_after_warmup": 3})
+def test_warnings_come_only_when_there_is_reason(good):
+    changed = copy.deepcopy(good)
+    evaluation(changed)["judge"] = "reward model"
+    style("ppo", length=60.0, ended=0.5)(changed)
+    changed.summary["recompiles_after_warmup"] = 3
     for warning in (
-        "The judge is the reward model",
-        "PPO writes longer than SFT",
-        "Fewer than 90 % of the replies end by themselves: PPO 50 %",
-        "3 programs",
+        "The judge is the reward model that ppo, ppo_ptx and best of n optimized for",
+        "ppo writes longer than select",
+        "Fewer than 90 % of the replies end by themselves: ppo 50 %",
+        "3 programs compiled after warm-up",
     ):
-        assert warning in text and warning not in said(GOOD)
+        assert warning in texts(changed) and warning not in texts(good)
 
 
-def test_nothing_is_said_about_what_was_not_measured():
-    assert remarks({}, {}) == []
-    summary = make_summary(GOOD)
-    assert any(
-        "PPO is preferred" in text
-        for text in remarks({"win_rate_vs_sft": summary["win_rate_vs_sft"]}, {})
-    )
-    assert (
-        remarks(
-            {"reward_model": {"accuracy_heldout_prompts": None, "labeler_agreement": None}},
-            {"style": {}, "best_of_n": []},
-        )
-        == []
-    )
+def test_a_judge_that_nothing_was_optimized_for_needs_no_warning(good):
+    changed = copy.deepcopy(good)
+    evaluation(changed)["judge"] = "reward model"
+    del evaluation(changed)["win_rate"]["1.0"]["best_of_n"]
+    changed.stages["evaluate"].uses["reward"] = "runs/other:reward"
+    assert "The judge is" not in texts(changed)
+
+
+def test_only_policies_with_the_same_start_and_reward_are_compared(good):
+    for key, other in (("start", "sft"), ("reward", "runs/other:reward")):
+        changed = copy.deepcopy(good)
+        changed.stages["ppo_ptx"].uses[key] = other
+        assert "ppo and ppo_ptx" not in texts(changed) and "lowers the tax" not in texts(changed)
+    changed = copy.deepcopy(good)
+    changed.stages["ppo_ptx"].settings["ptx_coef"] = 0.0
+    assert "ppo and ppo_ptx" not in texts(changed)
+    assert "ppo_ptx shows no alignment tax" in texts(changed)
+
+
+def test_nothing_is_said_about_what_was_not_measured(good):
+    changed = copy.deepcopy(good)
+    evaluation(changed).clear()
+    reward(changed).clear()
+    assert findings(changed) == []
+    evaluation(changed).update(judge=None, baseline="select", win_rate=None, style={}, best_of_n=[])
+    scores("accuracy_heldout_prompts", None)(changed)
+    assert findings(changed) == []
+    evaluation(changed)["win_rate"] = {"1.0": {"ppo": win(0.6)}}
+    assert "ppo is preferred to select" in texts(changed)

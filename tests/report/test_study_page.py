@@ -56,7 +56,7 @@ def test_a_page_of_arms_over_seeds(tmp_path):
         "Not in this run: an evaluation of the arm kl_1",
     ):
         assert part in page, part
-    assert (tmp_path / "over-optimisation.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "over-optimization.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found["kl_0"]["models"]["ppo"]["1"] == pytest.approx(
         {"win_rate": 0.66, "low": 0.63, "high": 0.69, "gold": 0.72, "kl": 8.7, "nll": 1.42}

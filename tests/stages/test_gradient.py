@@ -8,7 +8,7 @@ import tiny
 
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
-from instruct_jax.stages import pretrain, reward_model
+from instruct_jax.stages import dpo, pretrain, reward_model
 from instruct_jax.stages.gradient import accumulate
 
 LM = LanguageModel(tiny.GPT)
@@ -20,6 +20,7 @@ LOSSES = {
         tiny.scalar_params,
         tiny.ranking_batch,
     ),
+    "dpo": (dpo.make_loss(LM, 0.1), tiny.params, tiny.dpo_batch),
 }
 
 

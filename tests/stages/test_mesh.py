@@ -16,7 +16,7 @@ from instruct_jax import optim, sharding
 from instruct_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
-from instruct_jax.stages import ppo, pretrain, reward_model
+from instruct_jax.stages import dpo, ppo, pretrain, reward_model
 from instruct_jax.stages.experience import make_experience
 from instruct_jax.stages.gradient import make_step
 from instruct_jax.stages.rollout import SamplerConfig, make_rollout
@@ -58,6 +58,7 @@ def supervised(shape, name):
     init, loss_fn, batch = {
         "sft": (lm.init, pretrain.make_loss(lm, "sft"), tiny.token_batch),
         "reward": (scalar.init, reward_model.make_loss(scalar), tiny.ranking_batch),
+        "dpo": (lm.init, dpo.make_loss(lm, 0.1), tiny.dpo_batch),
     }[name]
     key = jax.random.key(0)
     tx = optim.make_optimizer(RATE, 10)
@@ -113,7 +114,7 @@ def reinforced(shape, name):
     ]
 
 
-STAGES = {"sft": supervised, "reward": supervised, "ppo": reinforced}
+STAGES = {"sft": supervised, "reward": supervised, "dpo": supervised, "ppo": reinforced}
 
 
 @functools.cache

@@ -1,359 +1,263 @@
-"""Pictures of the evaluation: models against each other, the reward model against people,
-best-of-n, and time.
-"""
+"""Pictures of one evaluation: models against each other, on ordinary text, and best-of-n."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from instruct_jax.report.plots import style as canvas
-from instruct_jax.report.plots.style import Picture
-from instruct_jax.report.run_data import Run
-from instruct_jax.report.text import duration, listed, model_name, number, ordered, percent
+from instruct_jax.report.evaluations import BASE, Evaluation, Numbers
+from instruct_jax.report.looks import BLUE, PURPLE, look_in
+from instruct_jax.report.plots import style
+from instruct_jax.report.plots.style import INK, Picture
+from instruct_jax.report.text import listed
+from instruct_jax.text import number, percent
 
-INK = canvas.INK
-ACCURACIES = {
-    "accuracy_train": "rankings it was trained on",
-    "accuracy_heldout_prompts": "held-out prompts",
-    "accuracy_heldout_labelers": "held-out labelers",
-    "accuracy_gold": "against the gold score",
-}
-MANNERS = {
-    "rude": "Replies with a rude word",
-    "fluff": "Empty phrases per reply",
-    "length": "Tokens per reply",
-    "ended": "Replies that end by themselves",
+# what is counted in the replies -> title, how it is written
+REPLY_STYLE: dict[str, tuple[str, Callable[..., str]]] = {
+    "rude": ("Replies with a rude word", percent),
+    "fluff": ("Empty phrases per reply", number),
+    "length": ("Tokens per reply", number),
+    "ended": ("Replies that end by themselves", percent),
 }
 
 
-def win_rates(run: Run) -> Picture | None:
-    """The shape of the paper's figure 1: one group per temperature, the SFT model's own 0.5 as a
+def win_rates(evaluation: Evaluation) -> Picture | None:
+    """The shape of the paper's figure 1: one group per temperature, the baseline's own 0.5 as a
     line.
     """
-    groups = {t: wins for t, wins in run.evaluation.get("win_rate_vs_sft", {}).items() if wins}
-    if not groups and run.summary.get("win_rate_vs_sft"):
-        groups = {"": run.summary["win_rate_vs_sft"]}
+    groups = evaluation.win_rates
     if not groups:
         return None
-    models = ordered({model for wins in groups.values() for model in wins})
-    figure, axes = canvas.new(height=3.7)
+    models = models_of(evaluation, groups.values())
+    baseline = evaluation.baseline
+    figure, axes = style.new(height=3.7)
     axes.axhline(0.5, color=INK, linewidth=1, linestyle="--")
+    middle = (len(models) - 1) / 2
     for place, model in enumerate(models):
-        at = [
-            (group + (place - (len(models) - 1) / 2) * 0.8 / len(models), wins[model])
-            for group, wins in enumerate(groups.values())
-            if model in wins
-        ]
-        x, y = [a for a, _ in at], [win["mean"] for _, win in at]
-        spread = [
-            [max(win["mean"] - win["ci95"][0], 0) for _, win in at],
-            [max(win["ci95"][1] - win["mean"], 0) for _, win in at],
-        ]
-        colour, hollow = canvas.colour(model), model == "sft_control"
-        face = "none" if hollow else colour
-        look = {
-            "color": colour,
-            "marker": canvas.marker(model),
-            "markerfacecolor": face,
-            "markersize": 6,
-            "linestyle": "none",
-        }
-        axes.errorbar(x, y, yerr=spread, elinewidth=1.4, capsize=2.5, **look)
-        axes.plot([], [], label=canvas.label(model_name(model)), **look)
+        shift = 0.8 * (place - middle) / len(models)
+        _intervals(axes, evaluation, model, shift)
     for edge in range(1, len(groups)):
         axes.axvline(edge - 0.5, color=INK, alpha=0.15, linewidth=0.8)
     axes.set_xlim(-0.5, len(groups) - 0.5)
-    axes.set_xticks(range(len(groups)), [f"temperature {t}" if t else "" for t in groups])
+    labels = [f"temperature {t}" for t in groups]
+    axes.set_xticks(range(len(groups)), labels)
     axes.grid(visible=False, axis="x")
     axes.set_ylim(0, 1)
-    axes.set_ylabel("preferred to the SFT model")
-    canvas.legend_above(figure, axes, 3)
-    said = [
-        (f"at temperature {t} " if t else "")
-        + ", ".join(f"{model_name(m)} {number(wins[m]['mean'])}" for m in models if m in wins)
-        for t, wins in groups.items()
-    ]
+    axes.set_ylabel(f"preferred to {style.label(baseline)}")
+    style.legend_above(figure, axes, 3)
+
+    texts = []
+    for temperature, wins in groups.items():
+        means = {model: win.mean for model, win in wins.items()}
+        texts.append(f"at temperature {temperature} {_in_words(evaluation, means)}")
     return Picture(
-        "win-rates",
-        "Win rate against the SFT model",
-        f"Share of prompts on which each model beats SFT: {'; '.join(said)}.",
+        f"win-rates{evaluation.suffix}",
+        f"Win rate against {baseline}",
+        f"Share of prompts on which each model beats {baseline}: {'; '.join(texts)}.",
         figure,
     )
 
 
-def use_cases(run: Run) -> Picture | None:
-    cases: dict[str, Any] = run.evaluation.get("by_use_case", {})
-    if not cases:
+def models_of(evaluation: Evaluation, tables: Iterable[Mapping[str, object]]) -> list[str]:
+    """Every model that is in a table."""
+    models: set[str] = set()
+    for table in tables:
+        models.update(table)
+    return evaluation.ordered(models)
+
+
+def _intervals(axes: Axes, evaluation: Evaluation, model: str, shift: float) -> None:
+    """One model's mean and interval in each group, `shift` beside the middle of the group."""
+    look = look_in(evaluation, model)
+    for group, wins in enumerate(evaluation.win_rates.values()):
+        if model not in wins:
+            continue
+        win = wins[model]
+        below = max(win.mean - win.low, 0)
+        above = max(win.high - win.mean, 0)
+        axes.errorbar(
+            [group + shift],
+            [win.mean],
+            yerr=[[below], [above]],
+            elinewidth=1.4,
+            capsize=2.5,
+            markersize=6,
+            **look.points,
+        )
+    label = style.label(evaluation.shown(model))
+    axes.plot([], [], markersize=6, label=label, **look.points)
+
+
+def _in_words(evaluation: Evaluation, values: Mapping[str, float], digits: int = 2) -> str:
+    """Model and number, as the text for readers who do not see the picture has them."""
+    texts = []
+    for model in evaluation.ordered(values):
+        value = number(values[model], digits)
+        texts.append(f"{evaluation.shown(model)} {value}")
+    return ", ".join(texts)
+
+
+def use_cases(evaluation: Evaluation) -> Picture | None:
+    means = means_by_case(evaluation)
+    if not means:
         return None
-    names = sorted(cases, reverse=True)
-    models = [
-        m for m in ordered({m for scores in cases.values() for m in scores}) if m != "sft_control"
-    ]
-    figure, axes = canvas.new(height=1.1 + 0.34 * len(names))
-    for model in models:
-        at = [
-            (cases[name][model]["mean"], y) for y, name in enumerate(names) if model in cases[name]
-        ]
+    cases = sorted(means, reverse=True)  # rows are numbered from the bottom
+    figure, axes = style.new(height=1.1 + 0.34 * len(cases))
+    for model in models_of(evaluation, means.values()):
+        rows = [y for y, case in enumerate(cases) if model in means[case]]
         axes.plot(
-            [x for x, _ in at],
-            [y for _, y in at],
-            color=canvas.colour(model),
-            marker=canvas.marker(model),
+            [means[cases[y]][model] for y in rows],
+            rows,
             markersize=6,
             alpha=0.85,
-            linestyle="none",
-            label=canvas.label(model_name(model)),
+            label=style.label(evaluation.shown(model)),
+            **look_in(evaluation, model).points,
         )
-    axes.set_yticks(range(len(names)), [canvas.label(name.replace("_", " "), 22) for name in names])
-    axes.set_xlabel(f"{_judge(run)}, mean")
-    canvas.legend_above(figure, axes, 3)
-    said = [
-        f"{name} "
-        + ", ".join(
-            f"{model_name(m)} {number(cases[name][m]['mean'])}" for m in models if m in cases[name]
-        )
-        for name in reversed(names)
-    ]
+    names = [case.replace("_", " ") for case in cases]
+    labels = [style.label(name, 22) for name in names]
+    axes.set_yticks(range(len(cases)), labels)
+    axes.set_xlabel(f"{evaluation.score_name}, mean")
+    style.legend_above(figure, axes, 3)
+
+    texts = []
+    for case in sorted(means):
+        texts.append(f"{case} {_in_words(evaluation, means[case])}")
     return Picture(
-        "use-cases", "Score by use case", f"Mean score by use case: {'; '.join(said)}.", figure
+        f"use-cases{evaluation.suffix}",
+        "Score by use case",
+        f"Mean score by use case: {'; '.join(texts)}.",
+        figure,
     )
 
 
-def alignment_tax(run: Run) -> Picture | None:
-    nll: dict[str, float] = run.evaluation.get("pretrain_nll") or run.summary.get(
-        "pretrain_nll", {}
-    )
+def means_by_case(evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    """Use case -> model -> mean score; without the control, which is the baseline once more."""
+    means: dict[str, dict[str, float]] = {}
+    for case, scores in evaluation.table("by_use_case").items():
+        means[case] = {}
+        for model, score in scores.items():
+            if model != evaluation.control:
+                means[case][model] = score["mean"]
+    return means
+
+
+def alignment_tax(evaluation: Evaluation) -> Picture | None:
+    nll: dict[str, float] = evaluation.table("pretrain_nll")
     if not nll:
         return None
-    figure, axes = canvas.new(height=0.9 + 0.38 * len(nll))
-    models = ordered(nll)[::-1]
+    figure, axes = style.new(height=0.9 + 0.38 * len(nll))
+    models = evaluation.ordered(nll)[::-1]  # rows are numbered from the bottom
     for y, model in enumerate(models):
-        axes.plot(
-            [nll.get("base", nll[model]), nll[model]],
-            [y, y],
-            color=canvas.colour(model),
-            linewidth=2.5,
-        )
-        axes.plot(
-            [nll[model]], [y], color=canvas.colour(model), marker=canvas.marker(model), markersize=8
-        )
-        axes.annotate(
-            number(nll[model], 3),
-            (nll[model], y),
-            xytext=(9, 0),
-            textcoords="offset points",
-            va="center",
-        )
-    if "base" in nll:
-        axes.axvline(nll["base"], color=INK, linewidth=1, linestyle="--")
-    _rows(
-        axes, [model_name(m) for m in models], "loss on held-out pretraining text, nats per token"
+        loss = nll[model]
+        base = nll.get(BASE, loss)
+        look = look_in(evaluation, model)
+        style.lollipop(axes, y, base, loss, look)
+        style.annotate(axes, number(loss, 3), loss, y)
+    if BASE in nll:
+        axes.axvline(nll[BASE], color=INK, linewidth=1, linestyle="--")
+    style.rows(
+        axes,
+        [evaluation.shown(model) for model in models],
+        "loss on held-out pretraining text, nats per token",
     )
     axes.margins(x=0.18)
-    said = [f"{model_name(m)} {number(nll[m], 3)}" for m in models[::-1]]
+    losses = _in_words(evaluation, nll, digits=3)
     return Picture(
-        "alignment-tax",
+        f"alignment-tax{evaluation.suffix}",
         "Alignment tax",
-        f"Loss on held-out pretraining text: {', '.join(said)}.",
+        f"Loss on held-out pretraining text: {losses}.",
         figure,
     )
 
 
-def accuracy(run: Run) -> Picture | None:
-    found: dict[str, Any] = {
-        **run.summary.get("reward_model", {}),
-        **run.evaluation.get("reward_model", {}),
-    }
-    shown = {text: found[key] for key, text in ACCURACIES.items() if found.get(key) is not None}
-    if not shown:
-        return None
-    figure, axes = canvas.new(height=1.0 + 0.36 * len(shown))
-    names = list(shown)[::-1]
-    axes.barh(range(len(names)), [shown[name] for name in names], color=canvas.PURPLE, height=0.55)
-    for y, name in enumerate(names):
-        axes.annotate(number(shown[name], 3), (1.0, y), ha="right", va="center")
-    _rows(axes, names, "share of pairs in the right order")
-    axes.set_xlim(0.5, 1.0)
-    said = [f"{name} {number(value, 3)}" for name, value in shown.items()]
-    if (agreement := found.get("labeler_agreement")) is not None:
-        axes.axvline(
-            agreement,
-            color=INK,
-            linewidth=1.2,
-            linestyle="--",
-            label=f"labelers agree with each other: {number(agreement, 3)}",
-        )
-        said.append(f"labelers agree with each other on {number(agreement, 3)}")
-        canvas.legend_above(figure, axes)
-    return Picture(
-        "reward-accuracy",
-        "Accuracy of the reward model",
-        f"Share of pairs ordered rightly: {', '.join(said)}.",
-        figure,
-    )
-
-
-def calibration(run: Run) -> Picture | None:
-    bins: list[dict[str, float]] = run.evaluation.get("reward_model", {}).get("calibration", [])
-    if not bins:
-        return None
-    figure, axes = canvas.new()
-    x, y, n = (np.array([b[key] for b in bins], float) for key in ("predicted", "observed", "n"))
-    axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="perfect")
-    half = 1.96 * np.sqrt(y * (1 - y) / np.maximum(n, 1))
-    axes.errorbar(
-        x,
-        y,
-        yerr=half,
-        color=canvas.PURPLE,
-        marker="o",
-        markersize=5,
-        linewidth=1.4,
-        elinewidth=1,
-        capsize=2,
-        label="reward model",
-    )
-    low = min(x.min(), y.min(), 0.5) - 0.03
-    axes.set_xlim(low, 1.02)
-    axes.set_ylim(low, 1.02)
-    axes.set_xlabel("predicted chance that the higher score is preferred")
-    axes.set_ylabel("how often it was")
-    axes.legend(loc="upper left")
-    said = listed(
-        [f"{number(a)} predicted, {number(b)} observed" for a, b in zip(x, y, strict=True)]
-    )
-    return Picture(
-        "calibration", "Calibration of the reward model", f"On held-out pairs: {said}.", figure
-    )
-
-
-def score_by_length(run: Run) -> Picture | None:
-    bins: list[dict[str, float]] = run.evaluation.get("reward_model", {}).get("score_by_length", [])
-    if not bins:
-        return None
-    figure, axes = canvas.new()
-    axes.plot(
-        [b["length"] for b in bins],
-        [b["score"] for b in bins],
-        color=canvas.PURPLE,
-        marker="o",
-        markersize=5,
-    )
-    axes.set_xlabel("tokens of prompt and reply")
-    axes.set_ylabel("mean reward-model score")
-    said = listed([f"{number(b['score'])} at {number(b['length'], 0)} tokens" for b in bins])
-    return Picture(
-        "score-by-length", "Reward-model score by length", f"Mean score: {said}.", figure
-    )
-
-
-def best_of_n(run: Run) -> Picture | None:
-    points: list[dict[str, float]] = sorted(
-        run.evaluation.get("best_of_n", []), key=lambda p: p["n"]
-    )
+def best_of_n(evaluation: Evaluation) -> Picture | None:
+    points = evaluation.best_of_n
     if not points:
         return None
-    figure, above = canvas.new(height=3.6)
-    above.remove()
-    above, below = figure.subplots(2, 1, sharex=True)
-    n, gold = [p["n"] for p in points], [p["gold"] for p in points]
-    above.errorbar(
-        n,
-        gold,
-        yerr=[1.96 * p.get("se", 0) for p in points],
-        color=canvas.GREEN,
-        marker="o",
-        markersize=5,
-        capsize=2.5,
-    )
-    above.set_ylabel(_judge(run))
-    below.plot(n, [p["reward"] for p in points], color=canvas.PURPLE, marker="P", markersize=5)
+    n = [point["n"] for point in points]
+    judged = all(point.get("gold") is not None for point in points)
+    figure, axes = style.new(height=3.6)
+    axes.remove()
+    panels = figure.subplots(2 if judged else 1, 1, sharex=True, squeeze=False)
+    below = panels[-1, 0]
+    if judged:
+        _judged(panels[0, 0], n, points)
+        panels[0, 0].set_ylabel(evaluation.score_name)
+    rewards = [point["reward"] for point in points]
+    below.plot(n, rewards, color=PURPLE, marker="P", markersize=5)
     below.set_ylabel("reward-model score")
     below.set_xscale("log", base=2)
     below.set_xticks(n, [str(k) for k in n], minor=False)
     below.minorticks_off()
     below.set_xlabel("n, samples of which the reward model picks one")
-    said = listed([f"n={p['n']} {number(p['gold'], 3)} ({number(p['reward'])})" for p in points])
+
+    texts = []
+    for point in points:
+        gold = number(point.get("gold"), 3)
+        reward = number(point["reward"])
+        texts.append(f"n={point['n']} {gold} ({reward})")
     return Picture(
-        "best-of-n",
-        "Best of n",
-        f"Judge's score, and reward-model score in brackets: {said}.",
+        f"best-of-n{evaluation.suffix}",
+        f"Best of n samples of {evaluation.baseline}",
+        f"Judge's score, and reward-model score in brackets: {listed(texts)}.",
         figure,
     )
 
 
-def style(run: Run) -> list[Picture]:
-    """One small picture for each manner that was counted."""
-    found: Mapping[str, Mapping[str, float]] = run.evaluation.get("style", {})
-    pictures = []
-    for key, name in MANNERS.items():
-        models = [m for m in ordered(found) if key in found[m]][::-1]
-        if not models:
-            continue
-        figure, axes = canvas.new(height=0.6 + 0.25 * len(models))
-        show = percent if key in ("rude", "ended") else number
-        for y, model in enumerate(models):
-            value = found[model][key]
-            axes.plot([0, value], [y, y], color=canvas.colour(model), linewidth=2.5)
-            axes.plot(
-                [value],
-                [y],
-                color=canvas.colour(model),
-                marker=canvas.marker(model),
-                markersize=6.5,
-            )
-            axes.annotate(
-                show(value, 1),
-                (value, y),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-            )
-        _rows(axes, [model_name(m) for m in models], "")
-        axes.margins(x=0.2)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        if show is percent:
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            axes.set_xlim(0, 1.2 * max(found[m][key] for m in models) or 1)
-        if key == "ended":
-            axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-        said = ", ".join(f"{model_name(m)} {show(found[m][key], 1)}" for m in models[::-1])
-        pictures.append(Picture(f"style-{key}", name, f"{name}: {said}.", figure))
-    return pictures
+def _judged(axes: Axes, n: list[int], points: list[Numbers]) -> None:
+    """The judge's score over n, with its 95 % interval."""
+    gold = [point["gold"] for point in points]
+    half = [1.96 * point.get("se", 0) for point in points]
+    axes.errorbar(
+        n,
+        gold,
+        yerr=half,
+        color=BLUE,
+        marker="o",
+        markersize=5,
+        capsize=2.5,
+    )
 
 
-def seconds(run: Run) -> Picture | None:
-    if not (spent := run.seconds):
+def reply_style(evaluation: Evaluation) -> list[Picture]:
+    """One small picture for each property of the replies that was counted."""
+    pictures = [_one_property(evaluation, key) for key in REPLY_STYLE]
+    return [picture for picture in pictures if picture]
+
+
+def _one_property(evaluation: Evaluation, key: str) -> Picture | None:
+    values = {}
+    for model, counted in evaluation.table("style").items():
+        if key in counted:
+            values[model] = counted[key]
+    if not values:
         return None
-    figure, axes = canvas.new(height=0.8 + 0.27 * len(spent))
-    names = list(spent)[::-1]
-    axes.barh(range(len(names)), [spent[name] for name in names], color=canvas.BLUE, height=0.6)
-    for y, name in enumerate(names):
-        axes.annotate(
-            duration(spent[name]),
-            (spent[name], y),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-        )
-    _rows(axes, [name.replace("_", "-") for name in names], "seconds")
-    axes.margins(x=0.18)
+    title, written = REPLY_STYLE[key]
+    models = evaluation.ordered(values)
+    figure, axes = style.new(height=0.6 + 0.25 * len(values))
+    for y, model in enumerate(reversed(models)):
+        value = values[model]
+        look = look_in(evaluation, model)
+        style.lollipop(axes, y, 0, value, look)
+        style.annotate(axes, written(value, 1), value, y)
+    shown = [evaluation.shown(model) for model in reversed(models)]
+    style.rows(axes, shown, "")
+    axes.margins(x=0.2)
     axes.set_xlim(left=0)
-    said = [f"{name} {duration(value)}" for name, value in spent.items()]
-    return Picture("seconds", "Time by stage", f"Wall-clock time: {', '.join(said)}.", figure)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    if written is percent:
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlim(0, 1.2 * max(values.values()) or 1)
+    if key == "ended":
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
 
-
-def _rows(axes: Axes, names: list[str], label: str) -> None:
-    axes.set_yticks(range(len(names)), [canvas.label(name) for name in names])
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_xlabel(label)
-    axes.grid(visible=False, axis="y")
-
-
-def _judge(run: Run) -> str:
-    return "reward-model score" if run.evaluation.get("judge") == "reward model" else "gold score"
+    texts = []
+    for model in models:
+        value = written(values[model], 1)
+        texts.append(f"{evaluation.shown(model)} {value}")
+    return Picture(
+        f"style-{key}{evaluation.suffix}",
+        title,
+        f"{title}: {', '.join(texts)}.",
+        figure,
+    )

@@ -1,86 +1,122 @@
-"""Reward and the judge's score over KL, through the kept checkpoints of PPO runs: where reward
-rises and the score falls, they part.
+"""Reward and the judge's score over KL, through the kept checkpoints of policies: where the reward
+rises and the score falls, the reward model is over-optimized.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from instruct_jax.report.plots import style as canvas
-from instruct_jax.report.plots.style import TICKS, Picture
-from instruct_jax.report.run_data import Run
-from instruct_jax.report.text import model_name, number
+from instruct_jax.report.evaluations import BEST_OF_N, SHOWN, Evaluation
+from instruct_jax.report.looks import Look, look_in
+from instruct_jax.report.plots import style
+from instruct_jax.report.plots.style import INK, Picture
+from instruct_jax.text import number
 
 # step, kl (nats), reward, gold, and the standard errors reward_se, gold_se
 Row = Mapping[str, float]
 
 
-def over_optimisation(run: Run) -> Picture | None:
-    """The PPO runs of one run folder."""
-    paths = run.evaluation.get("over_optimisation", {})
-    judge = "reward model" if run.evaluation.get("judge") == "reward model" else "gold score"
-    lines = {
-        model_name(stage): (canvas.colour(stage), rows) for stage, rows in paths.items() if rows
-    }
-    return picture(lines, run.evaluation.get("best_of_n", []), judge) if lines else None
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """The path of one policy, or of one arm of a study."""
+
+    name: str
+    look: Look
+    rows: Sequence[Row]
+
+
+def over_optimization(evaluation: Evaluation) -> Picture | None:
+    """The policies of one run."""
+    lines = []
+    for model, rows in evaluation.table("over_optimization").items():
+        if rows:
+            name = evaluation.shown(model)
+            look = look_in(evaluation, model)
+            lines.append(Line(name, look, rows))
+    if not lines:
+        return None
+    return picture(
+        f"over-optimization{evaluation.suffix}",
+        lines,
+        evaluation.best_of_n,
+        evaluation.score_name,
+        evaluation.baseline,
+    )
 
 
 def picture(
-    lines: Mapping[str, tuple[str, Sequence[Row]]], best_of_n: Sequence[Row], judge: str
+    name: str,
+    lines: Sequence[Line],
+    best_of_n: Sequence[Row],
+    score_name: str,
+    baseline: str,
 ) -> Picture:
-    """Two panels over the KL from SFT, on the scale of its square root (Gao et al.
-
-    2022): reward above, the judge's score below.
-    """
-    figure, above = canvas.new(height=5.0)
-    above.remove()
-    panels = dict(zip(("reward", "gold"), figure.subplots(2, 1, sharex=True), strict=True))
-    for key, axes in panels.items():
-        for name, (colour, rows) in lines.items():
-            x, y = (np.array([row[k] for row in rows]) for k in ("kl", key))
-            x, error = (
-                np.maximum(x, 0),
-                1.96 * np.array([row.get(f"{key}_se", 0.0) for row in rows]),
-            )
-            axes.fill_between(x, y - error, y + error, color=colour, alpha=0.12, linewidth=0)
-            axes.plot(x, y, color=colour, marker="o", markersize=3.5, label=canvas.label(name))
+    """Two panels over the KL from the baseline: reward above, the judge's score below."""
+    figure, axes = style.new(height=5.0)
+    axes.remove()
+    above, below = figure.subplots(2, 1, sharex=True)
+    for axes, key in ((above, "reward"), (below, "gold")):
+        for line in lines:
+            _draw(axes, line, key)
         if best_of_n:
-            points = sorted(best_of_n, key=lambda p: p["kl"])
-            look = {
-                "color": canvas.INK,
-                "marker": "P",
-                "markersize": 5,
-                "linewidth": 1,
-                "linestyle": ":",
-            }
-            axes.plot(
-                [p["kl"] for p in points],
-                [p[key] for p in points],
-                label=model_name("best_of_n"),
-                **look,
-            )
-    panels["reward"].set_ylabel("reward-model score")
-    panels["gold"].set_ylabel(judge)
-    axes = panels["gold"]
-    axes.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
-    axes.set_xlim(0, axes.get_xlim()[1])
-    axes.set_xticks([tick for tick in TICKS if tick <= axes.get_xlim()[1]])
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("KL from the SFT model, nats per reply (square-root scale)")
-    canvas.legend_above(figure, panels["reward"], 3)
-    said = [_said(name, rows) for name, (_, rows) in lines.items()]
+            _draw_best_of_n(axes, best_of_n, key)
+    above.set_ylabel("reward-model score")
+    below.set_ylabel(score_name)
+    style.kl_axis(below, baseline)
+    style.legend_above(figure, above, 3)
+    texts = [_in_words(line) for line in lines]
     return Picture(
-        "over-optimisation",
+        name,
         "Reward and score over KL",
-        f"Over the KL from SFT: {'; '.join(said)}.",
+        f"Over the KL from {baseline}: {'; '.join(texts)}.",
         figure,
     )
 
 
-def _said(name: str, rows: Sequence[Row]) -> str:
-    last, top = rows[-1], max(rows, key=lambda row: row["gold"])
+def _draw(axes: Axes, line: Line, key: str) -> None:
+    kl = np.maximum(_column(line.rows, "kl"), 0)
+    mean = _column(line.rows, key)
+    half = 1.96 * _column(line.rows, f"{key}_se")
+    axes.fill_between(
+        kl,
+        mean - half,
+        mean + half,
+        color=line.look.color,
+        alpha=0.12,
+        linewidth=0,
+    )
+    label = style.label(line.name)
+    axes.plot(kl, mean, markersize=3.5, label=label, **line.look.path)
+
+
+def _draw_best_of_n(axes: Axes, points: Sequence[Row], key: str) -> None:
+    axes.plot(
+        _column(points, "kl"),
+        _column(points, key),
+        color=INK,
+        marker="P",
+        markersize=5,
+        linewidth=1,
+        linestyle=":",
+        label=SHOWN[BEST_OF_N],
+    )
+
+
+def _column(rows: Sequence[Row], key: str) -> np.ndarray:
+    return np.array([row.get(key, 0.0) for row in rows])
+
+
+def _in_words(line: Line) -> str:
+    last = line.rows[-1]
+    top = max(line.rows, key=lambda row: row["gold"])
+    reward = number(last["reward"])
+    score = number(last["gold"])
+    end = number(last["kl"], 1)
+    highest = number(top["gold"])
+    where = number(top["kl"], 1)
     return (
-        f"{name} ends at {number(last['kl'], 1)} nats with reward {number(last['reward'])} and"
-        f" score {number(last['gold'])}, the highest score is {number(top['gold'])} at"
-        f" {number(top['kl'], 1)} nats"
+        f"{line.name} ends at {end} nats with reward {reward} and score {score}, the highest score"
+        f" is {highest} at {where} nats"
     )

@@ -1,7 +1,7 @@
 """How pictures look: one palette, thin lines, no background; drawn without pyplot, so nothing
 global is left behind.
 
-In SVG every stroke of INK becomes currentColor, so the page's text colour, light or dark, is the
+In SVG every stroke of INK becomes currentColor, so the page's text color, light or dark, is the
 picture's.
 """
 
@@ -9,44 +9,26 @@ import dataclasses
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from instruct_jax.report.text import escape, plain
+from instruct_jax.report.looks import Look
+from instruct_jax.report.text import escape
+from instruct_jax.text import plain
 
 INK = "#1c2128"
 # nats, of axes that show KL by its square root
-TICKS = (0, 0.2, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
+KL_TICKS = (0, 0.2, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 WIDTH, HEIGHT = 4.7, 3.1  # inches; fits a phone without shrinking the text much
-BLUE, ORANGE, GREEN, PURPLE = "#3f86e0", "#e5772e", "#21a179", "#a069d6"
-COLOURS = {
-    "base": "#8a94a3",
-    "base_prompted": "#b98a3e",
-    "sft": BLUE,
-    "sft_control": BLUE,
-    "best_of_n": PURPLE,
-    "ppo": ORANGE,
-    "ppo_ptx": GREEN,
-    "pretrain": "#8a94a3",
-    "reward": PURPLE,
-}
-MARKERS = {
-    "base": "v",
-    "base_prompted": "^",
-    "sft": "s",
-    "sft_control": "s",
-    "best_of_n": "P",
-    "ppo": "o",
-    "ppo_ptx": "D",
-}
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -116,23 +98,61 @@ def fixed() -> tuple[Figure, Axes]:
     return figure, figure.add_axes((0.15, 0.19, 0.82, 0.7))
 
 
-def colour(model: str) -> str:
-    return COLOURS.get(model, "#c2568f")
-
-
-def marker(model: str) -> str:
-    return MARKERS.get(model, "X")
-
-
 def label(text: object, most: int = 28) -> str:
     """Somebody's text as a label: one short line."""
     line = " ".join(plain(text).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
+    if line.startswith("_"):
+        line = f" {line}"  # matplotlib leaves labels that begin with _ out of the legend
+    if len(line) <= most:
+        return line
+    return line[: most - 1] + "…"
 
 
 def legend_above(figure: Figure, axes: Axes, columns: int = 4) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.2)
+
+
+def rows(axes: Axes, names: Sequence[str], text: str) -> None:
+    """One row of the picture for each name, from the bottom; `text` stands below."""
+    labels = [label(name) for name in names]
+    axes.set_yticks(range(len(names)), labels)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_xlabel(text)
+    axes.grid(visible=False, axis="y")
+
+
+def annotate(axes: Axes, text: str, x: float, y: float) -> None:
+    """`text` to the right of a point."""
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(8, 0),
+        textcoords="offset points",
+        va="center",
+    )
+
+
+def lollipop(axes: Axes, y: float, start: float, end: float, look: Look) -> None:
+    """A line from `start` to `end` with a marker there, in the row `y`."""
+    axes.plot([start, end], [y, y], color=look.color, linewidth=2.5)
+    axes.plot([end], [y], markersize=7, **look.points)
+
+
+def kl_axis(axes: Axes, origin: str) -> None:
+    """The x axis as KL by its square root (Gao et al. 2022), from 0 on; `origin` is the model that
+    it is measured from.
+    """
+    axes.set_xscale("function", functions=(_root, np.square))
+    top = axes.get_xlim()[1]
+    axes.set_xlim(0, top)
+    axes.set_xticks([tick for tick in KL_TICKS if tick <= top])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(f"KL from {label(origin)}, nats per reply (square-root scale)")
+
+
+def _root(kl: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.maximum(kl, 0))
 
 
 def svg(picture: Picture) -> str:
@@ -151,7 +171,7 @@ def svg(picture: Picture) -> str:
 
 
 def write_png(picture: Picture, path: Path, *, dpi: int = 160) -> None:
-    """On white: a README shows it on a page of any colour."""
+    """On white: a README shows it on a page of any color."""
     FigureCanvasAgg(picture.figure)
     picture.figure.savefig(
         path,

@@ -1,179 +1,221 @@
-"""Pictures of training: one small panel per metric, and how much reward each way of optimising buys
-for its KL.
+"""Pictures of training: one small panel per metric, how much reward each policy buys for its KL,
+and the time that it took.
 """
 
+import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from instruct_jax.report.plots import style as canvas
-from instruct_jax.report.plots.style import TICKS, Picture
-from instruct_jax.report.run_data import Run
-from instruct_jax.report.text import model_name, number
+from instruct_jax.report.evaluations import BEST_OF_N, SHOWN, Evaluation, evaluations
+from instruct_jax.report.looks import BLUE, PURPLE, Look, look
+from instruct_jax.report.plots import style
+from instruct_jax.report.plots.style import Picture
+from instruct_jax.report.run_data import Curve, Run, Stage, slug
+from instruct_jax.report.text import duration
+from instruct_jax.text import number
 
-NAMES = {
-    "pretrain": "pretraining",
-    "sft": "SFT",
-    "reward": "reward model",
-    "ppo_start": "PPO's start",
-    "ppo": "PPO",
-    "ppo_ptx": "PPO-ptx",
-}
-RL = ("ppo", "ppo_ptx")
-SUPERVISED = (  # title, stages, metric ("*" is the stage), label
-    ("Pretraining loss", ("pretrain",), "*/nll", "nats per token"),
-    ("SFT loss", ("sft", "ppo_start"), "sft/nll", "nats per token"),
-    ("Reward-model loss", ("reward",), "*/loss", "nats per prompt"),
-    ("Reward-model accuracy on its training batches", ("reward",), "*/accuracy", "share of pairs"),
-)
-MAIN = (
-    ("Reward-model score of the rollouts", RL, "ppo/score", "score"),
-    ("KL from the SFT model", RL, "ppo/kl", "nats per reply"),
-    ("Length of the rollouts", RL, "rollout/length", "tokens"),
-    ("Rollouts that end by themselves", RL, "rollout/ended", "share"),
-    ("Pretraining loss inside PPO-ptx", RL, "ptx/nll", "nats per token"),
-    ("Entropy of the policy", RL, "ppo/entropy", "nats per token"),
-)
-MORE = (
-    ("Score minus the KL penalty", RL, "ppo/reward", "reward"),
-    ("KL coefficient", RL, "ppo/kl_coef", "β"),
-    ("Share of tokens clipped", RL, "policy/clip_fraction", "share"),
-    ("Value loss", RL, "value/loss", ""),
-    ("Return explained by the value function", RL, "ppo/explained_variance", "share of variance"),
-    ("Repetition in the rollouts", RL, "rollout/repetition", "share"),
-    ("Sampler against learner", RL, "rollout/logp_gap", "nats per token"),
-)
 MOST_POINTS = 300  # of a line; longer ones are averaged in blocks
-Panel = tuple[str, Sequence[str], str, str]
+ENOUGH_TO_AVERAGE = 24  # points
 
 
-def training(run: Run, panels: Sequence[Panel]) -> list[Picture]:
-    """The panels for which the run has rows; the two PPO runs share one."""
-    return [picture for panel in panels if (picture := _panel(run, *panel))]
+def curves(run: Run, stages: Sequence[Stage], *, main: bool) -> list[Picture]:
+    """The panels of stages of one kind: for each curve one panel, with a line for each stage that
+    has rows of it.
+    """
+    wanted: dict[str, Curve] = {}
+    for stage in stages:
+        for curve in stage.curves:
+            if curve.main == main:
+                wanted.setdefault(curve.metric, curve)
+    panels = [_panel(run, stages, curve) for curve in wanted.values()]
+    return [panel for panel in panels if panel]
 
 
-def _panel(run: Run, title: str, stages: Sequence[str], metric: str, label: str) -> Picture | None:
-    lines = {stage: run.series(stage, metric.replace("*", stage)) for stage in stages}
-    lines = {stage: line for stage, line in lines.items() if line[0]}
-    if not lines:
+def _panel(run: Run, stages: Sequence[Stage], curve: Curve) -> Picture | None:
+    stages = [stage for stage in stages if stage.series(curve.metric)[0]]
+    if not stages:
         return None
-    figure, axes = canvas.fixed()
-    for stage, (steps, values) in lines.items():
-        draw_line(axes, steps, values, canvas.colour(stage), NAMES[stage])
-    axes.set_xlabel("iteration" if stages == RL else "step")
-    axes.set_ylabel(label)
+    figure, axes = style.fixed()
+    texts = []
+    for stage in stages:
+        steps, values = stage.series(curve.metric)
+        line = look(run, stage.name)
+        if len(stages) == 1:
+            line = dataclasses.replace(line, line="-")
+        draw_line(axes, steps, values, line, style.label(stage.name))
+        begin = f"{number(values[0], 3)} at step {steps[0]}"
+        end = f"{number(values[-1], 3)} at step {steps[-1]}"
+        texts.append(f"{stage.name} from {begin} to {end}")
+    axes.set_xlabel("step")
+    axes.set_ylabel(style.label(curve.label))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if len(lines) > 1:
+    if len(stages) > 1:
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, borderaxespad=0, borderpad=0.2
+            loc="lower left",
+            bbox_to_anchor=(0, 0.98),
+            ncols=min(len(stages), 3),
+            borderaxespad=0,
+            borderpad=0.2,
         )
-    said = [
-        f"{NAMES[stage]} from {number(v[0], 3)} at step {s[0]} to {number(v[-1], 3)} at step"
-        f" {s[-1]}"
-        for stage, (s, v) in lines.items()
-    ]
-    name = f"training-{stages[0]}-{metric.replace('*/', '').replace('/', '-')}"
-    return Picture(name, title, f"{title}: {'; '.join(said)}.", figure)
+    return Picture(
+        f"training-{slug(stages[0].kind)}-{slug(curve.metric)}",
+        curve.title,
+        f"{curve.title}: {'; '.join(texts)}.",
+        figure,
+    )
 
 
-def draw_line(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, label: str) -> None:
+def draw_line(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    look: Look,
+    label: str,
+) -> None:
     """Faint as measured, firm as a running mean, where there is enough to average."""
-    xs, ys = blocks(np.asarray(x, float)), blocks(np.asarray(y, float))
-    if len(xs) < 24:
-        axes.plot(
-            xs, ys, color=colour, label=label, marker="o" if len(xs) < 3 else "", markersize=4
-        )
-        return
-    axes.plot(xs, ys, color=colour, alpha=0.3, linewidth=0.9)
-    axes.plot(xs, smooth(ys), color=colour, label=label)
+    xs = blocks(np.asarray(x, float))
+    ys = blocks(np.asarray(y, float))
+    if len(xs) >= ENOUGH_TO_AVERAGE:
+        axes.plot(xs, ys, color=look.color, alpha=0.3, linewidth=0.9)
+        ys = smooth(ys)
+    axes.plot(
+        xs,
+        ys,
+        color=look.color,
+        linestyle=look.line,
+        marker="o" if len(xs) < 3 else "",
+        markersize=4,
+        label=label,
+    )
 
 
 def blocks(x: np.ndarray) -> np.ndarray:
-    """At most MOST_POINTS means of neighbours."""
+    """At most MOST_POINTS means of neighbors."""
     if len(x) <= MOST_POINTS:
         return x
-    return np.array([part.mean() for part in np.array_split(x, MOST_POINTS)])
+    parts = np.array_split(x, MOST_POINTS)
+    return np.array([part.mean() for part in parts])
 
 
 def smooth(x: np.ndarray) -> np.ndarray:
-    """Centred running mean over about a tenth of the line; at the ends over what there is."""
+    """Centered running mean over about a tenth of the line; at the ends over what there is."""
     half = max(len(x) // 20, 1)
     total = np.concatenate([[0.0], np.cumsum(x)])
-    low, high = (
-        np.maximum(np.arange(len(x)) - half, 0),
-        np.minimum(np.arange(len(x)) + half + 1, len(x)),
-    )
+    place = np.arange(len(x))
+    low = np.maximum(place - half, 0)
+    high = np.minimum(place + half + 1, len(x))
     return (total[high] - total[low]) / (high - low)
 
 
-def frontier(run: Run) -> Picture | None:
-    """Score against KL: each iteration of PPO, and best-of-n at log n - (n - 1)/n nats; the KL axis
-    goes by its square root (Gao 2022).
-    """
-    figure, axes = canvas.new()
-    said = []
-    for stage in RL:
-        kl, score = (
-            dict(zip(*run.series(stage, "ppo/kl"), strict=True)),
-            dict(zip(*run.series(stage, "ppo/score"), strict=True)),
-        )
-        steps = sorted(kl.keys() & score.keys())
-        if not steps:
-            continue
-        x, y = (blocks(np.array([values[step] for step in steps])) for values in (kl, score))
-        x, colour = np.maximum(x, 0), canvas.colour(stage)
-        axes.scatter(x, y, s=7, color=colour, alpha=0.3, linewidths=0)
-        x, y = smooth(x), smooth(y)
-        axes.plot(x, y, color=colour, label=NAMES[stage])
-        axes.plot(x[-1:], y[-1:], color=colour, marker=canvas.marker(stage), markersize=7)
-        said.append(
-            f"{NAMES[stage]} ends at {number(x[-1], 1)} nats with a score of {number(y[-1])}"
-        )
-    points = sorted(
-        (p["kl"], p["reward"], p["n"])
-        for p in run.evaluation.get("best_of_n", [])
-        if p.get("reward") is not None
-    )
-    if points:
-        x, y, ns = zip(*points, strict=True)
-        axes.plot(
-            x,
-            y,
-            color=canvas.PURPLE,
-            marker="P",
-            markersize=5,
-            linewidth=1,
-            linestyle=":",
-            label=model_name("best_of_n"),
-        )
-        for at, kl in enumerate(x):
-            if at in (0, len(x) - 1):
-                axes.annotate(
-                    f"n={ns[at]}",
-                    (kl, y[at]),
-                    xytext=(5, -11),
-                    textcoords="offset points",
-                    fontsize=8.5,
-                )
-        said.append(
-            f"the best of {ns[-1]} SFT samples is at {number(x[-1], 1)} nats with a score of"
-            f" {number(y[-1])}"
-        )
-    if not said:
-        return None
-    axes.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
-    top = axes.get_xlim()[1]
-    axes.set_xlim(0, top)
-    axes.set_xticks([tick for tick in TICKS if tick <= top])
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("KL from the SFT model, nats per reply (square-root scale)")
+def frontiers(run: Run) -> list[Picture]:
+    """Score against KL, one picture for each reward model: scores of two are on two scales."""
+    by_reward: dict[str, list[Stage]] = {}
+    for stage in run.stages.values():
+        kl, _ = _kl_and_score(stage)
+        if "reward" in stage.uses and len(kl) > 0:
+            reward = stage.uses["reward"]
+            by_reward.setdefault(reward, []).append(stage)
+    return [_frontier(run, reward, stages) for reward, stages in by_reward.items()]
+
+
+def _frontier(run: Run, reward: str, stages: Sequence[Stage]) -> Picture:
+    """Each step of the policies, and best-of-n at log n - (n - 1)/n nats."""
+    figure, axes = style.new()
+    texts = []
+    starts: dict[str, None] = {}
+    for stage in stages:
+        kl, score = _kl_and_score(stage)
+        model = look(run, stage.name)
+        axes.scatter(kl, score, s=7, color=model.color, alpha=0.3, linewidths=0)
+        kl, score = smooth(kl), smooth(score)
+        label = style.label(stage.name)
+        axes.plot(kl, score, color=model.color, label=label)
+        last_kl, last_score = kl[-1], score[-1]
+        axes.plot([last_kl], [last_score], markersize=7, **model.points)
+        texts.append(f"{stage.name} ends at {_point(last_kl, last_score)}")
+        starts[stage.uses.get("start", "the start")] = None
+    for evaluation in evaluations(run):
+        same_reward = evaluation.stage.uses.get("reward") == reward
+        same_start = evaluation.source(evaluation.baseline) in starts
+        if evaluation.best_of_n and same_reward and same_start:
+            texts.append(_draw_best_of_n(axes, evaluation))
+    start = next(iter(starts)) if len(starts) == 1 else "the start"
+    style.kl_axis(axes, start)
     axes.set_ylabel("reward-model score")
-    canvas.legend_above(figure, axes, 3)
+    style.legend_above(figure, axes, 3)
     return Picture(
-        "frontier",
-        "Reward against KL",
-        f"Reward-model score against KL from the SFT model: {'; '.join(said)}.",
+        f"frontier-{slug(reward)}",
+        f"Score of {reward} against KL",
+        f"Score of {reward} against KL from {start}: {'; '.join(texts)}.",
+        figure,
+    )
+
+
+def _kl_and_score(stage: Stage) -> tuple[np.ndarray, np.ndarray]:
+    """At the steps that have both; KL of an estimate may be below 0, which is drawn as 0."""
+    x, y = [], []
+    for row in stage.metrics:
+        kl = row.get(f"{stage.kind}/kl", math.nan)
+        score = row.get(f"{stage.kind}/score", math.nan)
+        if math.isfinite(kl) and math.isfinite(score):
+            x.append(max(kl, 0.0))
+            y.append(score)
+    return blocks(np.array(x)), blocks(np.array(y))
+
+
+def _point(kl: float, score: float) -> str:
+    return f"{number(kl, 1)} nats with a score of {number(score)}"
+
+
+def _draw_best_of_n(axes: Axes, evaluation: Evaluation) -> str:
+    """Returns it in words."""
+    points = evaluation.best_of_n
+    axes.plot(
+        [point["kl"] for point in points],
+        [point["reward"] for point in points],
+        color=PURPLE,
+        marker="P",
+        markersize=5,
+        linewidth=1,
+        linestyle=":",
+        label=SHOWN[BEST_OF_N],
+    )
+    first, last = points[0], points[-1]
+    for point in (first, last):
+        axes.annotate(
+            f"n={point['n']}",
+            (point["kl"], point["reward"]),
+            xytext=(5, -11),
+            textcoords="offset points",
+            fontsize=8.5,
+        )
+    end = _point(last["kl"], last["reward"])
+    return f"the best of {last['n']} samples of {evaluation.baseline} is at {end}"
+
+
+def seconds(run: Run) -> Picture | None:
+    """Of each stage; a single one needs no picture."""
+    spent = run.seconds
+    if len(spent) < 2:
+        return None
+    figure, axes = style.new(height=0.8 + 0.27 * len(spent))
+    names = list(spent)[::-1]  # rows are numbered from the bottom
+    texts = []
+    for y, name in enumerate(names):
+        took = spent[name]
+        axes.barh([y], [took], color=BLUE, height=0.6)
+        style.annotate(axes, duration(took), took, y)
+        texts.insert(0, f"{name} {duration(took)}")
+    style.rows(axes, names, "seconds")
+    axes.margins(x=0.18)
+    axes.set_xlim(left=0)
+    return Picture(
+        "seconds",
+        "Time by stage",
+        f"Wall-clock time: {', '.join(texts)}.",
         figure,
     )
