@@ -16,10 +16,10 @@ import jax
 import torch
 import torch_models
 import transformers
-
 from instruct_jax.chain.base_model import load_run
-from instruct_jax.chain.task import tokenizer_only
 from instruct_jax.chain.workspace import Workspace
+
+from instruct_jax.chain.task import tokenizer_only
 from instruct_jax.cli import main
 from instruct_jax.models.lora import merged
 

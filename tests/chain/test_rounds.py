@@ -13,18 +13,18 @@ import jax
 import numpy as np
 import pytest
 import userfiles
+from instruct_jax.chain.measure import scored_rankings
+from instruct_jax.chain.workspace import Workspace
 from userfiles import OVERRIDES
 
 from instruct_jax.chain import compare, people
 from instruct_jax.chain.cross_validation import labeler_groups
 from instruct_jax.chain.load import load_config
-from instruct_jax.chain.measure import scored_rankings
 from instruct_jax.chain.preflight import check_config
 from instruct_jax.chain.rounds import rounds_of
 from instruct_jax.chain.run import run
 from instruct_jax.chain.settings import CompareConfig, PeopleConfig, RunConfig
 from instruct_jax.chain.task import Rankings, open_task
-from instruct_jax.chain.workspace import Workspace
 from instruct_jax.cli import main
 from instruct_jax.data.readers import write_jsonl
 from instruct_jax.errors import ConfigError, RunError
