@@ -106,6 +106,7 @@ SECTIONS: dict[str, type] = {
     "mesh": MeshConfig,
     "rounds": RoundsConfig,
 }
+USES = ("start", "models", "rankings", "reward", "ranker", "previous")  # keys that name stages
 LEAVES = {
     "policy": "a policy",
     "scalar": "a reward model",
@@ -186,11 +187,15 @@ def test_every_section_has_a_heading():
     assert classes <= set(SECTIONS.values())
 
 
-def test_every_kind_is_explained_with_what_it_leaves():
-    rows = re.findall(
-        r"^\| `([a-z_]+)` \| .*? \| (a .*?|rankings|findings) \|", page("config"), re.M
-    )
-    assert dict(rows) == {name: LEAVES[one.settings.leaves] for name, one in KINDS.items()}
+def test_every_kind_is_explained_with_what_it_uses_and_leaves():
+    table = page("config").partition("| kind | uses | leaves |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `([a-z_]+)` \| (.*?) \| (.*?) \|", table, re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(KINDS)
+    for name, uses, leaves in rows:
+        settings = KINDS[name].settings
+        keys = {field.name for field in dataclasses.fields(settings)}
+        assert re.findall(r"`([a-z]+)`", uses) == [k for k in USES if k in keys]
+        assert leaves == LEAVES[settings.leaves]
 
 
 def test_the_optimizer_defaults_of_the_kinds():
