@@ -486,30 +486,32 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     config, stages = _load(args, overrides)
-    from instruct_jax.chain.preflight import check_config, check_mesh
+    from instruct_jax.chain.context import Run
+    from instruct_jax.chain.kinds import KINDS
+    from instruct_jax.chain.preflight import check_config, check_mesh, check_stages
     from instruct_jax.errors import require
-    from instruct_jax.plan.plan import STAGES, plan, table
+    from instruct_jax.plan.plan import plan, table
+    from instruct_jax.plan.programs import with_programs
     from instruct_jax.plan.topology import check_compiler, parse_topology
 
     check_config(config, stages)
     topology = parse_topology(args.topology)
     check_compiler(topology)
     check_mesh(config, topology.devices, stages)
-    # which imports
-    compiled = [
-        stage for stage in stages if stage in STAGES and not (stage == "pretrain" and config.base)
-    ]
+    chosen = with_programs(config, stages)
+    kinds = [name for name, kind in KINDS.items() if kind.programs is not None]
     require(
-        bool(compiled),
-        f"--stages {','.join(stages)} have no steps to compile; plan knows those of"
-        f" {', '.join(STAGES)}",
+        bool(chosen),
+        f"--stages {','.join(stages or config.stages)} has no steps to compile; name stages of kind"
+        f" {', '.join(kinds[:-1])} or {kinds[-1]}",
     )
-    rows = plan(config, compiled, topology)
-    print(
-        json.dumps({"topology": topology.name, "devices": topology.devices, "steps": rows})
-        if args.json
-        else table(rows, config, topology)
-    )
+    check_stages(Run(config, Path(config.out), abstract=True), chosen)
+    rows = plan(config, chosen, topology)
+    if args.json:
+        found = {"topology": topology.name, "devices": topology.devices, "steps": rows}
+        print(json.dumps(found))
+    else:
+        print(table(rows, config, topology))
     return 0 if all(row["fits"] for row in rows) else 3
 
 

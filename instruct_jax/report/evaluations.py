@@ -1,16 +1,63 @@
 """One evaluation of a run: its numbers, and how its models are related to the baseline."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from instruct_jax.report.run_data import Run, Stage, slug
+from instruct_jax.text import number
 
 BASE = "base"  # the base of the run
 PROMPTED = "base_prompted"  # with examples before the prompt
 BEST_OF_N = "best_of_n"  # of samples of the baseline, by the reward model
 SHOWN = {PROMPTED: "base, prompted", BEST_OF_N: "best of n"}
 SPOKEN = {PROMPTED: "prompted base", BEST_OF_N: "best of n"}
+Numbers = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Win:
+    """Share of prompts on which a model is preferred, a tie counting one half."""
+
+    mean: float
+    low: float  # of the 95 % interval
+    high: float
+    n: int  # prompts
+
+    @property
+    def is_clear(self) -> bool:
+        return self.low > 0.5
+
+    @property
+    def is_even(self) -> bool:
+        """One half is in the interval."""
+        return self.low <= 0.5 <= self.high
+
+    def overlaps(self, other: "Win") -> bool:
+        return self.low <= other.high and other.low <= self.high
+
+    def __str__(self) -> str:
+        return f"{number(self.mean)}, 95\u00a0% interval {self.interval}"
+
+    @property
+    def interval(self) -> str:
+        return f"{number(self.low)} to {number(self.high)}"
+
+
+Wins = dict[str, Win]  # by model
+
+
+def _wins(by_model: Mapping[str, Numbers]) -> Wins:
+    wins = {}
+    for model, numbers in by_model.items():
+        low, high = numbers["ci95"]
+        wins[model] = Win(
+            mean=numbers["mean"],
+            low=low,
+            high=high,
+            n=numbers["n"],
+        )
+    return wins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +65,7 @@ class Evaluation:
     run: Run
     stage: Stage
     suffix: str  # of the names of its pictures; empty for the first evaluation
-    numbers: dict[str, Any]  # evaluation.json
+    numbers: Numbers  # evaluation.json
 
     @property
     def name(self) -> str:
@@ -27,7 +74,7 @@ class Evaluation:
     @property
     def baseline(self) -> str:
         """The model that wins are counted against."""
-        return str(self.numbers.get("baseline", BASE))
+        return self.numbers.get("baseline", BASE)
 
     @property
     def control(self) -> str:
@@ -43,27 +90,51 @@ class Evaluation:
         return "reward-model score" if self.judged_by_reward_model else "gold score"
 
     @property
-    def win_rates(self) -> dict[str, dict[str, Any]]:
-        """Temperature -> model -> mean, ci95 and n; empty where nothing judged."""
-        return {t: wins for t, wins in self.table("win_rate").items() if wins}
+    def win_rates(self) -> dict[str, Wins]:
+        """By temperature; empty where nothing judged."""
+        rates = {}
+        for temperature, by_model in self.table("win_rate").items():
+            if by_model:
+                rates[temperature] = _wins(by_model)
+        return rates
 
     @property
-    def wins(self) -> dict[str, Any]:
-        """Model -> mean, ci95 and n at the first temperature."""
+    def wins(self) -> Wins:
+        """At the first temperature."""
         return next(iter(self.win_rates.values()), {})
+
+    @property
+    def wins_against_others(self) -> dict[str, Wins]:
+        """By the model from outside that they are against."""
+        against = self.table("win_rate_vs")
+        return {other: _wins(by_model) for other, by_model in against.items()}
 
     @property
     def scores(self) -> dict[str, float]:
         """Model -> mean of the judge's score at the first temperature."""
         return next(iter(self.table("gold_score").values()), {})
 
-    def table(self, key: str) -> dict[str, Any]:
+    @property
+    def best_of_n(self) -> list[Numbers]:
+        """n, gold, reward, kl and se; from the smallest n."""
+        points = self.numbers.get("best_of_n") or []
+        return sorted(points, key=lambda point: point["n"])
+
+    @property
+    def samples(self) -> list[Numbers]:
+        """Prompts, each with the completions of all models."""
+        return self.numbers.get("samples") or []
+
+    def table(self, key: str) -> Numbers:
         """A part of evaluation.json, empty where it is missing or null."""
         return self.numbers.get(key) or {}
 
     def source(self, model: str) -> str:
         """The stage, or the model from outside the run, that a name stands for."""
         return self.stage.models.get(model, model)
+
+    def stage_of(self, model: str) -> Stage:
+        return self.run.stages[self.source(model)]
 
     def ordered(self, models: Iterable[str]) -> list[str]:
         """The base, then the stages as they run, then models from outside, then all others; the
@@ -72,15 +143,18 @@ class Evaluation:
         return sorted(set(models), key=self._place)
 
     def _place(self, model: str) -> tuple[float, str]:
-        first = {BASE: -2.0, PROMPTED: -1.0}
-        if model in first:
-            return first[model], model
+        if model == BASE:
+            return -2.0, model
+        if model == PROMPTED:
+            return -1.0, model
         if model in (self.control, BEST_OF_N):
+            baseline, _ = self._place(self.baseline)
             after = 0.3 if model == self.control else 0.6
-            return self._place(self.baseline)[0] + after, model
+            return baseline + after, model
         places = [*self.run.stages, *self.stage.uses.values()]
         source = self.source(model)
-        return float(places.index(source) if source in places else len(places)), model
+        place = places.index(source) if source in places else len(places)
+        return float(place), model
 
     def shown(self, model: str) -> str:
         """Its name on the page."""
@@ -100,8 +174,10 @@ class Evaluation:
     def _is_untuned(self, model: str) -> bool:
         if model == self.baseline:
             return False
+        if model in (BASE, PROMPTED):
+            return True
         stage = self.run.stages.get(self.source(model))
-        return model in (BASE, PROMPTED) or (stage is not None and "start" not in stage.uses)
+        return stage is not None and "start" not in stage.uses
 
     @property
     def ours(self) -> list[str]:
@@ -110,16 +186,14 @@ class Evaluation:
         """
         baseline = self.source(self.baseline)
         before = {baseline, *self.run.starts(baseline)}
-        return [
-            model
-            for model in self.ordered(self.stage.models)
-            if self.source(model) in self.run.stages
-            and self.source(model) not in before
-            and not self._is_untuned(model)
-        ]
-
-    def stage_of(self, model: str) -> Stage:
-        return self.run.stages[self.source(model)]
+        models = []
+        for model in self.ordered(self.stage.models):
+            source = self.source(model)
+            if source not in self.run.stages or source in before:
+                continue
+            if not self._is_untuned(model):
+                models.append(model)
+        return models
 
 
 def evaluations(run: Run) -> list[Evaluation]:
@@ -137,8 +211,11 @@ def baseline_of(run: Run) -> str | None:
     policy that started from another.
     """
     for stage in run.stages.values():
-        named = stage.evaluation.get("baseline", stage.settings.get("baseline"))
+        planned = stage.settings.get("baseline")
+        named = stage.evaluation.get("baseline", planned)
         if named is not None:
-            return stage.models.get(named, str(named))
-    tuned = [s.name for s in run.stages.values() if s.leaves == "policy" and "start" in s.uses]
-    return tuned[0] if tuned else None
+            return stage.models.get(named, named)
+    for stage in run.stages.values():
+        if stage.leaves == "policy" and "start" in stage.uses:
+            return stage.name
+    return None

@@ -5,13 +5,21 @@ what mixes pretraining text into the same training.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from instruct_jax.report.evaluations import BASE, BEST_OF_N, PROMPTED, Evaluation, evaluations
+from instruct_jax.report.evaluations import (
+    BASE,
+    BEST_OF_N,
+    PROMPTED,
+    Evaluation,
+    Numbers,
+    Win,
+    evaluations,
+)
 from instruct_jax.report.reward_models import ACCURACY, measured
 from instruct_jax.report.run_data import Run, Stage
-from instruct_jax.report.text import count, listed, number, percent, rate
+from instruct_jax.report.text import count, listed
+from instruct_jax.text import number, percent
 
 USE_CASE_DROP = 0.05  # of the judge's score, from the baseline
 CALIBRATION_GAP = 0.05  # mean |predicted - observed|
@@ -19,8 +27,6 @@ ENDED = 0.9  # share of replies that a tuned model should end by itself
 RISE = 0.001  # nats per token: less is not seen in the printed numbers
 LONGER = 1.25  # times the baseline's length
 LABELER_GAP = 0.05  # of accuracy, below which it counts as equal
-
-Numbers = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +42,19 @@ def findings(run: Run) -> list[Finding]:
     measurements = evaluations(run)
     for evaluation in measurements:
         name = evaluation.name if len(measurements) > 1 else ""
-        found += [dataclasses.replace(f, evaluation=name) for f in _of_evaluation(evaluation)]
-    found += _reward_models(run)
-    return found + list(_machine(run.summary, alone=not found))
+        for finding in _of_evaluation(evaluation):
+            found.append(dataclasses.replace(finding, evaluation=name))
+    models = measured(run)
+    for name, scores in models.items():
+        called = "The reward model" if len(models) == 1 else name
+        found += _reward_model(called, scores)
+    found += _machine(run.summary, alone=not found)
+    return found
 
 
 def _of_evaluation(evaluation: Evaluation) -> Iterator[Finding]:
     yield from _judge(evaluation)
+    yield from _prompting(evaluation)
     yield from _untuned(evaluation)
     yield from _against_baseline(evaluation)
     yield from _mixing(evaluation)
@@ -51,6 +63,7 @@ def _of_evaluation(evaluation: Evaluation) -> Iterator[Finding]:
     yield from _use_cases(evaluation)
     yield from _pretraining(evaluation)
     yield from _tax(evaluation)
+    yield from _lower_tax(evaluation)
     yield from _best_of_n(evaluation)
     yield from _style(evaluation)
 
@@ -58,8 +71,12 @@ def _of_evaluation(evaluation: Evaluation) -> Iterator[Finding]:
 def _judge(evaluation: Evaluation) -> Iterator[Finding]:
     if not evaluation.judged_by_reward_model:
         return
-    reward = evaluation.stage.uses.get("reward")
-    climbed = [m for m in evaluation.ours if evaluation.stage_of(m).uses.get("reward") == reward]
+    judge = evaluation.stage.uses.get("reward")
+    climbed = []
+    for model in evaluation.ours:
+        stage = evaluation.stage_of(model)
+        if stage.uses.get("reward") == judge:
+            climbed.append(model)
     if BEST_OF_N in evaluation.wins:
         climbed.append(evaluation.spoken(BEST_OF_N))
     if climbed:
@@ -70,52 +87,56 @@ def _judge(evaluation: Evaluation) -> Iterator[Finding]:
         yield Finding(False, text)
 
 
-def _untuned(evaluation: Evaluation) -> Iterator[Finding]:
-    """The base, prompted and not, and the baseline above both."""
-    wins, baseline = evaluation.wins, evaluation.baseline
-    if BASE in wins and PROMPTED in wins:
-        yield _prompting(wins[BASE], wins[PROMPTED])
-    if not evaluation.untuned:
+def _prompting(evaluation: Evaluation) -> Iterator[Finding]:
+    base = evaluation.wins.get(BASE)
+    prompted = evaluation.wins.get(PROMPTED)
+    if base is None or prompted is None:
         return
-    strongest = max(evaluation.untuned, key=lambda model: wins[model]["mean"])
-    name, win = evaluation.spoken(strongest), wins[strongest]
-    held = win["ci95"][1] < 0.5
-    verb = "is" if held else "is not clearly"
-    yield Finding(
-        held,
-        f"{baseline} {verb} preferred to the strongest untuned model: {name} wins {rate(win)}.",
+    values = f"{number(prompted.mean)} against {number(base.mean)}"
+    if prompted.mean <= base.mean:
+        yield Finding(False, f"The prompted base is not above the base: {values}.")
+    elif prompted.overlaps(base):
+        text = f"The prompted base is above the base: {values}, though the intervals overlap."
+        yield Finding(False, text)
+    else:
+        yield Finding(True, f"The prompted base is above the base: {values}.")
+
+
+def strongest_untuned(evaluation: Evaluation) -> str | None:
+    wins = evaluation.wins
+    untuned = evaluation.untuned
+    return max(untuned, key=lambda model: wins[model].mean, default=None)
+
+
+def _untuned(evaluation: Evaluation) -> Iterator[Finding]:
+    strongest = strongest_untuned(evaluation)
+    if strongest is None:
+        return
+    win = evaluation.wins[strongest]
+    held = win.high < 0.5
+    verdict = "is preferred" if held else "is not clearly preferred"
+    text = (
+        f"{evaluation.baseline} {verdict} to the strongest untuned model:"
+        f" {evaluation.spoken(strongest)} wins {win}."
     )
-
-
-def _prompting(base: Numbers, prompted: Numbers) -> Finding:
-    values = f"{number(prompted['mean'])} against {number(base['mean'])}"
-    if prompted["mean"] <= base["mean"]:
-        return Finding(False, f"The prompted base is not above the base: {values}.")
-    overlap = _overlap(prompted, base)
-    but = ", though the intervals overlap" if overlap else ""
-    return Finding(not overlap, f"The prompted base is above the base: {values}{but}.")
+    yield Finding(held, text)
 
 
 def _against_baseline(evaluation: Evaluation) -> Iterator[Finding]:
     for model in (BEST_OF_N, *evaluation.ours):
         if model in evaluation.wins:
             name = "Best of n" if model == BEST_OF_N else model
-            yield _preferred(name, evaluation.baseline, evaluation.wins[model])
+            win = evaluation.wins[model]
+            yield _preferred(name, evaluation.baseline, win)
 
 
-def _preferred(name: str, baseline: str, win: Numbers) -> Finding:
-    low, high = win["ci95"]
-    if low > 0.5:
-        return Finding(True, f"{name} is preferred to {baseline}: it wins {rate(win)}.")
-    if high < 0.5:
-        return Finding(False, f"{name} is not above {baseline} but below it: it wins {rate(win)}.")
-    return Finding(
-        False, f"{name} is not clearly above {baseline}: it wins {rate(win)}, which includes 0.50."
-    )
-
-
-def _overlap(a: Numbers, b: Numbers) -> bool:
-    return a["ci95"][0] <= b["ci95"][1] and b["ci95"][0] <= a["ci95"][1]
+def _preferred(name: str, baseline: str, win: Win) -> Finding:
+    if win.is_clear:
+        return Finding(True, f"{name} is preferred to {baseline}: it wins {win}.")
+    if win.is_even:
+        text = f"{name} is not clearly above {baseline}: it wins {win}, which includes 0.50."
+        return Finding(False, text)
+    return Finding(False, f"{name} is not above {baseline} but below it: it wins {win}.")
 
 
 def mixes_text(stage: Stage) -> bool:
@@ -125,157 +146,180 @@ def mixes_text(stage: Stage) -> bool:
 
 def _pairs(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     """Models with and without pretraining text mixed in that have the same start and reward."""
-    mixed = [model for model in evaluation.ours if mixes_text(evaluation.stage_of(model))]
-    unmixed = [model for model in evaluation.ours if model not in mixed]
-    for model in mixed:
-        stage = evaluation.stage_of(model)
-        for other in unmixed:
-            twin = evaluation.stage_of(other)
-            if (twin.kind, _origin(twin)) == (stage.kind, _origin(stage)):
-                yield model, other
+    for mixed in evaluation.ours:
+        stage = evaluation.stage_of(mixed)
+        if not mixes_text(stage):
+            continue
+        for unmixed in evaluation.ours:
+            twin = evaluation.stage_of(unmixed)
+            if not mixes_text(twin) and _origin(twin) == _origin(stage):
+                yield mixed, unmixed
 
 
-def _origin(stage: Stage) -> tuple[str | None, str | None]:
-    return stage.uses.get("start"), stage.uses.get("reward")
+def _origin(stage: Stage) -> tuple[str | None, ...]:
+    start = stage.uses.get("start")
+    reward = stage.uses.get("reward")
+    return stage.kind, start, reward
 
 
 def _mixing(evaluation: Evaluation) -> Iterator[Finding]:
-    wins = evaluation.wins
     for mixed, unmixed in _pairs(evaluation):
-        if mixed not in wins or unmixed not in wins:
+        with_text = evaluation.wins.get(mixed)
+        without = evaluation.wins.get(unmixed)
+        if with_text is None or without is None:
             continue
-        values = f"{number(wins[unmixed]['mean'])} and {number(wins[mixed]['mean'])}"
-        if _overlap(wins[mixed], wins[unmixed]):
-            text = f"are preferred about equally often, {values}: their intervals overlap."
-            yield Finding(True, f"{unmixed} and {mixed} {text}")
-        else:
-            better = max((mixed, unmixed), key=lambda model: wins[model]["mean"])
-            text = f"differ, {values}: {better} is ahead, where the paper finds PPO and PPO-ptx"
-            yield Finding(False, f"{unmixed} and {mixed} {text} about equal.")
+        both = f"{unmixed} and {mixed}"
+        values = f"{number(without.mean)} and {number(with_text.mean)}"
+        if with_text.overlaps(without):
+            text = f"{both} are preferred about equally often, {values}: their intervals overlap."
+            yield Finding(True, text)
+            continue
+        better = mixed if with_text.mean > without.mean else unmixed
+        text = (
+            f"{both} differ, {values}: {better} is ahead, where the paper finds PPO and PPO-ptx"
+            " about equal."
+        )
+        yield Finding(False, text)
 
 
 def _control(evaluation: Evaluation) -> Iterator[Finding]:
     control = evaluation.wins.get(evaluation.control)
     if control is None:
         return
-    text = f"{evaluation.baseline} against other samples of itself wins {rate(control)}"
-    if control_holds(control):
+    text = f"{evaluation.baseline} against other samples of itself wins {control}"
+    if control.is_even:
         yield Finding(True, f"The control holds: {text}.")
     else:
         text = f"The control fails: {text}, which leaves out 0.50; doubt the win rates."
         yield Finding(False, text)
 
 
-def control_holds(control: Numbers) -> bool:
-    low, high = control["ci95"]
-    return low <= 0.5 <= high
-
-
 def _other_temperatures(evaluation: Evaluation) -> Iterator[Finding]:
-    baseline = evaluation.baseline
-    for temperature, wins in list(evaluation.win_rates.items())[1:]:
-        models = [model for model in evaluation.ours if model in wins]
-        if not models:
-            continue
-        values = listed([f"{model} wins {number(wins[model]['mean'])}" for model in models])
-        held = all(wins[model]["ci95"][0] > 0.5 for model in models)
-        verdict = "holds as well" if held else "is not clear for every model"
-        text = f"At temperature {temperature} the gain over {baseline} {verdict}: {values}."
-        yield Finding(held, text)
+    temperatures = list(evaluation.win_rates)
+    for temperature in temperatures[1:]:
+        wins = evaluation.win_rates[temperature]
+        values = []
+        held = True
+        for model in evaluation.ours:
+            if model in wins:
+                values.append(f"{model} wins {number(wins[model].mean)}")
+                held = held and wins[model].is_clear
+        if values:
+            verdict = "holds as well" if held else "is not clear for every model"
+            text = (
+                f"At temperature {temperature} the gain over {evaluation.baseline} {verdict}:"
+                f" {listed(values)}."
+            )
+            yield Finding(held, text)
 
 
 def _use_cases(evaluation: Evaluation) -> Iterator[Finding]:
-    cases: dict[str, dict[str, Numbers]] = evaluation.table("by_use_case")
     for model in evaluation.ours:
-        compared, fell = 0, []
-        for case, scores in cases.items():
+        compared = 0
+        fell = []
+        for case, scores in evaluation.table("by_use_case").items():
             if model not in scores or evaluation.baseline not in scores:
                 continue
-            before, after = scores[evaluation.baseline]["mean"], scores[model]["mean"]
             compared += 1
+            before = scores[evaluation.baseline]["mean"]
+            after = scores[model]["mean"]
             if after < before - USE_CASE_DROP:
                 fell.append(f"{case} from {number(before)} to {number(after)}")
-        if not compared:
-            continue
-        of = count(compared, "use case")
+        cases = count(compared, "use case")
         how = f"{model} fell by more than {USE_CASE_DROP} in"
         if fell:
-            yield Finding(False, f"{how} {len(fell)} of {of}: {listed(fell)}.")
-        else:
-            yield Finding(True, f"{how} none of {of}.")
+            text = f"{how} {len(fell)} of {cases}: {listed(fell)}."
+            yield Finding(False, text)
+        elif compared:
+            yield Finding(True, f"{how} none of {cases}.")
 
 
 def _pretraining(evaluation: Evaluation) -> Iterator[Finding]:
     """Models that learned from plain text, against the frequencies of its tokens."""
     for model, loss in evaluation.table("pretrain_nll").items():
         stage = evaluation.run.stages.get(evaluation.source(model))
-        unigram = stage.output.get("nll_unigram") if stage is not None else None
-        if unigram is not None:
-            held = loss < unigram
-            values = f"{number(loss, 3)} against {number(unigram, 3)} nats per token"
-            text = (
-                f"{model} {'beats' if held else 'does not beat'} its trivial baseline on held-out"
-                f" text: {values} for the frequencies of tokens alone."
-            )
-            yield Finding(held, text)
+        if stage is None or stage.output.get("nll_unigram") is None:
+            continue
+        unigram = stage.output["nll_unigram"]
+        held = loss < unigram
+        verdict = "beats" if held else "does not beat"
+        text = (
+            f"{model} {verdict} its trivial baseline on held-out text: {number(loss, 3)} against"
+            f" {number(unigram, 3)} nats per token for the frequencies of tokens alone."
+        )
+        yield Finding(held, text)
 
 
 def _tax(evaluation: Evaluation) -> Iterator[Finding]:
-    """What learning from a reward costs on ordinary text, and what mixing text in saves."""
-    nll, baseline = evaluation.table("pretrain_nll"), evaluation.baseline
+    """What learning from a reward costs on ordinary text."""
+    baseline = evaluation.baseline
+    nll = evaluation.table("pretrain_nll")
+    if baseline not in nll:
+        return
+    before = nll[baseline]
     for model in evaluation.ours:
         stage = evaluation.stage_of(model)
         learned = "reward" in stage.uses and len(stage.curves) > 0
-        if not learned or mixes_text(stage):
+        if model not in nll or not learned or mixes_text(stage):
             continue
-        if model not in nll or baseline not in nll:
-            continue
-        values = f"{number(nll[baseline], 3)} to {number(nll[model], 3)} nats per token"
-        held = nll[model] > nll[baseline] + RISE
-        verdict, change = ("pays the", "rises") if held else ("shows no", "does not rise")
+        after = nll[model]
+        held = after > before + RISE
+        pays = "pays the" if held else "shows no"
+        rises = "rises" if held else "does not rise"
         text = (
-            f"{model} {verdict} alignment tax: its loss on pretraining text {change} over"
-            f" {baseline}'s, {values}."
+            f"{model} {pays} alignment tax: its loss on pretraining text {rises} over {baseline}'s,"
+            f" {number(before, 3)} to {number(after, 3)} nats per token."
         )
         yield Finding(held, text)
+
+
+def _lower_tax(evaluation: Evaluation) -> Iterator[Finding]:
+    """What mixing pretraining text in saves."""
+    nll = evaluation.table("pretrain_nll")
     for mixed, unmixed in _pairs(evaluation):
-        if mixed in nll and unmixed in nll:
-            held = nll[mixed] < nll[unmixed] - RISE
-            verdict = "lowers" if held else "does not lower"
-            values = f"{number(nll[mixed], 3)} against {number(nll[unmixed], 3)} for {unmixed}"
-            yield Finding(held, f"{mixed} {verdict} the tax: {values}.")
+        if mixed not in nll or unmixed not in nll:
+            continue
+        held = nll[mixed] < nll[unmixed] - RISE
+        verdict = "lowers" if held else "does not lower"
+        text = (
+            f"{mixed} {verdict} the tax: {number(nll[mixed], 3)} against"
+            f" {number(nll[unmixed], 3)} for {unmixed}."
+        )
+        yield Finding(held, text)
 
 
 def _best_of_n(evaluation: Evaluation) -> Iterator[Finding]:
-    points = [p for p in evaluation.numbers.get("best_of_n") or [] if p.get("gold") is not None]
+    points = [p for p in evaluation.best_of_n if p.get("gold") is not None]
     if len(points) < 2:
         return
-    points.sort(key=lambda point: point["n"])
     first, last = points[0], points[-1]
     top = max(points, key=lambda point: point["gold"])
     noise = 2 * last.get("se", 0)
-    values = (
-        f"{number(first['gold'], 3)} at n = {first['n']} to {number(last['gold'], 3)} at n ="
-        f" {last['n']}"
-    )
+    begin = f"{number(first['gold'], 3)} at n = {first['n']}"
+    end = f"{number(last['gold'], 3)} at n = {last['n']}"
     if top["gold"] - last["gold"] > noise:
-        text = f"the judge's score is highest at n = {top['n']} and falls after it; it goes from"
-        yield Finding(False, f"Best of n over-optimizes: {text} {values}.")
-    elif last["gold"] - first["gold"] > noise:
-        yield Finding(True, f"Best of n keeps its gain: the judge's score goes from {values}.")
-    else:
-        text = f"Best of n gains nothing clear: the judge's score goes from {values}."
+        text = (
+            f"Best of n over-optimizes: the judge's score is highest at n = {top['n']} and falls"
+            f" after it; it goes from {begin} to {end}."
+        )
         yield Finding(False, text)
+        return
+    held = last["gold"] - first["gold"] > noise
+    verdict = "keeps its gain" if held else "gains nothing clear"
+    text = f"Best of n {verdict}: the judge's score goes from {begin} to {end}."
+    yield Finding(held, text)
 
 
 def _style(evaluation: Evaluation) -> Iterator[Finding]:
-    style: dict[str, dict[str, float]] = evaluation.table("style")
-    baseline = style.get(evaluation.baseline, {})
+    baseline = evaluation.baseline
+    style = evaluation.table("style")
     models = [model for model in evaluation.ours if model in style]
     for model in models:
-        yield from _style_against(evaluation.baseline, baseline, model, style[model])
+        theirs = style.get(baseline, {})
+        yield from _rudeness(baseline, theirs, model, style[model])
+        yield from _length(baseline, theirs, model, style[model])
     late = []
-    for model in evaluation.ordered([evaluation.baseline, *models]):
+    for model in evaluation.ordered([baseline, *models]):
         ended = style.get(model, {}).get("ended", 1)
         if ended < ENDED:
             late.append(f"{model} {percent(ended)}")
@@ -285,72 +329,76 @@ def _style(evaluation: Evaluation) -> Iterator[Finding]:
         yield Finding(False, text)
 
 
-def _style_against(baseline: str, theirs: Numbers, model: str, ours: Numbers) -> Iterator[Finding]:
-    if "rude" in ours and "rude" in theirs:
-        rarer = ours["rude"] < theirs["rude"] or ours["rude"] == theirs["rude"] == 0
-        values = f"from {percent(theirs['rude'], 1)} to {percent(ours['rude'], 1)}"
+def _rudeness(baseline: str, theirs: Numbers, model: str, ours: Numbers) -> Iterator[Finding]:
+    before = theirs.get("rude")
+    after = ours.get("rude")
+    if before is None or after is None:
+        return
+    held = after < before or after == before == 0
+    how = "less" if held else "no less"
+    text = (
+        f"{model} is rude {how} often than {baseline}: replies with a rude word go from"
+        f" {percent(before, 1)} to {percent(after, 1)}."
+    )
+    yield Finding(held, text)
+
+
+def _length(baseline: str, theirs: Numbers, model: str, ours: Numbers) -> Iterator[Finding]:
+    before = theirs.get("length", 0)
+    after = ours.get("length", 0)
+    if before and after > LONGER * before:
         text = (
-            f"{model} is rude {'less' if rarer else 'no less'} often than {baseline}: replies with a"
-            f" rude word go {values}."
+            f"{model} writes longer than {baseline}: {number(after, 1)} tokens against"
+            f" {number(before, 1)}; part of a gain may be length."
         )
-        yield Finding(rarer, text)
-    length = theirs.get("length")
-    if length and ours.get("length", 0) > LONGER * length:
-        values = f"{number(ours['length'], 1)} tokens against {number(length, 1)}"
-        text = f"{model} writes longer than {baseline}: {values}; part of a gain may be length."
         yield Finding(False, text)
 
 
-def _reward_models(run: Run) -> list[Finding]:
-    models = measured(run)
-    found: list[Finding] = []
-    for name, scores in models.items():
-        called = "The reward model" if len(models) == 1 else name
-        found += _reward_model(called, scores)
-    return found
-
-
 def _reward_model(name: str, scores: Numbers) -> Iterator[Finding]:
-    prompts = scores.get(ACCURACY)
-    if prompts is not None:
-        yield from _accuracy(name, prompts, scores)
-    bins = scores.get("calibration") or []
-    total = sum(row["n"] for row in bins)
+    accuracy = scores.get(ACCURACY)
+    if accuracy is not None:
+        yield from _accuracy(name, accuracy, scores)
+    total = 0
+    gap = 0.0
+    for part in scores.get("calibration") or []:
+        miss = abs(part["predicted"] - part["observed"])
+        total += part["n"]
+        gap += part["n"] * miss
     if total:
-        gaps = [row["n"] * abs(row["predicted"] - row["observed"]) for row in bins]
-        gap = sum(gaps) / total
-        held = gap <= CALIBRATION_GAP
+        held = gap / total <= CALIBRATION_GAP
         how = "well" if held else "badly"
-        text = f"{name} is {how} calibrated: its confidence is off by {number(gap, 3)} on average."
+        off = number(gap / total, 3)
+        text = f"{name} is {how} calibrated: its confidence is off by {off} on average."
         yield Finding(held, text)
 
 
-def _accuracy(name: str, prompts: float, scores: Numbers) -> Iterator[Finding]:
-    """`prompts`: the accuracy on held-out prompts."""
-    longer, agreement = scores.get("accuracy_longer"), scores.get("labeler_agreement")
-    people = scores.get("accuracy_heldout_labelers")
+def _accuracy(name: str, accuracy: float, scores: Numbers) -> Iterator[Finding]:
+    """`accuracy`: on held-out prompts."""
+    ours = percent(accuracy, 1)
+    longer = scores.get("accuracy_longer")
     if longer is not None:
-        held = prompts > max(longer, 0.5)
+        held = accuracy > max(longer, 0.5)
         verdict = "beats" if held else "does not beat"
         text = (
-            f"{name} {verdict} its trivial baselines: {percent(prompts, 1)} of held-out pairs"
-            f" against {percent(longer, 1)} for preferring the longer reply and 50\u00a0% for"
-            " chance."
+            f"{name} {verdict} its trivial baselines: {ours} of held-out pairs against"
+            f" {percent(longer, 1)} for preferring the longer reply and 50\u00a0% for chance."
         )
         yield Finding(held, text)
+    agreement = scores.get("labeler_agreement")
     if agreement is not None:
-        held = prompts > agreement - LABELER_GAP
+        held = accuracy > agreement - LABELER_GAP
         verdict = "about as often as" if held else "less often than"
         text = (
-            f"{name} agrees with labelers {verdict} they do with each other: {percent(prompts, 1)}"
-            f" of pairs from held-out prompts against {percent(agreement, 1)}."
+            f"{name} agrees with labelers {verdict} they do with each other: {ours} of pairs from"
+            f" held-out prompts against {percent(agreement, 1)}."
         )
         yield Finding(held, text)
+    people = scores.get("accuracy_heldout_labelers")
     if people is not None:
-        held = people > prompts - LABELER_GAP
+        held = people > accuracy - LABELER_GAP
         verdict = "carries over" if held else "does not carry over"
         text = (
-            f"{name} {verdict} to labelers it never saw: {percent(prompts, 1)} on held-out prompts,"
+            f"{name} {verdict} to labelers it never saw: {ours} on held-out prompts,"
             f" {percent(people, 1)} on held-out labelers."
         )
         yield Finding(held, text)
@@ -360,7 +408,8 @@ def _machine(summary: Numbers, *, alone: bool) -> Iterator[Finding]:
     """`alone`: there is no other finding, and that all went well needs no list of one."""
     compiled = summary.get("recompiles_after_warmup")
     if compiled:
-        text = f"{count(compiled, 'program')} compiled after warm-up: a shape was not static."
+        programs = count(compiled, "program")
+        text = f"{programs} compiled after warm-up: a shape was not static."
         yield Finding(False, text)
     elif compiled == 0 and not alone:
         yield Finding(True, "Nothing was recompiled after warm-up.")

@@ -10,8 +10,9 @@ import jinja2
 from markupsafe import Markup
 
 from instruct_jax.report.plots.style import Picture, svg
-from instruct_jax.report.text import number, plain
+from instruct_jax.text import number, plain
 
+Row = Sequence[Any]  # of a table
 MOST_QUOTED = 2000  # characters of a reply: no longer than a person would read
 
 
@@ -36,7 +37,12 @@ def page(
 ) -> str:
     """A whole page; a section is its anchor, its title and its HTML."""
     template = TEMPLATES.get_template("page.html")
-    return template.render(name=name, started=started, abstract=abstract, sections=sections)
+    return template.render(
+        name=name,
+        started=started,
+        abstract=abstract,
+        sections=sections,
+    )
 
 
 def paragraph(text: str, kind: str = "") -> Markup:
@@ -62,39 +68,48 @@ def facts(values: dict[str, Any]) -> Markup:
 
 
 def table(
-    header: Sequence[str],
-    rows: Iterable[Sequence[Any]],
+    header: Row,
+    rows: Iterable[Row],
     caption: str,
     left: Sequence[str] = (),
     ids: Sequence[str] = (),
 ) -> Markup:
-    """Cells are text, Markup or numbers (two decimals), and stand to the right except in the columns
-    `left`; the first one names the row.  `ids`: one for each row, or none.
+    """Cells are text, Markup or numbers (two decimals), and stand to the right except in the
+    columns `left`; the first one names the row.  `ids`: one for each row, or none.
     """
-    cells = [[_cell(value) for value in row] for row in rows]
-    return PIECES.table(header, cells, caption, left, ids or [""] * len(cells))
+    cells = []
+    for row in rows:
+        cells.append([_cell(value) for value in row])
+    ids = ids or [""] * len(cells)
+    return PIECES.table(header, cells, caption, left, ids)
 
 
-def _cell(value: Any) -> str:
-    return value if isinstance(value, (str, int)) else number(value)
+def _cell(value: Any) -> Any:
+    if isinstance(value, (str, int)):
+        return value
+    return number(value)
 
 
-def without_empty(
-    header: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> tuple[list[str], list[list[Any]]]:
+def without_empty(header: Row, rows: Iterable[Row]) -> tuple[Row, Sequence[Row]]:
     """The columns that say something in at least one row; the first always stays."""
-    kept = [0]
-    for column in range(1, len(header)):
-        if any(_cell(row[column]) != "–" for row in rows):
+    first, *columns = zip(header, *rows, strict=True)  # each begins with its header
+    kept = [first]
+    for column in columns:
+        cells = [_cell(value) for value in column[1:]]
+        if any(cell != "–" for cell in cells):
             kept.append(column)
-    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    short_header, *short_rows = zip(*kept, strict=True)
+    return short_header, short_rows
 
 
 def figures(pictures: Iterable[Picture | None]) -> list[Markup]:
     """A grid of pictures, as many beside each other as the page is wide; nothing where there are
     none.
     """
-    drawn = [(picture.title, Markup(svg(picture))) for picture in pictures if picture]
+    drawn = []
+    for picture in pictures:
+        if picture:
+            drawn.append((picture.title, Markup(svg(picture))))
     return [PIECES.figures(drawn)] if drawn else []
 
 
@@ -116,10 +131,14 @@ def verbatim(text: str) -> Markup:
 
 def sample(case: str, prompt: str, replies: Sequence[tuple[str, str, str]]) -> Markup:
     """A prompt and what each model answered: its name, the text, its scores."""
-    cut = [(name, shortened(text), scores) for name, text, scores in replies]
+    cut = []
+    for name, text, scores in replies:
+        cut.append((name, shortened(text), scores))
     return PIECES.sample(case, shortened(prompt), cut)
 
 
 def shortened(text: str) -> str:
     text = plain(text)
-    return text if len(text) <= MOST_QUOTED else text[:MOST_QUOTED] + "…"
+    if len(text) <= MOST_QUOTED:
+        return text
+    return text[:MOST_QUOTED] + "…"

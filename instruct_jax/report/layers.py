@@ -5,139 +5,169 @@ behind a box.  Order and height of the nodes follow their neighbors (Sugiyama et
 """
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-BOX_WIDTH, BOX_HEIGHT = 124.0, 46.0  # px
-COLUMN_GAP, ROW_GAP = 28.0, 14.0
+BOX_WIDTH = 124.0  # px, as all that follow
+BOX_HEIGHT = 46.0
 WAY_HEIGHT = 6.0  # of a way point
+COLUMN_GAP = 28.0
+ROW_GAP = 14.0
 SWEEPS = 8  # over all columns; small graphs are settled long before
 
-Node = Hashable
-Edge = tuple[Node, Node]
+Edge = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
     width: float
     height: float
-    boxes: dict[Node, tuple[float, float]]  # left and top
+    boxes: dict[str, tuple[float, float]]  # left and top
     paths: dict[Edge, str]  # the attribute `d` of an SVG path
 
 
-def draw(columns: Mapping[Node, int], edges: Sequence[Edge]) -> Drawing:
+@dataclasses.dataclass(eq=False)
+class Point:
+    """A node or a way point."""
+
+    column: int
+    height: float
+    neighbors: list["Point"] = dataclasses.field(default_factory=list)
+    place: float = 0.0  # in its column, from 0 at the top to 1
+    y: float = 0.0  # of its middle
+
+    @property
+    def left(self) -> float:
+        return self.column * (BOX_WIDTH + COLUMN_GAP)
+
+    @property
+    def right(self) -> float:
+        return self.left + BOX_WIDTH
+
+    @property
+    def top(self) -> float:
+        return self.y - self.height / 2
+
+    @property
+    def bottom(self) -> float:
+        return self.y + self.height / 2
+
+
+Column = list[Point]  # from the top
+
+
+def draw(columns: Mapping[str, int], edges: Sequence[Edge]) -> Drawing:
     """`columns`: node -> its column, from 0; every edge leads to a later column."""
-    chains = {edge: _chain(edge, columns) for edge in edges}
-    grid: list[list[Node]] = [[] for _ in range(max(columns.values(), default=-1) + 1)]
-    for node, column in columns.items():
-        grid[column].append(node)
-    neighbors: dict[Node, list[Node]] = {node: [] for node in columns}
-    for (source, _), chain in chains.items():
-        for step, point in enumerate(chain[1:-1], start=1):
-            grid[columns[source] + step].append(point)
-            neighbors[point] = []
-        for left, right in zip(chain, chain[1:], strict=False):
-            neighbors[left].append(right)
-            neighbors[right].append(left)
-    tall = {node: BOX_HEIGHT if node in columns else WAY_HEIGHT for node in neighbors}
-    middle = _heights(_ordered(grid, neighbors), neighbors, tall)
+    nodes = {node: Point(column, BOX_HEIGHT) for node, column in columns.items()}
+    points = list(nodes.values())
+    chains = {}
+    for source, target in edges:
+        chain = _chain(nodes[source], nodes[target])
+        points += chain[1:-1]
+        chains[source, target] = chain
+    if not points:
+        return Drawing(0.0, 0.0, {}, {})
+    last = max(point.column for point in points)
+    grid = []
+    for column in range(last + 1):
+        grid.append([point for point in points if point.column == column])
+    _order(grid)
+    _settle(grid)
 
-    top = min((middle[node] - tall[node] / 2 for node in middle), default=0.0)
-    middle = {node: y - top for node, y in middle.items()}
-    boxes = {
-        node: (_left(column), middle[node] - BOX_HEIGHT / 2) for node, column in columns.items()
-    }
-    paths = {
-        edge: _path(columns[edge[0]], [middle[point] for point in chain])
-        for edge, chain in chains.items()
-    }
-    height = max((middle[node] + tall[node] / 2 for node in middle), default=0.0)
-    return Drawing(_left(len(grid)) - COLUMN_GAP, height, boxes, paths)
-
-
-def _left(column: int) -> float:
-    return column * (BOX_WIDTH + COLUMN_GAP)
+    highest = min(point.top for point in points)
+    for point in points:
+        point.y -= highest
+    return Drawing(
+        width=max(point.right for point in points),
+        height=max(point.bottom for point in points),
+        boxes={node: (point.left, point.top) for node, point in nodes.items()},
+        paths={edge: _path(chain) for edge, chain in chains.items()},
+    )
 
 
-def _chain(edge: Edge, columns: Mapping[Node, int]) -> list[Node]:
-    """The edge as source, way points, target."""
-    source, target = edge
-    between = range(columns[source] + 1, columns[target])
-    return [source, *((source, target, column) for column in between), target]
+def _chain(source: Point, target: Point) -> Column:
+    """The edge as source, way points, target, each a neighbor of the next."""
+    chain = [source]
+    for column in range(source.column + 1, target.column):
+        chain.append(Point(column, WAY_HEIGHT))
+    chain.append(target)
+    for left, right in zip(chain, chain[1:], strict=False):
+        left.neighbors.append(right)
+        right.neighbors.append(left)
+    return chain
 
 
-def _ordered(grid: list[list[Node]], neighbors: Mapping[Node, Sequence[Node]]) -> list[list[Node]]:
-    """Each column sorted by the mean place of the neighbors in the column before, and then in the
-    one after.
+def _order(grid: list[Column]) -> None:
+    """Sorts each column by the mean place of the neighbors in the column before it, and then in
+    the one after it.
     """
-    grid = [list(column) for column in grid]
-    last = len(grid) - 1
-    for _ in range(SWEEPS):
-        for column in range(1, last + 1):
-            grid[column] = _sorted_by(grid[column], grid[column - 1], neighbors)
-        for column in range(last - 1, -1, -1):
-            grid[column] = _sorted_by(grid[column], grid[column + 1], neighbors)
-    return grid
-
-
-def _sorted_by(
-    column: list[Node], other: list[Node], neighbors: Mapping[Node, Sequence[Node]]
-) -> list[Node]:
-    place = {node: i / max(len(other) - 1, 1) for i, node in enumerate(other)}
-    own = {node: i / max(len(column) - 1, 1) for i, node in enumerate(column)}
-
-    def mean_place(node: Node) -> float:
-        places = [place[n] for n in neighbors[node] if n in place]
-        return sum(places) / len(places) if places else own[node]
-
-    return sorted(column, key=mean_place)
-
-
-def _heights(
-    grid: list[list[Node]], neighbors: Mapping[Node, Sequence[Node]], tall: Mapping[Node, float]
-) -> dict[Node, float]:
-    """The middle of each node: near the middle of its neighbors, without overlaps."""
-    middle: dict[Node, float] = {}
     for column in grid:
-        middle |= _stacked(column, dict.fromkeys(column, 0.0), tall)
+        _number(column)
+    for _ in range(SWEEPS):
+        for column in grid[1:]:
+            _sort(column, side=-1)
+        for column in reversed(grid[:-1]):
+            _sort(column, side=1)
+
+
+def _number(column: Column) -> None:
+    steps = max(len(column) - 1, 1)
+    for step, point in enumerate(column):
+        point.place = step / steps
+
+
+def _sort(column: Column, side: int) -> None:
+    """By the neighbors on the left (side -1) or on the right (side 1)."""
+
+    def mean_place(point: Point) -> float:
+        wanted = point.column + side
+        places = [other.place for other in point.neighbors if other.column == wanted]
+        if not places:
+            return point.place
+        return sum(places) / len(places)
+
+    column.sort(key=mean_place)
+    _number(column)
+
+
+def _settle(grid: list[Column]) -> None:
+    """Moves each point near to the middle of its neighbors, without overlaps."""
+    for column in grid:
+        _stack(column, [0.0] * len(column))
     for _ in range(SWEEPS):
         for column in (*grid, *reversed(grid)):
-            wanted = {}
-            for node in column:
-                around = [middle[n] for n in neighbors[node]] or [middle[node]]
-                wanted[node] = sum(around) / len(around)
-            middle |= _stacked(column, wanted, tall)
-    return middle
+            wanted = []
+            for point in column:
+                around = [other.y for other in point.neighbors] or [point.y]
+                wanted.append(sum(around) / len(around))
+            _stack(column, wanted)
 
 
-def _stacked(
-    column: Sequence[Node], wanted: Mapping[Node, float], tall: Mapping[Node, float]
-) -> dict[Node, float]:
-    """The nodes one below the other, each as near to where it is wanted as those above it let it;
-    then all of them moved, so that they miss by nothing on average.
+def _stack(column: Column, wanted: Sequence[float]) -> None:
+    """Places the points one below the other, each as near to where it is wanted as those above it
+    let it; then moves all of them, so that they miss by nothing on average.
     """
-    placed: dict[Node, float] = {}
+    if not column:
+        return
     free = -float("inf")
-    for node in column:
-        placed[node] = max(wanted[node], free + tall[node] / 2)
-        free = placed[node] + tall[node] / 2 + ROW_GAP
-    if not placed:
-        return {}
-    miss = sum(placed[node] - wanted[node] for node in column) / len(column)
-    return {node: y - miss for node, y in placed.items()}
+    misses = []
+    for point, y in zip(column, wanted, strict=True):
+        point.y = max(y, free + point.height / 2)
+        free = point.bottom + ROW_GAP
+        misses.append(point.y - y)
+    miss = sum(misses) / len(misses)
+    for point in column:
+        point.y -= miss
 
 
-def _path(column: int, heights: Sequence[float]) -> str:
-    """From the right side of a box through the way points to the left side of another; `heights`
-    has one for each column that it touches.
-    """
-    x, y = _left(column) + BOX_WIDTH, heights[0]
-    parts = [f"M{x:g} {y:.1f}"]
-    for step, following in enumerate(heights[1:], start=1):
-        end = _left(column + step)
-        bend = (x + end) / 2
-        parts.append(f"C{bend:g} {y:.1f} {bend:g} {following:.1f} {end:g} {following:.1f}")
-        x, y = end, following
-        if step < len(heights) - 1:
-            x += BOX_WIDTH
-            parts.append(f"H{x:g}")
-    return " ".join(parts)
+def _path(chain: Column) -> str:
+    """From the right side of a box through the way points to the left side of another."""
+    first, *_, last = chain
+    path = f"M{first.right:g} {first.y:.1f}"
+    for start, end in zip(chain, chain[1:], strict=False):
+        bend = (start.right + end.left) / 2
+        path += f" C{bend:g} {start.y:.1f}"
+        path += f" {bend:g} {end.y:.1f}"
+        path += f" {end.left:g} {end.y:.1f}"
+        if end is not last:
+            path += f" H{end.right:g}"
+    return path

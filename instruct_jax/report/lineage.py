@@ -1,20 +1,21 @@
-"""What every stage was made from: the graph of a run as a drawing of links, and the details that the
-links lead to.
+"""What every stage was made from: the graph of a run as a drawing of links, and the details that
+the links lead to.
 """
 
 import dataclasses
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from markupsafe import Markup
 
 from instruct_jax.report import html, layers
 from instruct_jax.report.run_data import Run, Stage, anchors
-from instruct_jax.report.text import duration, listed, moment, plain
+from instruct_jax.report.text import duration, listed, moment
+from instruct_jax.text import plain
 
-MOST_LETTERS = 16  # of a name in a box; the whole one is its tooltip
+MOST_LETTERS = 14  # of a name in a box; the whole one is its tooltip
 HASH = "sha256:"
+SHORT_HASH = 10  # digits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,53 +41,63 @@ class Use:
         return self.key == "start"
 
 
+@dataclasses.dataclass(frozen=True)
+class Box:
+    anchor: str  # of the details that it leads to
+    name: str
+    label: str  # the name, cut to fit
+    kind: str  # what a stage leaves; "outside" or "data"
+    note: str
+    left: float
+    top: float
+
+
 def uses_of(run: Run, stage: Stage) -> list[Use]:
     """The models and stages that it uses, then the data."""
-    inputs: dict[str, Any] = stage.done.get("inputs") or {}
-    found = []
+    uses = []
     for key, name in stage.uses.items():
         where = "stage" if name in run.stages else "outside"
-        found.append(Use(Source(name, where), key, short(inputs.get(f"uses.{key}", ""))))
+        value = stage.inputs.get(f"uses.{key}", "")
+        uses.append(Use(Source(name, where), key, short(value)))
     for key, value in stage.data.items():
-        found.append(Use(Source(key, "data"), f"data.{key}", short(value)))
-    return found
+        source = Source(key, "data")
+        uses.append(Use(source, f"data.{key}", short(value)))
+    return uses
 
 
 def short(value: object) -> str:
-    """A hash by its first ten digits, all else as it is."""
+    """A hash by its first digits, all else as it is."""
     text = str(value)
-    return text.removeprefix(HASH)[:10] if text.startswith(HASH) else text
+    if not text.startswith(HASH):
+        return text
+    return text.removeprefix(HASH)[:SHORT_HASH]
 
 
 def graph(run: Run) -> Markup:
     """The drawing, an SVG of links, with the same in words for screen readers."""
     places = columns(run)
-    starts: dict[tuple[Source, Source], bool] = {}
+    ids = _anchors(run)
+    is_start: dict[layers.Edge, bool] = {}
     for stage in run.stages.values():
         target = Source(stage.name, "stage")
         for use in uses_of(run, stage):
-            if places[use.source] < places[target]:
-                edge = (use.source, target)
-                starts[edge] = use.is_start or starts.get(edge, False)
-    drawing = layers.draw(places, list(starts))
-    ids = _anchors(run)
+            if places[use.source] >= places[target]:
+                continue  # a graph that no chain writes
+            edge = (ids[use.source], ids[target])
+            is_start[edge] = use.is_start or is_start.get(edge, False)
+    by_id = {ids[source]: column for source, column in places.items()}
+    drawing = layers.draw(by_id, list(is_start))
     boxes = []
-    for source, (left, top) in drawing.boxes.items():
-        kind, note = _kind_and_note(run, source)
-        boxes.append(
-            {
-                "anchor": ids[source],
-                "name": plain(source.name),
-                "label": _cut(source.name),
-                "kind": kind,
-                "note": note,
-                "left": left,
-                "top": top,
-            }
-        )
-    edges = [(path, starts[edge]) for edge, path in drawing.paths.items()]
+    for source, anchor in ids.items():
+        left, top = drawing.boxes[anchor]
+        boxes.append(_box(run, source, anchor, left, top))
     return html.PIECES.lineage(
-        drawing, layers.BOX_WIDTH, layers.BOX_HEIGHT, boxes, edges, words(run)
+        drawing=drawing,
+        is_start=is_start,
+        boxes=boxes,
+        width=layers.BOX_WIDTH,
+        height=layers.BOX_HEIGHT,
+        words=words(run),
     )
 
 
@@ -94,15 +105,19 @@ def words(run: Run) -> str:
     """The graph as sentences."""
     sentences = []
     for stage in run.stages.values():
-        uses = uses_of(run, stage)
-        starts = [use.source.in_words for use in uses if use.is_start]
-        others = [use.source.in_words for use in uses if not use.is_start]
+        starts: list[str] = []
+        others: list[str] = []
+        for use in uses_of(run, stage):
+            kind = starts if use.is_start else others
+            if use.source.in_words not in kind:
+                kind.append(use.source.in_words)
         parts = []
         if starts:
             parts.append(f"starts from {listed(starts)}")
         if others:
-            parts.append(f"uses {listed(list(dict.fromkeys(others)))}")
-        sentences.append(f"{stage.name} {' and '.join(parts) or 'starts from nothing'}.")
+            parts.append(f"uses {listed(others)}")
+        made = " and ".join(parts) or "starts from nothing"
+        sentences.append(f"{stage.name} {made}.")
     return " ".join(sentences)
 
 
@@ -111,26 +126,41 @@ def columns(run: Run) -> dict[Source, int]:
     stages: dict[Source, int] = {}
     others: dict[Source, int] = {}
     for stage in run.stages.values():
-        column = 0
         uses = uses_of(run, stage)
-        for use in uses:
-            column = max(column, 1 + stages.get(use.source, 0))
+        before = [stages.get(use.source, 0) for use in uses]
+        column = 1 + max(before, default=-1)
         stages[Source(stage.name, "stage")] = column
         for use in uses:
             if use.source.where != "stage":
-                others[use.source] = min(others.get(use.source, column), column - 1)
+                first = others.get(use.source, column)
+                others[use.source] = min(first, column - 1)
     return others | stages
 
 
+def _box(run: Run, source: Source, anchor: str, left: float, top: float) -> Box:
+    kind, note = _kind_and_note(run, source)
+    return Box(
+        anchor=anchor,
+        name=source.name,
+        label=_cut(source.name),
+        kind=kind,
+        note=note,
+        left=left,
+        top=top,
+    )
+
+
 def _kind_and_note(run: Run, source: Source) -> tuple[str, str]:
-    """What a box says below its name, and which color its edge has."""
+    """What decides the color of a box, and what it says below the name."""
     if source.where == "data":
         return "data", "data"
     if source.where == "outside":
         return "outside", "from outside"
     stage = run.stages[source.name]
-    note = _time(stage) if stage.kind == stage.name else f"{_cut(stage.kind)} · {_time(stage)}"
-    return stage.leaves, note
+    time = _time(stage)
+    if stage.kind == stage.name:
+        return stage.leaves, time
+    return stage.leaves, f"{_cut(stage.kind)} · {time}"
 
 
 def _time(stage: Stage) -> str:
@@ -143,16 +173,17 @@ def _cut(name: str) -> str:
     name = " ".join(plain(name).split())
     if len(name) <= MOST_LETTERS:
         return name
-    return f"{name[: MOST_LETTERS // 2]}…{name[1 - MOST_LETTERS // 2 :]}"
+    half = MOST_LETTERS // 2
+    begin = name[:half]
+    end = name[1 - half :]
+    return f"{begin}…{end}"
 
 
 def _anchors(run: Run) -> dict[Source, str]:
     """Source -> id of its details."""
-    ids: dict[Source, str] = {}
-    names = [f"{source.where} {source.name}" for source in columns(run)]
-    for source, anchor in zip(columns(run), anchors("of", names).values(), strict=True):
-        ids[source] = anchor
-    return ids
+    names = {source: f"{source.where} {source.name}" for source in columns(run)}
+    ids = anchors("of", names.values())
+    return {source: ids[name] for source, name in names.items()}
 
 
 def details(run: Run) -> Iterator[Markup]:
@@ -161,29 +192,37 @@ def details(run: Run) -> Iterator[Markup]:
     cards = [_card(run, stage, ids) for stage in run.stages.values()]
     if cards:
         yield html.cards(cards)
+    yield from _outside(run, ids)
+    done = {stage.name: stage.done for stage in run.stages.values()}
+    if any(done.values()):
+        text = json.dumps(done, indent=1, ensure_ascii=False)
+        yield html.folded("Hashes and outputs of the stages", [html.verbatim(text)])
+
+
+def _outside(run: Run, ids: dict[Source, str]) -> Iterator[Markup]:
     rows, row_ids = [], []
     for source, anchor in ids.items():
         if source.where != "stage":
-            rows.append([source.name, source.where, *_used_by(run, source)])
+            users, hashes = _used_by(run, source)
+            rows.append((source.name, source.where, users, hashes))
             row_ids.append(anchor)
     if rows:
         header = ("from outside this run", "what", "used by", "hash")
         caption = "What the stages used that this run did not make"
         yield html.table(header, rows, caption, left=header[1:], ids=row_ids)
-    finished = {name: stage.done for name, stage in run.stages.items() if stage.done}
-    if finished:
-        text = json.dumps(finished, indent=1, ensure_ascii=False)
-        yield html.folded("Hashes and outputs of the stages", [html.verbatim(text)])
 
 
 def _used_by(run: Run, source: Source) -> tuple[str, str]:
-    stages, hashes = [], []
+    """The names of the stages, and the hashes of what they found."""
+    stages: dict[str, None] = {}
+    hashes: dict[str, None] = {}
     for stage in run.stages.values():
         for use in uses_of(run, stage):
             if use.source == source:
-                stages.append(stage.name)
-                hashes.append(use.value)
-    return ", ".join(dict.fromkeys(stages)), ", ".join(dict.fromkeys(filter(None, hashes)))
+                stages[stage.name] = None
+                hashes[use.value] = None
+    hashes.pop("", None)
+    return ", ".join(stages), ", ".join(hashes)
 
 
 def _card(run: Run, stage: Stage, ids: dict[Source, str]) -> Markup:
@@ -194,9 +233,12 @@ def _card(run: Run, stage: Stage, ids: dict[Source, str]) -> Markup:
         facts["speed"] = f"{stage.seconds_per_step:.3g} s a step"
     if stage.output:
         facts["output"] = ", ".join(stage.output)
-    uses = uses_of(run, stage)
-    sources = [(use.key, use.source.name, ids[use.source], use.value) for use in uses]
-    inputs: dict[str, Any] = stage.done.get("inputs") or {}
-    shown = {key: short(value) for key, value in inputs.items()}
-    anchor = ids[Source(stage.name, "stage")]
-    return html.PIECES.stage(anchor, stage.name, stage.kind, facts, sources, shown)
+    return html.PIECES.stage(
+        anchor=ids[Source(stage.name, "stage")],
+        name=stage.name,
+        kind=stage.kind,
+        facts=facts,
+        uses=uses_of(run, stage),
+        ids=ids,
+        inputs={key: short(value) for key, value in stage.inputs.items()},
+    )

@@ -6,13 +6,18 @@ others go by their place in the run. Color-blind readers have the marker and the
 
 import dataclasses
 import zlib
+from typing import Any
 
 from instruct_jax.report.evaluations import BASE, BEST_OF_N, PROMPTED, Evaluation, baseline_of
 from instruct_jax.report.run_data import Run
 
-BLUE, GREY, BROWN, PURPLE = "#3f86e0", "#8a94a3", "#b98a3e", "#a069d6"
+BLUE = "#3f86e0"
+GREY = "#8a94a3"
+BROWN = "#b98a3e"
+PURPLE = "#a069d6"
 COLORS = ("#e5772e", "#21a179", "#c0447f", "#1886a5", "#a68a12", "#9a5b33")
-MARKERS = ("o", "D", "X", "p", "<", ">", "h")  # as many as colors, and one: few pairs come twice
+# one more than there are colors: a pair comes again after 42 models
+MARKERS = ("o", "D", "X", "p", "<", ">", "h")
 LINES = ("-", "--", "-.", ":")
 
 
@@ -24,9 +29,19 @@ class Look:
     hollow: bool = False
 
     @property
-    def face(self) -> str:
-        """The color inside the marker."""
-        return "none" if self.hollow else self.color
+    def points(self) -> dict[str, Any]:
+        """As arguments of matplotlib: markers without a line."""
+        return {
+            "color": self.color,
+            "marker": self.marker,
+            "markerfacecolor": "none" if self.hollow else self.color,
+            "linestyle": "none",
+        }
+
+    @property
+    def path(self) -> dict[str, Any]:
+        """As arguments of matplotlib: markers on a line."""
+        return self.points | {"linestyle": self.line}
 
 
 def look(run: Run, source: str) -> Look:
@@ -36,15 +51,16 @@ def look(run: Run, source: str) -> Look:
     if source == _root(run):
         return Look(GREY, "v")
     places = _places(run, source)
-    place = (
-        places.index(source) if source in places else zlib.crc32(source.encode("utf-8", "replace"))
-    )
-    return numbered(place)
+    if source in places:
+        return numbered(places.index(source))
+    return numbered(zlib.crc32(source.encode("utf-8", "replace")))
 
 
 def numbered(place: int) -> Look:
     return Look(
-        COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)], LINES[place % len(LINES)]
+        color=COLORS[place % len(COLORS)],
+        marker=MARKERS[place % len(MARKERS)],
+        line=LINES[place % len(LINES)],
     )
 
 
@@ -55,32 +71,36 @@ def look_in(evaluation: Evaluation, model: str) -> Look:
     if model == BEST_OF_N:
         return Look(PURPLE, "P", ":")
     if model == evaluation.control:
-        return dataclasses.replace(look_in(evaluation, evaluation.baseline), hollow=True)
+        baseline = look_in(evaluation, evaluation.baseline)
+        return dataclasses.replace(baseline, hollow=True)
     source = evaluation.source(model)
-    if model == BASE and source != baseline_of(evaluation.run):
+    is_baseline = source == baseline_of(evaluation.run)
+    if model == BASE and not is_baseline:
         return Look(GREY, "v")
     return look(evaluation.run, source)
 
 
 def _root(run: Run) -> str | None:
-    """The stage that the run begins with, where it starts from nothing."""
-    roots = [s.name for s in run.stages.values() if s.leaves == "policy" and "start" not in s.uses]
-    return roots[0] if roots else None
+    """The first policy that starts from nothing."""
+    for stage in run.stages.values():
+        if stage.leaves == "policy" and "start" not in stage.uses:
+            return stage.name
+    return None
 
 
 def _places(run: Run, source: str) -> list[str]:
     """Those that share a picture with `source` and have no look of their own: what is evaluated,
     then other policies; or the stages that leave the same thing.
     """
-    stage = run.stages.get(source)
-    if stage is not None and stage.leaves != "policy":
-        return [s.name for s in run.stages.values() if s.leaves == stage.leaves]
+    own = run.stages.get(source)
+    leaves = "policy" if own is None else own.leaves
     evaluated: list[str] = []
-    policies: list[str] = []
+    alike: list[str] = []
     for stage in run.stages.values():
-        if stage.leaves == "policy":
-            policies.append(stage.name)
-        elif stage.leaves == "findings":
+        if stage.leaves == leaves:
+            alike.append(stage.name)
+        if stage.leaves == "findings" and leaves == "policy":
             evaluated += stage.models.values()
     special = (_root(run), baseline_of(run))
-    return [name for name in dict.fromkeys([*evaluated, *policies]) if name not in special]
+    unique = dict.fromkeys([*evaluated, *alike])
+    return [name for name in unique if name not in special]

@@ -17,5 +17,11 @@ def build(folder: Path) -> Path:
         parts = sections(run)
     started = moment(run.about.get("started", "unknown"))
     path = folder / "report.html"
-    write_atomic(path, html.page(run.name, started, abstract(run), parts))
+    page = html.page(
+        name=run.name,
+        started=started,
+        abstract=abstract(run),
+        sections=parts,
+    )
+    write_atomic(path, page)
     return path

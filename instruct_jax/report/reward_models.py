@@ -8,27 +8,31 @@ from markupsafe import Markup
 from instruct_jax.report import html
 from instruct_jax.report.plots import reward_model
 from instruct_jax.report.run_data import Run, Stage
-from instruct_jax.report.text import number, percent
+from instruct_jax.text import number, percent
 
 ACCURACY = "accuracy_heldout_prompts"
+IN_ORDER = "pairs in the right order"
 
 
 def measured(run: Run) -> dict[str, dict[str, Any]]:
     """Finished reward model -> its output, with the agreement of the labelers it learned from."""
-    found = {}
+    models = {}
     for stage in run.stages.values():
         if stage.leaves == "scalar" and stage.output:
-            found[stage.name] = stage.output | {"labeler_agreement": _agreement(run, stage)}
-    return found
+            agreement = _agreement(run, stage)
+            models[stage.name] = stage.output | {"labeler_agreement": agreement}
+    return models
 
 
 def _agreement(run: Run, stage: Stage) -> float | None:
     """How often two labelers order a pair alike, in the rankings that a stage learned from."""
     for use in stage.uses.values():
-        if use in run.stages and "labeler_agreement" in run.stages[use].output:
-            return run.stages[use].output["labeler_agreement"]
-    of_summary = run.summary.get("reward_models", {}).get(stage.name, {})
-    return of_summary.get("labeler_agreement")
+        if use in run.stages:
+            output = run.stages[use].output
+            if "labeler_agreement" in output:
+                return output["labeler_agreement"]
+    models: dict[str, Any] = run.summary.get("reward_models", {})
+    return models.get(stage.name, {}).get("labeler_agreement")
 
 
 def against_people(run: Run) -> Iterator[Markup]:
@@ -40,15 +44,20 @@ def against_people(run: Run) -> Iterator[Markup]:
         reward_model.score_by_length(run, models),
     ]
     yield from html.figures(drawn)
-    header = ("labeler", "pairs in the right order")
     for name, model in models.items():
-        by_labeler: dict[str, float] = model.get("per_labeler") or {}
-        if by_labeler:
-            rows = [(labeler, percent(share, 1)) for labeler, share in by_labeler.items()]
-            yield html.folded(
-                f"{name}, by labeler",
-                [html.table(header, rows, f"Accuracy of {name} by labeler")],
-            )
+        rows = _shares(model.get("per_labeler", {}))
+        if rows:
+            caption = f"Accuracy of {name} by labeler"
+            table = html.table(("labeler", IN_ORDER), rows, caption)
+            yield html.folded(f"{name}, by labeler", [table])
+
+
+def _shares(shares: dict[str, float]) -> list[html.Row]:
+    """Rows of a table."""
+    rows = []
+    for name, share in shares.items():
+        rows.append((name, percent(share, 1)))
+    return rows
 
 
 def rankings(run: Run) -> Iterator[Markup]:
@@ -61,19 +70,29 @@ def rankings(run: Run) -> Iterator[Markup]:
             " other completion of the same prompt was ranked above."
         )
     for stage in ranked:
-        rows = []
-        for row in stage.output["lineage"]:
-            first = row["first"] / max(row["completions"], 1)
-            rows.append((str(row["round"]), row["model"], row["completions"], percent(first, 1)))
-        header = ("round", "model", "completions", "ranked first")
-        caption = f"{stage.name}: whose samples were ranked"
-        yield html.table(header, rows, caption, left=("model",))
+        yield _ranked_models(stage)
     for name, model in measured(run).items():
-        by_round: dict[str, float] = model.get("accuracy_by_round") or {}
-        if by_round:
-            rows = [(name, percent(accuracy, 1)) for name, accuracy in by_round.items()]
+        rows = _shares(model.get("accuracy_by_round", {}))
+        if len(rows) > 1:
             caption = f"{name} on held-out prompts of each round"
-            yield html.table(("round", "pairs in the right order"), rows, caption)
+            yield html.table(("round", IN_ORDER), rows, caption)
+
+
+def _ranked_models(stage: Stage) -> Markup:
+    rows = []
+    for row in stage.output["lineage"]:
+        completions = row["completions"]
+        first = row["first"] / max(completions, 1)
+        cells = (
+            str(row["round"]),
+            row["model"],
+            completions,
+            percent(first, 1),
+        )
+        rows.append(cells)
+    header = ("round", "model", "completions", "ranked first")
+    caption = f"{stage.name}: whose samples were ranked"
+    return html.table(header, rows, caption, left=("model",))
 
 
 def labeler_groups(run: Run) -> Iterator[Markup]:
@@ -84,7 +103,8 @@ def labeler_groups(run: Run) -> Iterator[Markup]:
 
 
 def _folds(stage: Stage) -> Iterator[Markup]:
-    within, across = (_mean_and_error(stage.output[part]) for part in ("within", "across"))
+    within = _mean_and_error(stage.output["within"])
+    across = _mean_and_error(stage.output["across"])
     yield html.paragraph(
         f"Reward models that each left out one group of labelers order {within} of held-out pairs"
         f" of people they learned from, and {across} of people they did not (mean and standard"
@@ -92,14 +112,21 @@ def _folds(stage: Stage) -> Iterator[Markup]:
     )
     rows = []
     for fold in stage.output["folds"]:
-        row = [", ".join(fold["labelers"])]
-        for part in ("within", "across"):
-            row += [percent(fold[part]["accuracy"], 1), fold[part]["pairs"]]
+        within, across = fold["within"], fold["across"]
+        row = (
+            ", ".join(fold["labelers"]),
+            percent(within["accuracy"], 1),
+            within["pairs"],
+            percent(across["accuracy"], 1),
+            across["pairs"],
+        )
         rows.append(row)
     header = ("left out", "other people", "pairs", "these people", "pairs ")
-    caption = f"{stage.name}: one reward model for each group, pairs in the right order"
+    caption = f"{stage.name}: one reward model for each group, {IN_ORDER}"
     yield html.table(header, rows, caption)
 
 
 def _mean_and_error(part: dict[str, float]) -> str:
-    return f"{percent(part['mean'], 1)} ± {number(100 * part['se'], 1)}"
+    mean = percent(part["mean"], 1)
+    error = number(100 * part["se"], 1)
+    return f"{mean} ± {error}"

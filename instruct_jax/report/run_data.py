@@ -45,23 +45,19 @@ class Stage:
         return self.done.get("output") or {}
 
     @property
+    def inputs(self) -> dict[str, Any]:
+        """What it was made from: settings, and hashes of data and of what it uses."""
+        return self.done.get("inputs") or {}
+
+    @property
     def models(self) -> dict[str, str]:
         """Of a stage that compares models: their names -> the stages that they are."""
-        return {
-            key.removeprefix("models."): use
-            for key, use in self.uses.items()
-            if key.startswith("models.")
-        }
+        return _under("models.", self.uses)
 
     @property
     def data(self) -> dict[str, str]:
         """Key of the data that it read -> hash."""
-        inputs: dict[str, str] = self.done.get("inputs") or {}
-        return {
-            key.removeprefix("data."): value
-            for key, value in inputs.items()
-            if key.startswith("data.")
-        }
+        return _under("data.", self.inputs)
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -91,11 +87,11 @@ class Run:
     @property
     def seconds(self) -> dict[str, float]:
         """By finished stage."""
-        return {
-            name: stage.done["seconds"]
-            for name, stage in self.stages.items()
-            if "seconds" in stage.done
-        }
+        seconds = {}
+        for name, stage in self.stages.items():
+            if "seconds" in stage.done:
+                seconds[name] = stage.done["seconds"]
+        return seconds
 
     def starts(self, name: str) -> list[str]:
         """What a stage started from, nearest first; the last one may be from outside the run."""
@@ -110,9 +106,10 @@ class Run:
 
     def by_kind(self) -> Iterator[tuple[str, list[Stage]]]:
         """The kinds in the order of their first stage, each with its stages."""
-        kinds = dict.fromkeys(stage.kind for stage in self.stages.values())
-        for kind in kinds:
-            yield kind, [stage for stage in self.stages.values() if stage.kind == kind]
+        kinds: dict[str, list[Stage]] = {}
+        for stage in self.stages.values():
+            kinds.setdefault(stage.kind, []).append(stage)
+        yield from kinds.items()
 
 
 def read_run(folder: Path) -> Run:
@@ -148,6 +145,15 @@ def _stage(folder: Path, entry: Mapping[str, Any], settings: dict[str, Any] | No
         phases=_lines(folder / "phases.jsonl"),
         evaluation=_json(folder / "evaluation.json"),
     )
+
+
+def _under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values whose keys begin with the prefix, by the rest of the key."""
+    found = {}
+    for key, value in values.items():
+        if key.startswith(prefix):
+            found[key.removeprefix(prefix)] = value
+    return found
 
 
 def _settings(text: str) -> dict[str, Any]:

@@ -2,24 +2,38 @@
 run is left out.
 """
 
+import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from markupsafe import Markup
 
 from instruct_jax.report import html, lineage, reward_models
-from instruct_jax.report.evaluations import BEST_OF_N, Evaluation, evaluations
-from instruct_jax.report.findings import control_holds, findings
+from instruct_jax.report.evaluations import BEST_OF_N, Evaluation, Numbers, evaluations
+from instruct_jax.report.findings import Finding, findings, strongest_untuned
 from instruct_jax.report.plots import evaluation as evaluation_plots
 from instruct_jax.report.plots import over_optimization, training
+from instruct_jax.report.plots.evaluation import models_of
+from instruct_jax.report.plots.style import Picture
 from instruct_jax.report.reward_models import ACCURACY, measured
 from instruct_jax.report.run_data import Run, Stage
-from instruct_jax.report.text import count, duration, listed, number, percent, prompt_text, rate
+from instruct_jax.report.text import count, duration, listed, prompt_text
+from instruct_jax.text import number, percent
 
 SAMPLES_OPEN = 6  # prompts; the others are folded
-PHASES = ("rollout", "experience", "update", "tokens_per_second")
+ACCURACY_FACTS = {
+    "held-out prompts": ACCURACY,
+    "held-out labelers": "accuracy_heldout_labelers",
+    "preferring the longer reply": "accuracy_longer",
+    "labelers with each other": "labeler_agreement",
+}
+PHASES = {  # of phases.jsonl -> column of the table
+    "rollout": "rollout, s",
+    "experience": "experience, s",
+    "update": "update, s",
+    "tokens_per_second": "sampled tokens/s",
+}
 Part = Iterator[Markup]
 
 
@@ -35,78 +49,97 @@ def sections(run: Run) -> list[tuple[str, str, Markup]]:
 
 def abstract(run: Run) -> str:
     """The run in one paragraph of plain words."""
-    finished = [name for name, stage in run.stages.items() if stage.done]
-    missing = [name for name, stage in run.stages.items() if not stage.done]
-    sentences = []
+    finished, missing = [], []
+    for stage in run.stages.values():
+        part = finished if stage.done else missing
+        part.append(stage.name)
+    sentences = ["This run has not finished a stage yet."]
     if finished:
-        sentences.append(f"This run went through {listed(finished)}.")
-    else:
-        sentences.append("This run has not finished a stage yet.")
+        sentences = [f"This run went through {listed(finished)}."]
     if missing:
         sentences.append(f"Not finished: {listed(missing)}.")
     measurements = evaluations(run)
     for evaluation in measurements:
         prefix = f"{evaluation.name}: " if len(measurements) > 1 else ""
-        sentences += [prefix + sentence for sentence in _preferences(evaluation)]
+        for sentence in _preferences(evaluation):
+            sentences.append(prefix + sentence)
     if not any(evaluation.wins for evaluation in measurements):
         sentences += _what_was_learned(run)
     sentences += _reward_accuracy(run)
     if run.seconds:
         hardware = run.summary.get("hardware")
-        on = f" on {hardware}" if hardware else ""
-        sentences.append(f"All of it took {duration(sum(run.seconds.values()))}{on}.")
+        where = f" on {hardware}" if hardware else ""
+        total = duration(sum(run.seconds.values()))
+        sentences.append(f"All of it took {total}{where}.")
     return " ".join(sentences)
 
 
 def _preferences(evaluation: Evaluation) -> Iterator[str]:
-    wins, baseline = evaluation.wins, evaluation.baseline
+    wins = evaluation.wins
+    baseline = evaluation.baseline
     models = [model for model in (BEST_OF_N, *evaluation.ours) if model in wins]
-    models.sort(key=lambda model: -wins[model]["mean"])
+    models.sort(key=lambda model: wins[model].mean, reverse=True)
     if models:
         judge = "the reward model" if evaluation.judged_by_reward_model else "the gold score"
-        shares = [f"{evaluation.spoken(m)} {percent(wins[m]['mean'])}" for m in models]
-        prompts = count(wins[models[0]]["n"], "held-out prompt")
+        shares = []
+        for model in models:
+            share = percent(wins[model].mean)
+            shares.append(f"{evaluation.spoken(model)} {share}")
+        prompts = count(wins[models[0]].n, "held-out prompt")
         yield f"Preferred to {baseline} on {prompts}, judged by {judge}: {listed(shares)}."
     control = wins.get(evaluation.control)
-    if control and not control_holds(control):
-        share = percent(control["mean"])
+    if control and not control.is_even:
+        share = percent(control.mean)
         yield f"Beware: {baseline} against other samples of itself wins {share} and not about half."
-    if evaluation.untuned:
-        strongest = max(evaluation.untuned, key=lambda model: wins[model]["mean"])
-        share = percent(wins[strongest]["mean"])
-        yield f"The best untuned model, {evaluation.spoken(strongest)}, is preferred on {share}."
+    strongest = strongest_untuned(evaluation)
+    if strongest:
+        name = evaluation.spoken(strongest)
+        share = percent(wins[strongest].mean)
+        yield f"The best untuned model, {name}, is preferred on {share}."
 
 
 def _what_was_learned(run: Run) -> Iterator[str]:
     for stage in run.stages.values():
-        row = _first_curve(stage)
-        if row:
-            title, label, _, begin, end = row
-            unit = f" {label}" if label else ""
-            yield (f"{title} of {stage.name}: from {number(begin)} to {number(end)}{unit}.")
+        learned = _learned(stage)
+        if learned:
+            unit = f" {learned.unit}" if learned.unit else ""
+            begin, end = number(learned.begin), number(learned.end)
+            yield f"{learned.title} of {stage.name}: from {begin} to {end}{unit}."
 
 
 def _reward_accuracy(run: Run) -> Iterator[str]:
     models = measured(run)
     for name, scores in models.items():
-        accuracy, agreement = scores.get(ACCURACY), scores.get("labeler_agreement")
+        accuracy = scores.get(ACCURACY)
+        agreement = scores.get("labeler_agreement")
         if accuracy is None:
             continue
         called = "The reward model" if len(models) == 1 else name
-        sentence = f"{called} orders {percent(accuracy)} of held-out pairs as the labelers do"
+        people = "as the labelers do"
         if agreement is not None:
-            sentence += f", who agree with each other on {percent(agreement)}"
-        yield f"{sentence}."
+            people += f", who agree with each other on {percent(agreement)}"
+        yield f"{called} orders {percent(accuracy)} of held-out pairs {people}."
 
 
-def _first_curve(stage: Stage) -> tuple[str, str, int, float, float] | None:
-    """Title, unit, steps, and the mean over the first and last tenth of its first curve."""
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """The first curve of a stage."""
+
+    title: str
+    unit: str
+    steps: int
+    begin: float  # mean over the first tenth of the steps
+    end: float  # and over the last
+
+
+def _learned(stage: Stage) -> Learned | None:
     for curve in stage.curves:
         steps, values = stage.series(curve.metric)
         if steps:
             tenth = max(len(values) // 10, 1)
-            begin, end = statistics.fmean(values[:tenth]), statistics.fmean(values[-tenth:])
-            return curve.title, curve.label, steps[-1], begin, end
+            begin = statistics.fmean(values[:tenth])
+            end = statistics.fmean(values[-tenth:])
+            return Learned(curve.title, curve.label, steps[-1], begin, end)
     return None
 
 
@@ -127,14 +160,21 @@ def _each(part: Callable[[Evaluation], Part]) -> Callable[[Run], Part]:
 
 
 def key_numbers(run: Run) -> Part:
-    yield from _each(_models)(run)
+    for evaluation in evaluations(run):
+        yield from _models(evaluation)
     rows = []
     for stage in run.stages.values():
-        row = _first_curve(stage)
-        if row:
-            title, label, steps, begin, end = row
-            curve = f"{title}, {label}" if label else title
-            rows.append((stage.name, curve, f"{steps:,}", begin, end))
+        learned = _learned(stage)
+        if learned:
+            curve = f"{learned.title}, {learned.unit}" if learned.unit else learned.title
+            row = (
+                stage.name,
+                curve,
+                f"{learned.steps:,}",
+                learned.begin,
+                learned.end,
+            )
+            rows.append(row)
     if rows:
         header = ("stage", "curve", "steps", "start", "end")
         caption = "Training, means over the first and the last tenth of the steps"
@@ -145,48 +185,54 @@ def key_numbers(run: Run) -> Part:
 
 
 def _models(evaluation: Evaluation) -> Part:
-    wins, gold = evaluation.wins, evaluation.scores
-    kl, nll = evaluation.table("kl"), evaluation.table("pretrain_nll")
-    rows = []
-    for model in evaluation.ordered([*wins, *gold, *kl, *nll]):
-        win = rate(wins[model]).replace(", 95\u00a0% interval", " ·") if model in wins else "–"
-        loss = number(nll.get(model), 3)
-        rows.append((evaluation.shown(model), win, gold.get(model), kl.get(model), loss))
-    if not rows:
-        return
-    header, filled = html.without_empty(
-        (
-            "model",
-            f"wins against {evaluation.baseline} · 95 % interval",
-            evaluation.score_name,
-            f"KL to {evaluation.baseline}, nats",
-            "pretraining loss",
-        ),
-        rows,
+    columns = (
+        evaluation.wins,
+        evaluation.scores,
+        evaluation.table("kl"),
+        evaluation.table("pretrain_nll"),
     )
-    caption = "Models, at the first temperature of the evaluation"
-    yield html.table(header, filled, caption, left=[name for name in header if "wins" in name])
+    wins, scores, kl, nll = columns
+    rows = []
+    for model in models_of(evaluation, columns):
+        win = wins.get(model)
+        row = (
+            evaluation.shown(model),
+            f"{number(win.mean)} · {win.interval}" if win else "–",
+            scores.get(model),
+            kl.get(model),
+            number(nll.get(model), 3),
+        )
+        rows.append(row)
+    won = f"wins against {evaluation.baseline} · 95 % interval"
+    header = (
+        "model",
+        won,
+        evaluation.score_name,
+        f"KL to {evaluation.baseline}, nats",
+        "pretraining loss",
+    )
+    caption = f"{evaluation.name}: models at the first temperature"
+    if rows:
+        header, rows = html.without_empty(header, rows)
+        yield html.table(header, rows, caption, left=(won,))
 
 
 def _facts(run: Run) -> dict[str, str]:
-    models = measured(run)
+    """Those that the run knows."""
     facts = {}
-    for name, scores in models.items():
-        facts |= {
-            f"{name}, held-out prompts": percent(scores.get(ACCURACY), 1),
-            f"{name}, held-out labelers": percent(scores.get("accuracy_heldout_labelers"), 1),
-            f"{name}: preferring the longer reply": percent(scores.get("accuracy_longer"), 1),
-            f"{name}: labelers with each other": percent(scores.get("labeler_agreement"), 1),
-        }
+    for name, scores in measured(run).items():
+        for text, key in ACCURACY_FACTS.items():
+            facts[f"{name}: {text}"] = percent(scores.get(key), 1)
     for stage in run.stages.values():
         probes: dict[str, float] = stage.output.get("copy_probes") or {}
         for probe, share in probes.items():
-            facts[f"{stage.name}, copy probes, {probe}"] = percent(share)
+            facts[f"{stage.name}: copy probes, {probe}"] = percent(share)
     summary = run.summary
+    total = duration(sum(run.seconds.values())) if run.seconds else "–"
     facts |= {
         "compiled after warm-up": number(summary.get("recompiles_after_warmup"), 0),
         "peak memory": number(summary.get("peak_memory_gib"), 1) + " GiB",
-        "time": duration(sum(run.seconds.values())) if run.seconds else "–",
+        "time": total,
         "hardware": str(summary.get("hardware") or "–"),
         "seed": str(summary.get("seed", "–")),
     }
@@ -195,23 +241,25 @@ def _facts(run: Run) -> dict[str, str]:
 
 def what_held(run: Run) -> Part:
     found = findings(run)
-    for kind, verdict, wanted in (
-        ("missed", "✗ {}: does not hold", False),
-        ("held", "✓ {}: holds", True),
-    ):
-        texts = []
-        for finding in found:
-            if finding.held is wanted:
-                of = f"{finding.evaluation}: " if finding.evaluation else ""
-                texts.append(of + finding.text)
-        if texts:
-            title = verdict.format(f"{len(texts)} of {len(found)}")
-            yield html.verdicts(title, kind, texts)
+    yield from _verdicts(found, "missed", "✗ {} of {}: does not hold")
+    yield from _verdicts(found, "held", "✓ {} of {}: holds")
+
+
+def _verdicts(found: Sequence[Finding], kind: str, title: str) -> Part:
+    texts = []
+    for finding in found:
+        if finding.held == (kind == "held"):
+            prefix = f"{finding.evaluation}: " if finding.evaluation else ""
+            texts.append(prefix + finding.text)
+    if texts:
+        counted = title.format(len(texts), len(found))
+        yield html.verdicts(counted, kind, texts)
 
 
 def preference(evaluation: Evaluation) -> Part:
-    drawn = [evaluation_plots.win_rates(evaluation), evaluation_plots.use_cases(evaluation)]
-    pictures = html.figures(drawn)
+    win_rates = evaluation_plots.win_rates(evaluation)
+    use_cases = evaluation_plots.use_cases(evaluation)
+    pictures = html.figures([win_rates, use_cases])
     if not pictures:
         return
     baseline = evaluation.baseline
@@ -222,8 +270,7 @@ def preference(evaluation: Evaluation) -> Part:
     )
     if evaluation.judged_by_reward_model:
         text = (
-            "There is no gold score here, so a reward model judges: it favors what was trained on"
-            " it."
+            "There is no gold score here: a reward model judges, and favors what learned from it."
         )
         yield html.paragraph(text, "missed")
     yield from pictures
@@ -233,28 +280,32 @@ def preference(evaluation: Evaluation) -> Part:
 
 
 def _against_others(evaluation: Evaluation) -> Part:
-    against: dict[str, dict[str, Any]] = evaluation.table("win_rate_vs")
-    names: list[str] = []
-    for wins in against.values():
-        names.extend(wins)
+    against = evaluation.wins_against_others
     rows = []
-    for model in evaluation.ordered(names):
-        cells = [rate(wins[model]) if model in wins else "–" for wins in against.values()]
-        rows.append([evaluation.shown(model), *cells])
+    for model in models_of(evaluation, against.values()):
+        row = [evaluation.shown(model)]
+        for wins in against.values():
+            row.append(str(wins.get(model, "–")))
+        rows.append(row)
     if rows:
-        header = ("model", *(f"against {evaluation.shown(other)}" for other in against))
+        header = ("model", *(f"against {other}" for other in against))
         caption = "Wins against models from outside this run, at the first temperature"
         yield html.table(header, rows, caption, left=header[1:])
 
 
 def _win_table(evaluation: Evaluation) -> Part:
-    scores: dict[str, dict[str, float]] = evaluation.table("gold_score")
     rows = []
     for temperature, wins in evaluation.win_rates.items():
-        means = scores.get(temperature, {})
+        means: dict[str, float] = evaluation.table("gold_score").get(temperature, {})
         for model in evaluation.ordered(wins):
-            name = f"{evaluation.shown(model)}, temperature {temperature}"
-            rows.append((name, rate(wins[model]), wins[model]["n"], means.get(model)))
+            win = wins[model]
+            row = (
+                f"{evaluation.shown(model)}, temperature {temperature}",
+                str(win),
+                win.n,
+                means.get(model),
+            )
+            rows.append(row)
     if rows:
         header = ("model", "wins", "prompts", "mean score")
         table = html.table(header, rows, "Win rates and mean scores", left=("wins",))
@@ -262,27 +313,28 @@ def _win_table(evaluation: Evaluation) -> Part:
 
 
 def _case_table(evaluation: Evaluation) -> Part:
-    cases: dict[str, dict[str, Any]] = evaluation.table("by_use_case")
-    models = evaluation_plots.models_of(evaluation, cases)
+    means = evaluation_plots.means_by_case(evaluation)
+    models = models_of(evaluation, means.values())
     rows = []
-    for case, scores in cases.items():
-        prompts = max((score["n"] for score in scores.values()), default=0)
-        means = [scores.get(model, {}).get("mean") for model in models]
-        rows.append([case.replace("_", " "), prompts, *means])
+    for case, scores in evaluation.table("by_use_case").items():
+        prompts = [score["n"] for score in scores.values()]
+        row = (
+            case.replace("_", " "),
+            max(prompts, default=0),
+            *(means[case].get(model) for model in models),
+        )
+        rows.append(row)
     if rows:
-        header = ["use case", "prompts", *map(evaluation.shown, models)]
+        header = ("use case", "prompts", *map(evaluation.shown, models))
         table = html.table(header, rows, "Mean score by use case")
         yield html.folded("The numbers: use cases", [table])
 
 
 def optimization(run: Run) -> Part:
-    drawn = list(training.frontiers(run))
+    drawn: list[Picture | None] = [*training.frontiers(run)]
     for evaluation in evaluations(run):
-        pictures = (
-            evaluation_plots.best_of_n(evaluation),
-            over_optimization.over_optimization(evaluation),
-        )
-        drawn += [picture for picture in pictures if picture]
+        drawn.append(evaluation_plots.best_of_n(evaluation))
+        drawn.append(over_optimization.over_optimization(evaluation))
     yield from html.figures(drawn)
 
 
@@ -298,53 +350,51 @@ def tax(evaluation: Evaluation) -> Part:
 
 def reply_style(evaluation: Evaluation) -> Part:
     yield from html.figures(evaluation_plots.reply_style(evaluation))
-    counted: dict[str, dict[str, float]] = evaluation.table("style")
+    style = evaluation.table("style")
     rows = []
-    for model in evaluation.ordered(counted):
-        style = counted[model]
-        rows.append(
-            (
-                evaluation.shown(model),
-                percent(style.get("rude"), 1),
-                style.get("fluff"),
-                number(style.get("length"), 1),
-                percent(style.get("ended"), 1),
-            )
+    for model in evaluation.ordered(style):
+        counted = style[model]
+        row = (
+            evaluation.shown(model),
+            percent(counted.get("rude"), 1),
+            counted.get("fluff"),
+            number(counted.get("length"), 1),
+            percent(counted.get("ended"), 1),
         )
+        rows.append(row)
     if rows:
-        header, filled = html.without_empty(
-            ("model", "with a rude word", "empty phrases", "tokens", "ended"), rows
-        )
-        yield html.folded("The numbers", [html.table(header, filled, "Style of the replies")])
+        header = ("model", "with a rude word", "empty phrases", "tokens", "ended")
+        header, rows = html.without_empty(header, rows)
+        table = html.table(header, rows, "Style of the replies")
+        yield html.folded("The numbers", [table])
 
 
 def samples(evaluation: Evaluation) -> Part:
-    shown: list[dict[str, Any]] = evaluation.numbers.get("samples") or []
-    if not shown:
+    cards = [_card(evaluation, sample) for sample in evaluation.samples]
+    if not cards:
         return
     yield html.paragraph(
         "The first prompts of each use case, chosen by position and not by how well any model did."
     )
-    cards = [_card(evaluation, sample) for sample in shown]
     yield from cards[:SAMPLES_OPEN]
     rest = cards[SAMPLES_OPEN:]
     if rest:
         yield html.folded(count(len(rest), "more prompt"), rest)
 
 
-def _card(evaluation: Evaluation, sample: dict[str, Any]) -> Markup:
-    completions: dict[str, dict[str, Any]] = sample["completions"]
+def _card(evaluation: Evaluation, sample: Numbers) -> Markup:
     replies = []
-    for model in evaluation.ordered(completions):
-        reply = completions[model]
-        scores = [
-            f"{name} {number(reply[name])}"
-            for name in ("gold", "reward")
-            if reply.get(name) is not None
-        ]
-        replies.append((evaluation.shown(model), reply["text"], " · ".join(scores)))
-    case = str(sample.get("use_case", "all")).replace("_", " ")
-    return html.sample(case, prompt_text(sample["prompt"]), replies)
+    for model in evaluation.ordered(sample["completions"]):
+        reply = sample["completions"][model]
+        scores = []
+        for name in ("gold", "reward"):
+            if reply.get(name) is not None:
+                scores.append(f"{name} {number(reply[name])}")
+        shown = evaluation.shown(model)
+        replies.append((shown, reply["text"], " · ".join(scores)))
+    case = str(sample.get("use_case", "all"))
+    prompt = prompt_text(sample["prompt"])
+    return html.sample(case.replace("_", " "), prompt, replies)
 
 
 def training_curves(run: Run) -> Part:
@@ -374,9 +424,10 @@ def stage_details(run: Run) -> Part:
     rows = []
     for stage in run.stages.values():
         if stage.phases:
-            rows.append((stage.name, *(_median(stage, phase) for phase in PHASES)))
+            medians = [_median(stage, phase) for phase in PHASES]
+            rows.append([stage.name, *medians])
     if rows:
-        header = ("stage", "rollout, s", "experience, s", "update, s", "sampled tokens/s")
+        header = ("stage", *PHASES.values())
         yield html.table(header, rows, "Phases of a step, medians")
 
 
@@ -386,17 +437,15 @@ def _median(stage: Stage, phase: str) -> float:
 
 
 def provenance(run: Run) -> Part:
-    versions = {
-        key: run.about[key]
-        for key in ("command", "started", "commit", "python")
-        if key in run.about
-    }
-    versions |= run.about.get("versions", {})
-    if versions:
-        rows = [
-            (name, " ".join(value) if isinstance(value, list) else str(value))
-            for name, value in versions.items()
-        ]
+    rows = []
+    for key in ("command", "started", "commit", "python"):
+        value = run.about.get(key)
+        if value is not None:
+            text = " ".join(value) if isinstance(value, list) else str(value)
+            rows.append((key, text))
+    versions: dict[str, str] = run.about.get("versions", {})
+    rows += versions.items()
+    if rows:
         yield html.table(("", "version"), rows, "Command, commit and versions", left=("version",))
     else:
         yield html.absent("run.json, which names the versions")

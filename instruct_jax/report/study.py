@@ -15,14 +15,21 @@ from instruct_jax.report import html
 from instruct_jax.report.evaluations import Evaluation, evaluations
 from instruct_jax.report.looks import numbered
 from instruct_jax.report.plots import style
+from instruct_jax.report.plots.evaluation import models_of
 from instruct_jax.report.plots.over_optimization import Line, picture
 from instruct_jax.report.plots.style import Picture
 from instruct_jax.report.run_data import Run, read_run
-from instruct_jax.report.text import listed, moment, number
+from instruct_jax.report.text import listed, moment
 from instruct_jax.runtime.folders import write_atomic
+from instruct_jax.text import number
 
 Row = dict[str, float]
-Arms = dict[str, dict[int, Run]]  # arm -> seed -> what its run left
+Checkpoints = list[Row]  # of a policy through its kept checkpoints
+Seeds = dict[int, Run]  # what the run of each seed left
+Arms = dict[str, Seeds]
+
+# number of a model -> its digits in the table
+MEANS = {"win_rate": 2, "gold": 2, "kl": 2, "nll": 3}
 
 
 class ArmRun(Protocol):
@@ -42,24 +49,29 @@ def build_study(out: Path, runs: Sequence[ArmRun]) -> Path:
     """
     arms: Arms = {}
     for run in runs:
-        arms.setdefault(run.arm, {})[run.seed] = read_run(run.folder)
-    write_atomic(out / "summary.json", json.dumps(summary(arms), indent=1) + "\n")
+        seeds = arms.setdefault(run.arm, {})
+        seeds[run.seed] = read_run(run.folder)
+    numbers = json.dumps(summary(arms), indent=1)
+    write_atomic(out / "summary.json", numbers + "\n")
     with style.styled():
-        sections = [
-            (
-                "over-optimization",
-                "Reward, the judge's score, and KL",
-                html.joined(over_optimization(arms)),
-            ),
-            ("models", "Every model of every arm", html.joined(models(arms))),
-        ]
+        climbed = html.joined(over_optimization(arms))
+        compared = html.joined(models(arms))
         drawn = over_optimization_picture(arms)
         if drawn:
             style.write_png(drawn, out / f"{drawn.name}.png")
-    abstract = f"A study of {listed(list(arms))}, each over the seeds {listed(_seeds(arms))}."
-    write_atomic(
-        out / "study.html", html.page(out.resolve().name, _started(arms), abstract, sections)
+    sections = [
+        ("over-optimization", "Reward, the judge's score, and KL", climbed),
+        ("models", "Every model of every arm", compared),
+    ]
+    names = listed(list(arms))
+    seeds = listed(_seeds(arms))
+    page = html.page(
+        name=out.resolve().name,
+        started=_started(arms),
+        abstract=f"A study of {names}, each over the seeds {seeds}.",
+        sections=sections,
     )
+    write_atomic(out / "study.html", page)
     return out / "study.html"
 
 
@@ -72,15 +84,28 @@ def _seeds(arms: Arms) -> list[str]:
 
 def _started(arms: Arms) -> str:
     """When the first run began."""
-    times: list[str] = []
+    times = []
     for runs in arms.values():
-        times += [str(run.about["started"]) for run in runs.values() if "started" in run.about]
+        for run in runs.values():
+            if "started" in run.about:
+                times.append(str(run.about["started"]))
     return moment(min(times, default="unknown"))
 
 
 def _evaluation(run: Run) -> Evaluation | None:
     measured = evaluations(run)
     return measured[0] if measured else None
+
+
+def _evaluations(arms: Arms) -> list[Evaluation]:
+    """Those of all runs that have one."""
+    found = []
+    for runs in arms.values():
+        for run in runs.values():
+            evaluation = _evaluation(run)
+            if evaluation:
+                found.append(evaluation)
+    return found
 
 
 def summary(arms: Arms) -> dict[str, Any]:
@@ -93,8 +118,7 @@ def summary(arms: Arms) -> dict[str, Any]:
         for seed, run in runs.items():
             for model, row in _models(run).items():
                 by_model.setdefault(model, {})[seed] = row
-        paths = {name: mean_path(path) for name, path in _paths(runs).items()}
-        found[arm] = {"models": by_model, "path": paths}
+        found[arm] = {"models": by_model, "path": _mean_paths(runs)}
     return found
 
 
@@ -108,15 +132,12 @@ def _models(run: Run) -> dict[str, Row]:
         "kl": evaluation.table("kl"),
         "nll": evaluation.table("pretrain_nll"),
     }
-    names = list(evaluation.wins)
-    for column in columns.values():
-        names.extend(column)
     rows: dict[str, Row] = {}
-    for model in evaluation.ordered(names):
+    for model in models_of(evaluation, [evaluation.wins, *columns.values()]):
         row: Row = {}
-        if model in evaluation.wins:
-            win = evaluation.wins[model]
-            row = {"win_rate": win["mean"], "low": win["ci95"][0], "high": win["ci95"][1]}
+        win = evaluation.wins.get(model)
+        if win:
+            row = {"win_rate": win.mean, "low": win.low, "high": win.high}
         for key, column in columns.items():
             if model in column:
                 row[key] = column[model]
@@ -124,37 +145,48 @@ def _models(run: Run) -> dict[str, Row]:
     return rows
 
 
-def _paths(runs: dict[int, Run]) -> dict[str, list[list[Row]]]:
-    """Policy with kept checkpoints -> the path of each seed."""
-    found: dict[str, list[list[Row]]] = {}
+def _mean_paths(runs: Seeds) -> dict[str, Checkpoints]:
+    """Policy with kept checkpoints -> the mean of its paths over the seeds."""
+    paths: dict[str, list[Checkpoints]] = {}
     for run in runs.values():
         evaluation = _evaluation(run)
-        if evaluation is not None:
-            for name, rows in evaluation.table("over_optimization").items():
-                found.setdefault(name, []).append(rows)
-    return found
+        if evaluation:
+            for policy, rows in evaluation.table("over_optimization").items():
+                paths.setdefault(policy, []).append(rows)
+    return {policy: mean_path(of_seeds) for policy, of_seeds in paths.items()}
 
 
-def mean_path(paths: Sequence[Sequence[Row]]) -> list[Row]:
+def mean_path(paths: Sequence[Checkpoints]) -> Checkpoints:
     """Means over seeds at the steps that all paths have, with the standard error over seeds (over
     prompts where there is one seed).
     """
-    by_step = [{row["step"]: row for row in path} for path in paths]
+    by_step = []
+    for path in paths:
+        by_step.append({row["step"]: row for row in path})
     steps = set(by_step[0]).intersection(*by_step[1:])
-    rows = []
+    means = []
     for step in sorted(steps):
-        at_step = [path[step] for path in by_step]
-        mean_row = {"step": step, "kl": float(np.mean([row["kl"] for row in at_step]))}
-        for key in ("reward", "gold"):
-            values = np.array([row[key] for row in at_step])
-            if len(values) > 1:
-                error = values.std(ddof=1) / len(values) ** 0.5
-            else:
-                error = at_step[0][f"{key}_se"]
-            mean_row[key] = float(values.mean())
-            mean_row[f"{key}_se"] = float(error)
-        rows.append(mean_row)
-    return rows
+        rows = [path[step] for path in by_step]
+        means.append(_mean_row(rows))
+    return means
+
+
+def _mean_row(rows: Sequence[Row]) -> Row:
+    """`rows`: the same step of each seed."""
+    first = rows[0]
+    mean = {"step": first["step"], "kl": _mean(rows, "kl")}
+    for key in ("reward", "gold"):
+        mean[key] = _mean(rows, key)
+        error = first[f"{key}_se"]
+        if len(rows) > 1:
+            spread = np.std([row[key] for row in rows], ddof=1)
+            error = float(spread / len(rows) ** 0.5)
+        mean[f"{key}_se"] = error
+    return mean
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
 
 
 def over_optimization(arms: Arms) -> Iterator[Markup]:
@@ -169,40 +201,43 @@ def over_optimization(arms: Arms) -> Iterator[Markup]:
     )
     yield from html.figures([drawn])
     rows = []
-    for name, path in _mean_paths(arms).items():
-        for row in path:
-            error = number(row["gold_se"], 3)
-            rows.append((name, int(row["step"]), row["kl"], row["reward"], row["gold"], error))
+    for line in _lines(arms):
+        for point in line.rows:
+            row = (
+                line.name,
+                int(point["step"]),
+                point["kl"],
+                point["reward"],
+                point["gold"],
+                number(point["gold_se"], 3),
+            )
+            rows.append(row)
     header = ("arm", "step", "KL, nats", "reward", "score", "standard error")
     table = html.table(header, rows, "Means over seeds at the kept checkpoints")
     yield html.folded("The numbers", [table])
 
 
-def _mean_paths(arms: Arms) -> dict[str, list[Row]]:
-    """Arm, or arm and policy where it has several -> the mean over its seeds."""
-    found = {}
+def _lines(arms: Arms) -> list[Line]:
+    """One for each arm, or for each policy of an arm that has several."""
+    lines: list[Line] = []
     for arm, runs in arms.items():
-        by_policy = _paths(runs)
-        for policy, paths in by_policy.items():
-            name = arm if len(by_policy) == 1 else f"{arm}, {policy}"
-            found[name] = mean_path(paths)
-    return found
+        paths = _mean_paths(runs)
+        for policy, path in paths.items():
+            name = arm if len(paths) == 1 else f"{arm}, {policy}"
+            if path:
+                lines.append(Line(name, numbered(len(lines)), path))
+    return lines
 
 
 def over_optimization_picture(arms: Arms) -> Picture | None:
     """The arms on one pair of panels, and best-of-n, all as means over seeds."""
-    lines: dict[str, Line] = {}
-    for name, path in _mean_paths(arms).items():
-        if path:
-            lines[name] = (numbered(len(lines)), path)
+    lines = _lines(arms)
     if not lines:
         return None
-    measured: list[Evaluation] = []
-    for runs in arms.values():
-        every = [_evaluation(run) for run in runs.values()]
-        measured += [evaluation for evaluation in every if evaluation is not None]
-    judged = any(evaluation.judged_by_reward_model for evaluation in measured)
-    score_name = "reward-model score" if judged else "gold score"
+    measured = _evaluations(arms)
+    score_name = "gold score"
+    if any(evaluation.judged_by_reward_model for evaluation in measured):
+        score_name = "reward-model score"
     baselines = {evaluation.baseline for evaluation in measured}
     baseline = baselines.pop() if len(baselines) == 1 else "the baseline"
     points = _mean_best_of_n(measured)
@@ -213,52 +248,53 @@ def _mean_best_of_n(measured: Sequence[Evaluation]) -> list[Row]:
     """KL, reward and score at each n, means over all evaluations."""
     by_n: dict[int, list[Row]] = {}
     for evaluation in measured:
-        for point in evaluation.numbers.get("best_of_n") or []:
+        for point in evaluation.best_of_n:
             by_n.setdefault(point["n"], []).append(point)
     means = []
-    for _, points in sorted(by_n.items()):
-        row = {key: float(np.mean([p[key] for p in points])) for key in ("kl", "reward", "gold")}
-        means.append(row)
+    for n in sorted(by_n):
+        points = by_n[n]
+        means.append({key: _mean(points, key) for key in ("kl", "reward", "gold")})
     return means
 
 
 def models(arms: Arms) -> Iterator[Markup]:
     for arm, runs in arms.items():
-        by_seed = {seed: _models(run) for seed, run in sorted(runs.items())}
-        by_seed = {seed: rows for seed, rows in by_seed.items() if rows}
-        if not by_seed:
+        measured = _evaluations({arm: runs})
+        if measured:
+            yield _table(arm, runs, measured[0])
+        else:
             yield html.absent(f"an evaluation of the arm {arm}")
-            continue
-        names: dict[str, None] = {}
-        for rows in by_seed.values():
-            names |= dict.fromkeys(rows)
-        shown = next(filter(None, map(_evaluation, runs.values()))).shown
-        table = [
-            _model_row(shown(name), [rows.get(name, {}) for rows in by_seed.values()])
-            for name in names
-        ]
-        wins = [f"wins, seed {seed}" for seed in by_seed]
-        header, filled = html.without_empty(
-            ("model", *wins, "wins", "score", "KL to the baseline, nats", "pretraining loss"), table
-        )
-        caption = (
-            f"{arm}: wins against the baseline of the same run, with 95 % intervals; means over"
-            " seeds"
-        )
-        yield html.table(header, filled, caption)
 
 
-def _model_row(name: str, of_seeds: Sequence[Row]) -> list[Any]:
-    """Name, wins of each seed, and means over the seeds."""
-    means = {}
-    for key in ("win_rate", "gold", "kl", "nll"):
-        values = [row[key] for row in of_seeds if key in row]
-        means[key] = float(np.mean(values)) if values else None
-    wins = [_rate(row) for row in of_seeds]
-    return [name, *wins, means["win_rate"], means["gold"], means["kl"], number(means["nll"], 3)]
+def _table(arm: str, runs: Seeds, first: Evaluation) -> Markup:
+    """`first`: the evaluation that names and orders the models."""
+    by_seed = {}
+    for seed in sorted(runs):
+        numbers = _models(runs[seed])
+        if numbers:
+            by_seed[seed] = numbers
+    rows = []
+    for model in models_of(first, by_seed.values()):
+        of_seeds = [numbers.get(model, {}) for numbers in by_seed.values()]
+        row = [first.shown(model)]
+        row += [_rate(numbers) for numbers in of_seeds]
+        for key, digits in MEANS.items():
+            known = [numbers for numbers in of_seeds if key in numbers]
+            row.append(number(_mean(known, key), digits) if known else "–")
+        rows.append(row)
+    seeds = [f"wins, seed {seed}" for seed in by_seed]
+    header = ("model", *seeds, "wins", "score", "KL to the baseline, nats", "pretraining loss")
+    header, rows = html.without_empty(header, rows)
+    caption = (
+        f"{arm}: wins against the baseline of the same run, with 95 % intervals; means over seeds"
+    )
+    return html.table(header, rows, caption)
 
 
 def _rate(row: Row) -> str:
     if "win_rate" not in row:
         return "–"
-    return f"{number(row['win_rate'])} ({number(row['low'])} to {number(row['high'])})"
+    mean = number(row["win_rate"])
+    low = number(row["low"])
+    high = number(row["high"])
+    return f"{mean} ({low} to {high})"

@@ -1,26 +1,9 @@
-"""Text that people read: numbers, lists, and model output made harmless."""
+"""Text of a report: numbers and lists in sentences, and model output made harmless."""
 
 import html
-import math
-import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
-SHOWN_WHITESPACE = "\n\t"
-UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, format, surrogate, private, separators
-
-
-def plain(text: object) -> str:
-    """Text that cannot change what surrounds it: control, format (bidi, zero-width) and lone
-    surrogate characters are spelled out.
-    """
-    return "".join(_spelled(char) for char in str(text))
-
-
-def _spelled(char: str) -> str:
-    if char in SHOWN_WHITESPACE or unicodedata.category(char) not in UNSEEN:
-        return char
-    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
+from instruct_jax.text import plain
 
 
 def escape(text: object) -> str:
@@ -35,41 +18,24 @@ def prompt_text(prompt: object) -> str:
     lines = []
     for message in prompt:
         if isinstance(message, dict):
-            lines.append(f"{message.get('role', '?')}: {message.get('content', '')}")
+            role = message.get("role", "?")
+            content = message.get("content", "")
+            lines.append(f"{role}: {content}")
         else:
             lines.append(str(message))
     return "\n".join(lines)
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """A number with `digits` decimals and a true minus sign; a dash where there is none."""
-    if value is None or isinstance(value, str) or not math.isfinite(value):
-        return "–"
-    text = f"{value:,.{digits}f}"
-    is_zero = float(text.replace(",", "")) == 0
-    return (text.lstrip("-") if is_zero else text).replace("-", "−")
-
-
-def percent(value: Any, digits: int = 0) -> str:
-    if number(value) == "–":
-        return "–"
-    return f"{number(100 * value, digits)}\u00a0%"
-
-
-def rate(win: dict[str, Any]) -> str:
-    low, high = win["ci95"]
-    return f"{number(win['mean'])}, 95\u00a0% interval {number(low)} to {number(high)}"
 
 
 def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 600:
-        return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours == 0:
         return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours} h {minutes:02d} min"
 
 
 def moment(time: object) -> str:
@@ -81,9 +47,11 @@ def listed(parts: Sequence[str]) -> str:
     """a, b and c."""
     if len(parts) < 2:
         return "".join(parts)
-    return ", ".join(parts[:-1]) + " and " + parts[-1]
+    *first, last = parts
+    return f"{', '.join(first)} and {last}"
 
 
 def count(items: int, noun: str) -> str:
     """3 stages, 1 stage."""
-    return f"{items} {noun}" if items == 1 else f"{items} {noun}s"
+    plural = "" if items == 1 else "s"
+    return f"{items} {noun}{plural}"

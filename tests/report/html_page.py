@@ -7,7 +7,7 @@ VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
 class Page(HTMLParser):
-    """Checks nesting while it reads; keeps tags, attributes and the visible text of each section."""
+    """Checks nesting while it reads; keeps tags, attributes and the visible text by section."""
 
     def __init__(self, text: str):
         super().__init__()

@@ -272,7 +272,7 @@ def win(mean: float, half: float = 0.03) -> dict[str, Any]:
 def make_evaluation(
     models: Iterable[str] = ("base", "select", "ppo", "ppo_ptx"), baseline: str = "select"
 ) -> dict[str, Any]:
-    """A baseline that is not `select` has its quality, and other unknown models have that of PPO."""
+    """Any baseline is as good as `select`, and models that have no QUALITY as PPO."""
     dice = random.Random(0)
     models = list(models)
     prompted = ["base_prompted"] if "base" in models else []

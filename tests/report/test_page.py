@@ -7,7 +7,7 @@ from html_page import Page
 from synthetic import CHAIN, HOSTILE, QUALITY, make_run, win
 
 from instruct_jax.report import build
-from instruct_jax.report.text import plain
+from instruct_jax.text import plain
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_every_section_has_its_numbers(page):
             "Reward-model loss, nats per pair",
             "72.4\u00a0%",
             "2.7 GiB",
-            "pretrain, copy probes, echo",
+            "pretrain: copy probes, echo",
         ],
         "findings": ["22 of 22: holds", "ppo is preferred to select"],
         "lineage": ["demonstrations", "from outside", "2 min 25 s"],

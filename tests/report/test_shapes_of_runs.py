@@ -61,7 +61,7 @@ def test_sft_alone(tmp_path):
         "stages",
         "provenance",
     }
-    assert len(page.pictures) == 2  # its loss and its time
+    assert len(page.pictures) == 1  # its loss
     assert BASE in page.sections["stages"]
 
 

@@ -1,16 +1,16 @@
 """Pictures of one evaluation: models against each other, on ordinary text, and best-of-n."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from instruct_jax.report.evaluations import BASE, BEST_OF_N, Evaluation
-from instruct_jax.report.looks import PURPLE, look_in
+from instruct_jax.report.evaluations import BASE, Evaluation, Numbers
+from instruct_jax.report.looks import BLUE, PURPLE, look_in
 from instruct_jax.report.plots import style
 from instruct_jax.report.plots.style import INK, Picture
-from instruct_jax.report.text import listed, number, percent
+from instruct_jax.report.text import listed
+from instruct_jax.text import number, percent
 
 # what is counted in the replies -> title, how it is written
 REPLY_STYLE: dict[str, tuple[str, Callable[..., str]]] = {
@@ -28,103 +28,117 @@ def win_rates(evaluation: Evaluation) -> Picture | None:
     groups = evaluation.win_rates
     if not groups:
         return None
-    names: list[str] = []
-    for wins in groups.values():
-        names.extend(wins)
-    models = evaluation.ordered(names)
+    models = models_of(evaluation, groups.values())
+    baseline = evaluation.baseline
     figure, axes = style.new(height=3.7)
     axes.axhline(0.5, color=INK, linewidth=1, linestyle="--")
+    middle = (len(models) - 1) / 2
     for place, model in enumerate(models):
-        shift = (place - (len(models) - 1) / 2) * 0.8 / len(models)
+        shift = 0.8 * (place - middle) / len(models)
         _intervals(axes, evaluation, model, shift)
     for edge in range(1, len(groups)):
         axes.axvline(edge - 0.5, color=INK, alpha=0.15, linewidth=0.8)
     axes.set_xlim(-0.5, len(groups) - 0.5)
-    axes.set_xticks(range(len(groups)), [f"temperature {t}" for t in groups])
+    labels = [f"temperature {t}" for t in groups]
+    axes.set_xticks(range(len(groups)), labels)
     axes.grid(visible=False, axis="x")
     axes.set_ylim(0, 1)
-    axes.set_ylabel(f"preferred to {style.label(evaluation.baseline)}")
+    axes.set_ylabel(f"preferred to {style.label(baseline)}")
     style.legend_above(figure, axes, 3)
 
     texts = []
     for temperature, wins in groups.items():
-        means = {model: wins[model]["mean"] for model in models if model in wins}
-        texts.append(f"at temperature {temperature} {_values(evaluation, means)}")
-    title = f"Win rate against {evaluation.baseline}"
-    alt = f"Share of prompts on which each model beats {evaluation.baseline}: {'; '.join(texts)}."
-    return Picture(f"win-rates{evaluation.suffix}", title, alt, figure)
+        means = {model: win.mean for model, win in wins.items()}
+        texts.append(f"at temperature {temperature} {_in_words(evaluation, means)}")
+    return Picture(
+        f"win-rates{evaluation.suffix}",
+        f"Win rate against {baseline}",
+        f"Share of prompts on which each model beats {baseline}: {'; '.join(texts)}.",
+        figure,
+    )
+
+
+def models_of(evaluation: Evaluation, tables: Iterable[Mapping[str, object]]) -> list[str]:
+    """Every model that is in a table."""
+    models: set[str] = set()
+    for table in tables:
+        models.update(table)
+    return evaluation.ordered(models)
 
 
 def _intervals(axes: Axes, evaluation: Evaluation, model: str, shift: float) -> None:
     """One model's mean and interval in each group, `shift` beside the middle of the group."""
-    x, y, below, above = [], [], [], []
-    for group, wins in enumerate(evaluation.win_rates.values()):
-        if model in wins:
-            mean, (low, high) = wins[model]["mean"], wins[model]["ci95"]
-            x.append(group + shift)
-            y.append(mean)
-            below.append(max(mean - low, 0))
-            above.append(max(high - mean, 0))
     look = look_in(evaluation, model)
-    marks: dict[str, Any] = {
-        "color": look.color,
-        "marker": look.marker,
-        "markerfacecolor": look.face,
-        "markersize": 6,
-        "linestyle": "none",
-    }
-    axes.errorbar(x, y, yerr=[below, above], elinewidth=1.4, capsize=2.5, **marks)
-    axes.plot([], [], label=style.label(evaluation.shown(model)), **marks)
+    for group, wins in enumerate(evaluation.win_rates.values()):
+        if model not in wins:
+            continue
+        win = wins[model]
+        below = max(win.mean - win.low, 0)
+        above = max(win.high - win.mean, 0)
+        axes.errorbar(
+            [group + shift],
+            [win.mean],
+            yerr=[[below], [above]],
+            elinewidth=1.4,
+            capsize=2.5,
+            markersize=6,
+            **look.points,
+        )
+    label = style.label(evaluation.shown(model))
+    axes.plot([], [], markersize=6, label=label, **look.points)
 
 
-def _values(evaluation: Evaluation, values: Mapping[str, float], digits: int = 2) -> str:
-    """Model and number, as a picture's alternative text has them."""
-    shown = [
-        f"{evaluation.shown(model)} {number(value, digits)}" for model, value in values.items()
-    ]
-    return ", ".join(shown)
+def _in_words(evaluation: Evaluation, values: Mapping[str, float], digits: int = 2) -> str:
+    """Model and number, as the text for readers who do not see the picture has them."""
+    texts = []
+    for model in evaluation.ordered(values):
+        value = number(values[model], digits)
+        texts.append(f"{evaluation.shown(model)} {value}")
+    return ", ".join(texts)
 
 
 def use_cases(evaluation: Evaluation) -> Picture | None:
-    cases: dict[str, dict[str, Any]] = evaluation.table("by_use_case")
-    if not cases:
+    means = means_by_case(evaluation)
+    if not means:
         return None
-    names = sorted(cases)
-    models = models_of(evaluation, cases)
-    height = {name: len(names) - 1 - row for row, name in enumerate(names)}
-    figure, axes = style.new(height=1.1 + 0.34 * len(names))
-    for model in models:
-        look = look_in(evaluation, model)
-        scored = [name for name in names if model in cases[name]]
+    cases = sorted(means, reverse=True)  # rows are numbered from the bottom
+    figure, axes = style.new(height=1.1 + 0.34 * len(cases))
+    for model in models_of(evaluation, means.values()):
+        rows = [y for y, case in enumerate(cases) if model in means[case]]
         axes.plot(
-            [cases[name][model]["mean"] for name in scored],
-            [height[name] for name in scored],
-            color=look.color,
-            marker=look.marker,
+            [means[cases[y]][model] for y in rows],
+            rows,
             markersize=6,
             alpha=0.85,
-            linestyle="none",
             label=style.label(evaluation.shown(model)),
+            **look_in(evaluation, model).points,
         )
-    labels = [style.label(name.replace("_", " "), 22) for name in names]
-    axes.set_yticks(list(height.values()), labels)
+    names = [case.replace("_", " ") for case in cases]
+    labels = [style.label(name, 22) for name in names]
+    axes.set_yticks(range(len(cases)), labels)
     axes.set_xlabel(f"{evaluation.score_name}, mean")
     style.legend_above(figure, axes, 3)
 
     texts = []
-    for name in names:
-        means = {model: cases[name][model]["mean"] for model in models if model in cases[name]}
-        texts.append(f"{name} {_values(evaluation, means)}")
-    alt = f"Mean score by use case: {'; '.join(texts)}."
-    return Picture(f"use-cases{evaluation.suffix}", "Score by use case", alt, figure)
+    for case in sorted(means):
+        texts.append(f"{case} {_in_words(evaluation, means[case])}")
+    return Picture(
+        f"use-cases{evaluation.suffix}",
+        "Score by use case",
+        f"Mean score by use case: {'; '.join(texts)}.",
+        figure,
+    )
 
 
-def models_of(evaluation: Evaluation, cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Every model that has a score in a use case; the control is the baseline once more."""
-    names: list[str] = []
-    for scores in cases.values():
-        names.extend(scores)
-    return [model for model in evaluation.ordered(names) if model != evaluation.control]
+def means_by_case(evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    """Use case -> model -> mean score; without the control, which is the baseline once more."""
+    means: dict[str, dict[str, float]] = {}
+    for case, scores in evaluation.table("by_use_case").items():
+        means[case] = {}
+        for model, score in scores.items():
+            if model != evaluation.control:
+                means[case][model] = score["mean"]
+    return means
 
 
 def alignment_tax(evaluation: Evaluation) -> Picture | None:
@@ -132,59 +146,77 @@ def alignment_tax(evaluation: Evaluation) -> Picture | None:
     if not nll:
         return None
     figure, axes = style.new(height=0.9 + 0.38 * len(nll))
-    models = evaluation.ordered(nll)
-    for y, model in enumerate(reversed(models)):
-        loss, look = nll[model], look_in(evaluation, model)
-        axes.plot([nll.get(BASE, loss), loss], [y, y], color=look.color, linewidth=2.5)
-        axes.plot([loss], [y], color=look.color, marker=look.marker, markersize=8)
-        style.annotate(axes, number(loss, 3), loss, y, right=9)
+    models = evaluation.ordered(nll)[::-1]  # rows are numbered from the bottom
+    for y, model in enumerate(models):
+        loss = nll[model]
+        base = nll.get(BASE, loss)
+        look = look_in(evaluation, model)
+        style.lollipop(axes, y, base, loss, look)
+        style.annotate(axes, number(loss, 3), loss, y)
     if BASE in nll:
         axes.axvline(nll[BASE], color=INK, linewidth=1, linestyle="--")
-    shown = [evaluation.shown(model) for model in reversed(models)]
-    style.rows(axes, shown, "loss on held-out pretraining text, nats per token")
+    style.rows(
+        axes,
+        [evaluation.shown(model) for model in models],
+        "loss on held-out pretraining text, nats per token",
+    )
     axes.margins(x=0.18)
-    losses = _values(evaluation, {model: nll[model] for model in models}, 3)
-    alt = f"Loss on held-out pretraining text: {losses}."
-    return Picture(f"alignment-tax{evaluation.suffix}", "Alignment tax", alt, figure)
+    losses = _in_words(evaluation, nll, digits=3)
+    return Picture(
+        f"alignment-tax{evaluation.suffix}",
+        "Alignment tax",
+        f"Loss on held-out pretraining text: {losses}.",
+        figure,
+    )
 
 
 def best_of_n(evaluation: Evaluation) -> Picture | None:
-    points: list[dict[str, float]] = evaluation.numbers.get("best_of_n") or []
+    points = evaluation.best_of_n
     if not points:
         return None
-    points = sorted(points, key=lambda point: point["n"])
     n = [point["n"] for point in points]
-    judged = "gold" in points[0]
+    judged = all(point.get("gold") is not None for point in points)
     figure, axes = style.new(height=3.6)
     axes.remove()
-    panels: Sequence[Axes] = figure.subplots(2 if judged else 1, 1, sharex=True, squeeze=False)[
-        :, 0
-    ]
+    panels = figure.subplots(2 if judged else 1, 1, sharex=True, squeeze=False)
+    below = panels[-1, 0]
     if judged:
-        panels[0].errorbar(
-            n,
-            [point["gold"] for point in points],
-            yerr=[1.96 * point.get("se", 0) for point in points],
-            color=look_in(evaluation, evaluation.baseline).color,
-            marker="o",
-            markersize=5,
-            capsize=2.5,
-        )
-        panels[0].set_ylabel(evaluation.score_name)
-    last, reward = panels[-1], [point["reward"] for point in points]
-    last.plot(n, reward, color=PURPLE, marker=look_in(evaluation, BEST_OF_N).marker, markersize=5)
-    last.set_ylabel("reward-model score")
-    last.set_xscale("log", base=2)
-    last.set_xticks(n, [str(k) for k in n], minor=False)
-    last.minorticks_off()
-    last.set_xlabel("n, samples of which the reward model picks one")
-    texts = [
-        f"n={point['n']} {number(point.get('gold'), 3)} ({number(point['reward'])})"
-        for point in points
-    ]
-    alt = f"Judge's score, and reward-model score in brackets: {listed(texts)}."
-    title = f"Best of n samples of {evaluation.baseline}"
-    return Picture(f"best-of-n{evaluation.suffix}", title, alt, figure)
+        _judged(panels[0, 0], n, points)
+        panels[0, 0].set_ylabel(evaluation.score_name)
+    rewards = [point["reward"] for point in points]
+    below.plot(n, rewards, color=PURPLE, marker="P", markersize=5)
+    below.set_ylabel("reward-model score")
+    below.set_xscale("log", base=2)
+    below.set_xticks(n, [str(k) for k in n], minor=False)
+    below.minorticks_off()
+    below.set_xlabel("n, samples of which the reward model picks one")
+
+    texts = []
+    for point in points:
+        gold = number(point.get("gold"), 3)
+        reward = number(point["reward"])
+        texts.append(f"n={point['n']} {gold} ({reward})")
+    return Picture(
+        f"best-of-n{evaluation.suffix}",
+        f"Best of n samples of {evaluation.baseline}",
+        f"Judge's score, and reward-model score in brackets: {listed(texts)}.",
+        figure,
+    )
+
+
+def _judged(axes: Axes, n: list[int], points: list[Numbers]) -> None:
+    """The judge's score over n, with its 95 % interval."""
+    gold = [point["gold"] for point in points]
+    half = [1.96 * point.get("se", 0) for point in points]
+    axes.errorbar(
+        n,
+        gold,
+        yerr=half,
+        color=BLUE,
+        marker="o",
+        markersize=5,
+        capsize=2.5,
+    )
 
 
 def reply_style(evaluation: Evaluation) -> list[Picture]:
@@ -194,19 +226,22 @@ def reply_style(evaluation: Evaluation) -> list[Picture]:
 
 
 def _one_property(evaluation: Evaluation, key: str) -> Picture | None:
-    counted: dict[str, dict[str, float]] = evaluation.table("style")
-    values = {m: counted[m][key] for m in evaluation.ordered(counted) if key in counted[m]}
+    values = {}
+    for model, counted in evaluation.table("style").items():
+        if key in counted:
+            values[model] = counted[key]
     if not values:
         return None
     title, written = REPLY_STYLE[key]
+    models = evaluation.ordered(values)
     figure, axes = style.new(height=0.6 + 0.25 * len(values))
-    models = list(values)
     for y, model in enumerate(reversed(models)):
-        value, look = values[model], look_in(evaluation, model)
-        axes.plot([0, value], [y, y], color=look.color, linewidth=2.5)
-        axes.plot([value], [y], color=look.color, marker=look.marker, markersize=6.5)
+        value = values[model]
+        look = look_in(evaluation, model)
+        style.lollipop(axes, y, 0, value, look)
         style.annotate(axes, written(value, 1), value, y)
-    style.rows(axes, [evaluation.shown(model) for model in reversed(models)], "")
+    shown = [evaluation.shown(model) for model in reversed(models)]
+    style.rows(axes, shown, "")
     axes.margins(x=0.2)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -215,6 +250,14 @@ def _one_property(evaluation: Evaluation, key: str) -> Picture | None:
         axes.set_xlim(0, 1.2 * max(values.values()) or 1)
     if key == "ended":
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    texts = [f"{evaluation.shown(model)} {written(value, 1)}" for model, value in values.items()]
-    alt = f"{title}: {', '.join(texts)}."
-    return Picture(f"style-{key}{evaluation.suffix}", title, alt, figure)
+
+    texts = []
+    for model in models:
+        value = written(values[model], 1)
+        texts.append(f"{evaluation.shown(model)} {value}")
+    return Picture(
+        f"style-{key}{evaluation.suffix}",
+        title,
+        f"{title}: {', '.join(texts)}.",
+        figure,
+    )

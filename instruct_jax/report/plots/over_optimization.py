@@ -2,6 +2,7 @@
 rises and the score falls, the reward model is over-optimized.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,66 +12,111 @@ from instruct_jax.report.evaluations import BEST_OF_N, SHOWN, Evaluation
 from instruct_jax.report.looks import Look, look_in
 from instruct_jax.report.plots import style
 from instruct_jax.report.plots.style import INK, Picture
-from instruct_jax.report.text import number
+from instruct_jax.text import number
 
 # step, kl (nats), reward, gold, and the standard errors reward_se, gold_se
 Row = Mapping[str, float]
-Line = tuple[Look, Sequence[Row]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """The path of one policy, or of one arm of a study."""
+
+    name: str
+    look: Look
+    rows: Sequence[Row]
 
 
 def over_optimization(evaluation: Evaluation) -> Picture | None:
     """The policies of one run."""
-    lines: dict[str, Line] = {}
+    lines = []
     for model, rows in evaluation.table("over_optimization").items():
         if rows:
-            lines[evaluation.shown(model)] = (look_in(evaluation, model), rows)
+            name = evaluation.shown(model)
+            look = look_in(evaluation, model)
+            lines.append(Line(name, look, rows))
     if not lines:
         return None
-    name = f"over-optimization{evaluation.suffix}"
-    best_of_n = evaluation.numbers.get("best_of_n") or []
-    return picture(name, lines, best_of_n, evaluation.score_name, evaluation.baseline)
+    return picture(
+        f"over-optimization{evaluation.suffix}",
+        lines,
+        evaluation.best_of_n,
+        evaluation.score_name,
+        evaluation.baseline,
+    )
 
 
 def picture(
-    name: str, lines: Mapping[str, Line], best_of_n: Sequence[Row], score_name: str, baseline: str
+    name: str,
+    lines: Sequence[Line],
+    best_of_n: Sequence[Row],
+    score_name: str,
+    baseline: str,
 ) -> Picture:
     """Two panels over the KL from the baseline: reward above, the judge's score below."""
     figure, axes = style.new(height=5.0)
     axes.remove()
     above, below = figure.subplots(2, 1, sharex=True)
-    for panel, key in ((above, "reward"), (below, "gold")):
-        for line, (look, rows) in lines.items():
-            _draw(panel, rows, key, look, line)
+    for axes, key in ((above, "reward"), (below, "gold")):
+        for line in lines:
+            _draw(axes, line, key)
         if best_of_n:
-            points = sorted(best_of_n, key=lambda point: point["kl"])
-            kl = [point["kl"] for point in points]
-            score = [point[key] for point in points]
-            marks = {"marker": "P", "markersize": 5, "linewidth": 1, "linestyle": ":"}
-            panel.plot(kl, score, color=INK, label=SHOWN[BEST_OF_N], **marks)
+            _draw_best_of_n(axes, best_of_n, key)
     above.set_ylabel("reward-model score")
     below.set_ylabel(score_name)
     style.kl_axis(below, baseline)
     style.legend_above(figure, above, 3)
-    texts = [_in_words(line, rows) for line, (_, rows) in lines.items()]
-    alt = f"Over the KL from {baseline}: {'; '.join(texts)}."
-    return Picture(name, "Reward and score over KL", alt, figure)
+    texts = [_in_words(line) for line in lines]
+    return Picture(
+        name,
+        "Reward and score over KL",
+        f"Over the KL from {baseline}: {'; '.join(texts)}.",
+        figure,
+    )
 
 
-def _draw(axes: Axes, rows: Sequence[Row], key: str, look: Look, label: str) -> None:
-    kl = np.maximum([row["kl"] for row in rows], 0)
-    mean = np.array([row[key] for row in rows])
-    half = 1.96 * np.array([row.get(f"{key}_se", 0.0) for row in rows])
-    color = look.color
-    axes.fill_between(kl, mean - half, mean + half, color=color, alpha=0.12, linewidth=0)
-    marks = {"marker": look.marker, "markersize": 3.5, "linestyle": look.line}
-    axes.plot(kl, mean, color=color, label=style.label(label), **marks)
+def _draw(axes: Axes, line: Line, key: str) -> None:
+    kl = np.maximum(_column(line.rows, "kl"), 0)
+    mean = _column(line.rows, key)
+    half = 1.96 * _column(line.rows, f"{key}_se")
+    axes.fill_between(
+        kl,
+        mean - half,
+        mean + half,
+        color=line.look.color,
+        alpha=0.12,
+        linewidth=0,
+    )
+    label = style.label(line.name)
+    axes.plot(kl, mean, markersize=3.5, label=label, **line.look.path)
 
 
-def _in_words(name: str, rows: Sequence[Row]) -> str:
-    last = rows[-1]
-    top = max(rows, key=lambda row: row["gold"])
+def _draw_best_of_n(axes: Axes, points: Sequence[Row], key: str) -> None:
+    axes.plot(
+        _column(points, "kl"),
+        _column(points, key),
+        color=INK,
+        marker="P",
+        markersize=5,
+        linewidth=1,
+        linestyle=":",
+        label=SHOWN[BEST_OF_N],
+    )
+
+
+def _column(rows: Sequence[Row], key: str) -> np.ndarray:
+    return np.array([row.get(key, 0.0) for row in rows])
+
+
+def _in_words(line: Line) -> str:
+    last = line.rows[-1]
+    top = max(line.rows, key=lambda row: row["gold"])
+    reward = number(last["reward"])
+    score = number(last["gold"])
+    end = number(last["kl"], 1)
+    highest = number(top["gold"])
+    where = number(top["kl"], 1)
     return (
-        f"{name} ends at {number(last['kl'], 1)} nats with reward {number(last['reward'])}"
-        f" and score {number(last['gold'])}, the highest score is {number(top['gold'])} at"
-        f" {number(top['kl'], 1)} nats"
+        f"{line.name} ends at {end} nats with reward {reward} and score {score}, the highest score"
+        f" is {highest} at {where} nats"
     )

@@ -21,7 +21,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from instruct_jax.report.text import escape, plain
+from instruct_jax.report.looks import Look
+from instruct_jax.report.text import escape
+from instruct_jax.text import plain
 
 INK = "#1c2128"
 # nats, of axes that show KL by its square root
@@ -101,7 +103,9 @@ def label(text: object, most: int = 28) -> str:
     line = " ".join(plain(text).split())
     if line.startswith("_"):
         line = f" {line}"  # matplotlib leaves labels that begin with _ out of the legend
-    return line if len(line) <= most else line[: most - 1] + "…"
+    if len(line) <= most:
+        return line
+    return line[: most - 1] + "…"
 
 
 def legend_above(figure: Figure, axes: Axes, columns: int = 4) -> None:
@@ -111,27 +115,44 @@ def legend_above(figure: Figure, axes: Axes, columns: int = 4) -> None:
 
 def rows(axes: Axes, names: Sequence[str], text: str) -> None:
     """One row of the picture for each name, from the bottom; `text` stands below."""
-    axes.set_yticks(range(len(names)), [label(name) for name in names])
+    labels = [label(name) for name in names]
+    axes.set_yticks(range(len(names)), labels)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel(text)
     axes.grid(visible=False, axis="y")
 
 
-def annotate(axes: Axes, text: str, x: float, y: float, *, right: float = 8) -> None:
-    """`text` beside a point, `right` points to the right of it."""
-    axes.annotate(text, (x, y), xytext=(right, 0), textcoords="offset points", va="center")
+def annotate(axes: Axes, text: str, x: float, y: float) -> None:
+    """`text` to the right of a point."""
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(8, 0),
+        textcoords="offset points",
+        va="center",
+    )
+
+
+def lollipop(axes: Axes, y: float, start: float, end: float, look: Look) -> None:
+    """A line from `start` to `end` with a marker there, in the row `y`."""
+    axes.plot([start, end], [y, y], color=look.color, linewidth=2.5)
+    axes.plot([end], [y], markersize=7, **look.points)
 
 
 def kl_axis(axes: Axes, origin: str) -> None:
     """The x axis as KL by its square root (Gao et al. 2022), from 0 on; `origin` is the model that
     it is measured from.
     """
-    axes.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
+    axes.set_xscale("function", functions=(_root, np.square))
     top = axes.get_xlim()[1]
     axes.set_xlim(0, top)
     axes.set_xticks([tick for tick in KL_TICKS if tick <= top])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(f"KL from {label(origin)}, nats per reply (square-root scale)")
+
+
+def _root(kl: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.maximum(kl, 0))
 
 
 def svg(picture: Picture) -> str:
