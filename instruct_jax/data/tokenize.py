@@ -56,7 +56,7 @@ def load_tokenizer(
     if eos_token is not None:
         if eos_token not in tok.get_vocab():
             raise DataError(
-                f"{folder}: files.eos_token={eos_token!r} is not in the vocabulary; use one of"
+                f"{folder}: data.eos_token={eos_token!r} is not in the vocabulary; use one of"
                 f" {shorten(_special(tok), 200)}"
             )
         tok.add_special_tokens({"eos_token": eos_token})
@@ -127,7 +127,7 @@ def check_tokenizer(tok: PreTrainedTokenizerBase, where: Any = "tokenizer") -> N
         )
     if tok.eos_token_id is None:
         raise DataError(
-            f"{where}: eos_token=None, so no response would ever end; set files.eos_token to one of"
+            f"{where}: eos_token=None, so no response would ever end; set data.eos_token to one of"
             f" {shorten(_special(tok), 200)}"
         )
     if tok.pad_token_id is None:
@@ -154,7 +154,7 @@ def _own_pad(tok: PreTrainedTokenizerBase) -> str:
         else ""
     )
     return (
-        f"give PAD its own token, files.pad_token=...: {known}a new one such as {GPT2_PAD!r}, which"
+        f"give PAD its own token, data.pad_token=...: {known}a new one such as {GPT2_PAD!r}, which"
         f" takes id {len(tok)}"
     )
 
@@ -175,7 +175,7 @@ def check_vocabulary(tok: PreTrainedTokenizerBase, vocab_size: int, rows: int) -
         raise DataError(
             f"pad_token={tok.pad_token!r} has id {tok.pad_token_id}, and"
             f" model.vocab_size={vocab_size} makes {rows} rows; set model.vocab_multiple=64 to make"
-            " some more, or files.pad_token to a token of the vocabulary"
+            " some more, or data.pad_token to a token of the vocabulary"
         )
 
 
@@ -287,7 +287,7 @@ def _check_end(
     if end != tok.eos_token:
         raise DataError(
             f"the chat template ends replies with {end!r}, but eos_token={tok.eos_token!r}; set"
-            f" files.eos_token={end!r}"
+            f" data.eos_token={end!r}"
         )
 
 
