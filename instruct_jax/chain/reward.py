@@ -206,6 +206,7 @@ def _gold_accuracy(stage: Stage, rows: list[Scored]) -> float | None:
 
 
 def check(stage: Stage) -> None:
+    rankings.check(stage)
     cfg, text, spec = stage.settings, stage.run.config.text, stage.spec
     longest = text.max_prompt + text.max_completion
     require(

@@ -33,6 +33,12 @@ def check_rounds(config: RunConfig) -> None:
         f"rounds.count={cfg.count} needs a stage of kind compare, whose samples are ranked in each"
         " round; add one, or remove rounds",
     )
+    for name in config.stages:
+        number = name.removeprefix("round_")
+        require(
+            number == name or not number.isdigit(),
+            f"stages.{name} has the name of the folder of round {number}; give it another name",
+        )
     policies = _learned_policies(config)
     for name in cfg.shares:
         require(
