@@ -18,7 +18,7 @@ from instruct_jax.chain.context import Run, Stage
 from instruct_jax.chain.kinds import KINDS
 from instruct_jax.chain.settings import RunConfig
 from instruct_jax.chain.spec import NAME, read_spec
-from instruct_jax.errors import RunError, require
+from instruct_jax.errors import RunError
 from instruct_jax.runtime.checkpoints import saved_fingerprints
 from instruct_jax.runtime.folders import (
     begin_stage,
@@ -100,8 +100,10 @@ def check_needs(run: Run, chosen: Sequence[str]) -> None:
         for key, place in run.stage(name).uses.items():
             if place.model is not None or (place.own and place.stage in chosen):
                 continue
-            if (run.stage_folder(place) / "done.json").exists():
-                _check_leaves(run.stage(name), key, place)
+            note = run.stage_folder(place) / "done.json"
+            if note.exists():
+                if not place.own:
+                    _check_kind(run.config, name, key, place, read_note(note))
                 continue
             if place.own:
                 raise RunError(
@@ -114,17 +116,13 @@ def check_needs(run: Run, chosen: Sequence[str]) -> None:
             )
 
 
-def _check_leaves(stage: Stage, key: str, place: graph.Place) -> None:
-    """ConfigError where a finished stage of another run is used for what it is not."""
-    if place.own:
-        return  # graph.check_uses has seen it
-    kind = read_note(stage.run.stage_folder(place) / "done.json")["kind"]
-    leaves, wanted = KINDS[kind].settings.leaves, graph.wanted_of(stage.settings, key)
-    require(
-        leaves in wanted,
-        f"stages.{stage.name}.{key}={place} leaves {graph.LEAVES_WORDS[leaves]}, and"
-        f" {graph.wanted_words(wanted)} is needed; name another stage or model",
-    )
+def _check_kind(
+    config: RunConfig, name: str, key: str, place: graph.Place, note: dict[str, Any]
+) -> None:
+    """ConfigError where a finished stage of another run is not what is needed here."""
+    kind = KINDS.get(note.get("kind", ""))
+    if kind is not None:
+        graph.check_leaves(config, name, key, place, kind.settings.leaves)
 
 
 def check_identities(run: Run, chosen: Sequence[str], redo: Sequence[str] = ()) -> None:
