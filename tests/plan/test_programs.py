@@ -19,7 +19,7 @@ from instruct_jax.chain.programs import Program
 from instruct_jax.chain.read import load_run
 from instruct_jax.chain.spec import Checkpoint, ModelSpec, TokenizerSource, write_spec
 from instruct_jax.models.lm import parameter_count
-from instruct_jax.models.lora import join
+from instruct_jax.models.lora import merge
 from instruct_jax.plan.plan import given_again, on_device
 from instruct_jax.plan.programs import programs, with_programs, work_of
 
@@ -94,7 +94,7 @@ def test_an_abstract_run_is_like_a_run(overrides, untrained):
     assert shown((ready.state, ready.bases)) == shown((state, bases))
     assert shown(ready.frozen) == shown(plan["ppo", "experience"].arguments[1])
     net = ready.nets.policy
-    whole = join(ready.bases["policy"], ready.state.params["policy"])
+    whole = merge(ready.bases["policy"], ready.state.params["policy"])
     assert shown(net.for_sampling(whole)) == shown(plan["ppo", "rollout"].arguments[0])
 
 
