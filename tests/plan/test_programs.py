@@ -86,6 +86,8 @@ def test_an_abstract_run_is_like_a_run(overrides, untrained):
         assert set_up is not None
         ready = set_up(stage)
         assert shown(ready.state) == shown(state), name
+        frozen = jax.tree.leaves(base)  # as the forward pass reads them: bfloat16, but for norms
+        assert not frozen or any(x.dtype == jnp.bfloat16 for x in frozen), name
     stage = run.stage("ppo")
     ready = ppo.set_up(stage)
     state, bases, _, _, _ = plan["ppo", "update"].arguments
