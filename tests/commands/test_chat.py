@@ -250,7 +250,9 @@ BAD = {
     "runs/a:reward": ("reward is no stage of this run that leaves a policy; use one of", "ppo"),
     "begun": ("begun has no finished stage that leaves a policy; run it first",),
     "begun:sft": ("begun has not finished the stage sft; run it first",),
-    "runs/a --reward runs/a:sft": ("sft is no stage of this run that leaves a reward model; use one of reward",),
+    "runs/a --reward runs/a:sft": (
+        "sft is no stage of this run that leaves a reward model; use one of reward",
+    ),
     "runs/a --reward begun": ("begun has no finished stage that leaves a reward model",),
     "runs/a --temperature -1": ("temperature=-1.0 must not be negative",),
     "runs/a --temperature much": ("--temperature", "much"),
