@@ -32,8 +32,8 @@ NO_WRITING = (
 KEYS = "Any key of the file can be set here: --ppo.kl_coef 0.05 --model.kv_heads null --seed=3"
 KEYS_OF_CLEAN = "Any key of the file can be set here: --seed 1 --per_user null --overlap.ngram 8"
 CHAT = (
-    "Keys of the config of a run can be set here too: --text.template, --files.pad_token,"
-    " --files.eos_token, --mesh.tensor 2"
+    "Keys of the config of a run can be set here too: --text.template, --data.pad_token,"
+    " --data.eos_token, --mesh.tensor 2"
 )
 Verbs = argparse._SubParsersAction  # what add_subparsers returns
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Terminated) as stop:
         name, code = ("SIGTERM", 0) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
         print(
-            f"stopped by {name}; run the same command again to go on from the last checkpoint",
+            f"stopped by {name}; run the same command again to resume from the last checkpoint",
             file=sys.stderr,
         )
         return code
@@ -161,7 +161,7 @@ def _verbs_of_models(verbs: Verbs) -> None:
         "reads a model of Hugging Face, once for many runs: they start from it by base: OUT:import"
     )
     usage = (
-        "instruct-jax import FOLDER_OR_NAME --out OUT [--model.dtype bfloat16] [--files.pad_token"
+        "instruct-jax import FOLDER_OR_NAME --out OUT [--model.dtype bfloat16] [--data.pad_token"
         " TOKEN]"
     )
     verb = verbs.add_parser("import", help=text, description=text, usage=usage, allow_abbrev=False)
@@ -193,7 +193,7 @@ def _verbs_of_models(verbs: Verbs) -> None:
     )
     verb.set_defaults(work=_export)
     text = (
-        "writes completions of prompts by one model or is_multihost, for people to rank"
+        "writes completions of prompts by one model or several, for people to rank"
         " (instruct-jax label)"
     )
     usage = (
@@ -341,7 +341,7 @@ def _other_verbs(verbs: Verbs) -> None:
 @contextlib.contextmanager
 def _sigterm_stops() -> Iterator[None]:
     """SIGTERM raises Terminated.  While a stage trains, its loop takes the signal, to finish the
-    step and save; jax does, of is_multihost processes."""
+    step and save; jax does, of several processes."""
 
     def stop(*_: object) -> None:
         raise Terminated
@@ -486,30 +486,32 @@ def _check(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     config, stages = _load(args, overrides)
-    from instruct_jax.chain.preflight import check_config, check_mesh
+    from instruct_jax.chain.context import Run
+    from instruct_jax.chain.kinds import KINDS
+    from instruct_jax.chain.preflight import check_config, check_mesh, check_stages
     from instruct_jax.errors import require
-    from instruct_jax.plan.plan import STAGES, plan, table
+    from instruct_jax.plan.plan import plan, table
+    from instruct_jax.plan.programs import with_programs
     from instruct_jax.plan.topology import check_compiler, parse_topology
 
     check_config(config, stages)
     topology = parse_topology(args.topology)
     check_compiler(topology)
     check_mesh(config, topology.devices, stages)
-    # which imports
-    compiled = [
-        stage for stage in stages if stage in STAGES and not (stage == "pretrain" and config.base)
-    ]
+    chosen = with_programs(config, stages)
+    kinds = [name for name, kind in KINDS.items() if kind.programs is not None]
     require(
-        bool(compiled),
-        f"--stages {','.join(stages)} have no steps to compile; plan knows those of"
-        f" {', '.join(STAGES)}",
+        bool(chosen),
+        f"--stages {','.join(stages or config.stages)} has no steps to compile; name stages of kind"
+        f" {', '.join(kinds[:-1])} or {kinds[-1]}",
     )
-    rows = plan(config, compiled, topology)
-    print(
-        json.dumps({"topology": topology.name, "devices": topology.devices, "steps": rows})
-        if args.json
-        else table(rows, config, topology)
-    )
+    check_stages(Run(config, Path(config.out), abstract=True), chosen)
+    rows = plan(config, chosen, topology)
+    if args.json:
+        found = {"topology": topology.name, "devices": topology.devices, "steps": rows}
+        print(json.dumps(found))
+    else:
+        print(table(rows, config, topology))
     return 0 if all(row["fits"] for row in rows) else 3
 
 

@@ -54,7 +54,11 @@ class Run:
         """One for each spec: what it compiles is compiled once."""
         if spec not in self._networks:
             self._networks[spec] = Network(
-                spec, self.config.mesh, self.config.sample_batch, self._devices
+                spec,
+                self.config.mesh,
+                self.config.sample_batch,
+                self._devices,
+                abstract=self.abstract,
             )
         return self._networks[spec]
 

@@ -6,13 +6,15 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from instruct_jax.chain import networks, parameters, rankings, reward, supervised
+from instruct_jax.chain import networks, parameters, programs, rankings, reward, supervised
 from instruct_jax.chain.context import Stage
-from instruct_jax.chain.kind import Curve, Kind, Training
+from instruct_jax.chain.kind import Curve, Kind
+from instruct_jax.chain.programs import Learns, Program
 from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
 from instruct_jax.chain.spec import Checkpoint, write_spec
 from instruct_jax.data import encode
 from instruct_jax.errors import require
+from instruct_jax.runtime.loop import Training, train
 from instruct_jax.stages.dpo import DpoBatch, DpoConfig, make_loss, sequence_logp
 
 
@@ -69,6 +71,15 @@ def training(stage: Stage) -> Training:
     )
 
 
+def abstract_programs(stage: Stage) -> list[Program]:
+    ready, batch = set_up(stage, steps=1), reward.abstract_rankings(stage)
+    rows, k, length = batch.tokens.shape
+    reference = programs.scores(ready.net.layout, rows, k)
+    positions, parts = rows * k * length, stage.settings.micro_batches
+    learns = Learns(ready.net.policy, rows * k, length, positions, parts)
+    return [supervised.program(stage, ready, DpoBatch(batch, reference), learns)]
+
+
 def _reference_logp(stage: Stage, examples: list[Any], source: Any, rankings_at: Any) -> np.ndarray:
     """log p of every completion under the policy that the stage starts from, [records, K] f32 in
     nats; computed once.
@@ -91,12 +102,13 @@ def _reference_logp(stage: Stage, examples: list[Any], source: Any, rankings_at:
 def run(stage: Stage) -> dict[str, Any]:
     """The policy after its last epoch."""
     ready = training(stage)
-    ready.run(stage.folder)
+    train(ready, stage.folder)
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name))
     return ready.facts
 
 
 def check(stage: Stage) -> None:
+    rankings.check(stage)
     text, context = stage.run.config.text, stage.spec.model.context
     longest = text.max_prompt + text.max_completion
     require(
@@ -114,6 +126,7 @@ KIND = Kind(
     settings=DpoStage,
     run=run,
     training=training,
+    programs=abstract_programs,
     reads=reads,
     records=rankings.content,
     run_keys=("text",),

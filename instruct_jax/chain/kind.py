@@ -1,14 +1,12 @@
 """What a kind of stage is: its settings, and the functions that do it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from instruct_jax.chain.programs import Program
 from instruct_jax.chain.settings import RunConfig, StageSettings
-from instruct_jax.records import Metrics, TrainState
-from instruct_jax.runtime.checkpoints import Checkpoints
-from instruct_jax.runtime.loop import train
+from instruct_jax.runtime.loop import Training
 
 if TYPE_CHECKING:
     from instruct_jax.chain.context import Stage
@@ -35,41 +33,6 @@ class Line(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """A training stage before its first step: what the loop takes, and what a replay takes one step
-    of.
-    """
-
-    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-    state: TrainState
-    batch_at: Callable[[int], Any]
-    total_steps: int
-    fingerprints: dict[str, str]
-    save_every: int
-    keep_every: int | None = None
-    stop_when: Callable[[dict[str, float]], str | None] | None = None
-    show: tuple[str, ...] = ()
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the data, for done.json
-
-    def run(self, folder: Path) -> TrainState:
-        """Trains to the end; leaves checkpoints and metrics in the folder.  Uses up the state."""
-        with Checkpoints(
-            folder / "checkpoints", fingerprints=self.fingerprints, keep_every=self.keep_every
-        ) as checkpoints:
-            return train(
-                self.step,
-                self.state,
-                self.batch_at,
-                total_steps=self.total_steps,
-                folder=folder,
-                checkpoints=checkpoints,
-                save_every=self.save_every,
-                stop_when=self.stop_when,
-                show=self.show,
-            )
-
-
-@dataclasses.dataclass(frozen=True)
 class Kind:
     """One kind of stage.  chain/kinds.py has the table of them."""
 
@@ -78,7 +41,7 @@ class Kind:
     # the same up to its first step, for `replay`; None where nothing is trained
     training: "Callable[[Stage], Training] | None" = None
     # its jitted functions on abstract arrays, for `plan`; None where it has none of its own
-    programs: "Callable[..., Any] | None" = None
+    programs: "Callable[[Stage], Iterable[Program]] | None" = None
     # kinds of records that it reads, of texts, demonstrations, rankings and prompts
     reads: Callable[[RunConfig, Any], Sequence[str]] = lambda config, settings: ()
     # content of those records as the stage sees them: name -> records, for its identity

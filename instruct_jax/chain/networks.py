@@ -25,7 +25,7 @@ from instruct_jax.data.tokenize import (
 from instruct_jax.errors import DataError
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
-from instruct_jax.models.lora import split
+from instruct_jax.models.lora import split_adapters, split_lower_layers
 from instruct_jax.records import Params, PromptBatch, Rollout, TokenBatch
 from instruct_jax.sharding import Layout
 from instruct_jax.stages import pretrain
@@ -70,7 +70,8 @@ def build_models(spec: ModelSpec, mesh: MeshConfig, devices: Sequence[Any] | Non
 class Network:
     """A model shape on the mesh with its tokenizer, and the functions that are compiled for it.
 
-    It holds no parameters: chain/parameters.py reads them.
+    It holds no parameters: chain/parameters.py reads them.  An abstract one takes shapes of
+    parameters, and reads no tokenizer.
     """
 
     def __init__(
@@ -80,11 +81,13 @@ class Network:
         sample_batch: int,
         devices: Sequence[Any] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        abstract: bool = False,
     ):
         self.spec, self.text, self.sample_batch = spec, spec.text, sample_batch
         self.models = models = build_models(spec, mesh, devices)
         self.layout, self.policy, self.scalar = models.training, models.policy, models.scalar
-        self._tokenizer = tokenizer
+        self._tokenizer, self.abstract = tokenizer, abstract
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -94,10 +97,14 @@ class Network:
 
     @property
     def eos(self) -> int:
+        if self.abstract:
+            return 0  # which id it is changes no shape
         return int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
 
     @property
     def pad(self) -> int:
+        if self.abstract:
+            return 1
         return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
 
     # --- parameters, abstract ---
@@ -114,7 +121,7 @@ class Network:
     @property
     def boxed_whole(self) -> Params:
         """Abstract policy parameters without adapters."""
-        return split(self.boxed_policy)[0] if self.spec.lora else self.boxed_policy
+        return split_adapters(self.boxed_policy)[0] if self.spec.lora else self.boxed_policy
 
     def split_frozen(self, params: Params) -> tuple[Params, Params]:
         """(frozen, trained) parts of parameters, of abstract ones too; frozen is {} where all are
@@ -122,25 +129,37 @@ class Network:
         """
         if self.spec.whole:
             return {}, params
-        return split(params, adapters=self.spec.lora is not None)
+        if self.spec.lora is None:
+            return split_lower_layers(params)
+        return split_adapters(params)
 
     def trained(self, params: Params) -> Params:
         """What stages train and keep."""
         return self.split_frozen(params)[1]
 
+    def cast(self, params: Params) -> Params:
+        """The parameters in the dtype in which the forward pass reads them."""
+        if not self.abstract:
+            return self.policy.cast(params)
+        cast = jax.eval_shape(self.policy.cast, params)
+        return jax.tree.map(lambda x, new: x.update(dtype=new.dtype), params, cast)
+
     def for_sampling(self, params: Params) -> Params:
         """The policy's parameters as the sampler wants them: in the dtype of the model, in the
         sampling layout.
         """
-        cast = self.policy.cast(params)
-        return sharding.reshard(cast, self.boxed_policy, self.models.sampling)
+        cast, layout = self.cast(params), self.models.sampling
+        if not self.abstract:
+            return sharding.reshard(cast, self.boxed_policy, layout)
+        places = sharding.shardings_of(self.boxed_policy, layout)
+        return jax.tree.map(lambda x, place: x.update(sharding=place), cast, places)
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
         """What must be the same when a checkpoint is read: tokenizer, model, and the adapters."""
         spec = self.spec
         found = {
-            "tokenizer": fingerprint(self.tokenizer),
+            "tokenizer": str(spec.tokenizer) if self.abstract else fingerprint(self.tokenizer),
             "model": model_fingerprint(spec.model),
         }
         if spec.frozen_layers:
@@ -216,7 +235,7 @@ def batches_on_mesh(net: Network, source: Batches, size: int) -> Callable[[int],
 def rows_at_a_time(net: Network, count: int) -> int:
     """`sample_batch`, or less where there are fewer rows: no device works on copies for nothing."""
     parts = net.models.sampling.parts("rows")
-    return min(net.sample_batch, -(-count // parts) * parts)
+    return min(net.sample_batch, max(-(-count // parts), 1) * parts)
 
 
 def encode(net: Network, records: Sequence[Record]) -> tuple[list[Record], list[list[int]]]:

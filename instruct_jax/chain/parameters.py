@@ -17,7 +17,7 @@ from instruct_jax.data.hub import model_folder
 from instruct_jax.huggingface import peft
 from instruct_jax.huggingface.families import family_of
 from instruct_jax.huggingface.weights import read_params
-from instruct_jax.models.lora import join, scalar_base, split
+from instruct_jax.models.lora import merge, scalar_base, split_adapters
 from instruct_jax.records import Params
 from instruct_jax.runtime.checkpoints import restore_params
 
@@ -32,29 +32,27 @@ class Model(NamedTuple):
 def policy(run: Run, place: Place, step: int | None = None) -> Model:
     """The policy of a place, or of one of the steps that its stage kept."""
     net = run.network(run.spec(place))
-    if run.abstract:
-        return Model(net, _abstract(net, net.boxed_policy))
     if place.model is not None:
         return Model(net, _of_hub(net, place))
     boxed = net.trained(net.boxed_policy)
-    return Model(net, join(base(run, net), _load(run, net, place, boxed, step)))
+    return Model(net, merge(base(run, net), _load(run, net, place, boxed, step)))
 
 
 def scalar(run: Run, place: Place) -> Model:
     """The reward model of a place, normalised as it was left."""
     net = run.network(run.spec(place))
-    if run.abstract:
-        return Model(net, _abstract(net, net.boxed_scalar))
     if place.model is not None:
         return Model(net, _of_hub(net, place, head=True))
     boxed = net.trained(net.boxed_scalar)
     params = _load(run, net, place, boxed, None)
-    return Model(net, _normalised(run, place, join(scalar_base(base(run, net)), params)))
+    return Model(net, _normalised(run, place, merge(scalar_base(base(run, net)), params)))
 
 
 def _normalised(run: Run, place: Place, params: Params) -> Params:
     from instruct_jax.models.heads import recentred
 
+    if run.abstract:
+        return params
     shift = run.output(place).get("normalisation")
     return params if shift is None else recentred(params, shift["mean"], shift["scale"])
 
@@ -71,7 +69,7 @@ def base(run: Run, net: Network) -> Params:
         whole = policy(run, root).params
         if net.spec.lora is None:
             whole = net.split_frozen(whole)[0]
-        run.bases[net.spec] = net.policy.cast(whole)
+        run.bases[net.spec] = net.cast(whole)
     return run.bases[net.spec]
 
 
@@ -79,26 +77,30 @@ def adapters(run: Run, net: Network, key) -> Params:
     """New ones, which change nothing yet; {} where there are none."""
     if net.spec.lora is None:
         return {}
-    return run.born(lambda k: split(net.policy.init(k))[1], net.layout, key)
+    return run.born(lambda k: split_adapters(net.policy.init(k))[1], net.layout, key)
 
 
 def start_params(run: Run, net: Network, place: Place, key) -> Params:
     """The policy of `place` as the first parameters of a stage whose network is `net`."""
-    model = policy(run, place)
-    if model.net.spec == net.spec:
-        return model.params
+    if net.spec.whole or run.spec(place) == net.spec:
+        return policy(run, place).params
     if net.spec.lora is None:
-        return model.params
-    return join(base(run, net), adapters(run, net, key))
+        own = net.trained(policy(run, place).params)
+    else:
+        own = adapters(run, net, key)
+    return merge(base(run, net), own)
 
 
 def _load(run: Run, net: Network, place: Place, boxed: Params, step: int | None) -> Params:
     """The trained parameters that a stage left, born in the layout of the mesh."""
+    shapes = sharding.abstract(boxed, net.layout)
+    if run.abstract:
+        return shapes
     folder = run.folder if place.run is None else Path(place.run)
     left = read_spec(folder, str(place.stage))[1] if step is None else _kept(run, place, step)
     return restore_params(
         folder / left.stage / "checkpoints",
-        sharding.abstract(boxed, net.layout),
+        shapes,
         part=left.part,
         step=left.step,
         fingerprints=net.fingerprints,
@@ -117,13 +119,16 @@ def _kept(run: Run, place: Place, step: int) -> Checkpoint:
 
 def _of_hub(net: Network, place: Place, *, head: bool = False) -> Params:
     """The weights of a model of Hugging Face, with its scalar head where `head` asks for it."""
+    boxed = net.boxed_scalar if head else net.boxed_whole
+    if net.abstract:
+        return sharding.abstract(boxed, net.layout)
     folder, adapter = base_and_adapter(model_folder(str(place.model)))
     added = None if adapter is None else peft.Added(adapter)
     params = read_params(
         folder,
         family_of(their_config(folder)),
         net.spec.model,
-        net.boxed_scalar if head else net.boxed_whole,
+        boxed,
         net.layout,
         head=head,
         added=added,
@@ -131,7 +136,3 @@ def _of_hub(net: Network, place: Place, *, head: bool = False) -> Params:
     if added is not None:
         added.check_used()
     return params
-
-
-def _abstract(net: Network, boxed: Params) -> Params:
-    return sharding.abstract(boxed, net.layout)

@@ -14,9 +14,9 @@ import numpy as np
 import optax
 
 from instruct_jax import optim, sharding
-from instruct_jax.chain import networks, parameters, supervised, texts
+from instruct_jax.chain import networks, parameters, ppo_programs, supervised, texts
 from instruct_jax.chain.context import Stage
-from instruct_jax.chain.kind import Curve, Kind, Line, Training
+from instruct_jax.chain.kind import Curve, Kind, Line
 from instruct_jax.chain.networks import Network
 from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
 from instruct_jax.chain.spec import Checkpoint, write_spec
@@ -24,7 +24,7 @@ from instruct_jax.data import batches
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import decode_completion
 from instruct_jax.errors import require
-from instruct_jax.models.lora import backbone_of, join, scalar_base
+from instruct_jax.models.lora import backbone_of, merge, scalar_base
 from instruct_jax.records import (
     Experience,
     Metrics,
@@ -36,9 +36,10 @@ from instruct_jax.records import (
 )
 from instruct_jax.runtime.folders import append_row
 from instruct_jax.runtime.hosts import is_main
+from instruct_jax.runtime.loop import Training, train
 from instruct_jax.runtime.metrics import cut_after
 from instruct_jax.stages import ppo
-from instruct_jax.stages.experience import make_experience
+from instruct_jax.stages.experience import make_experience, make_experience_of_scores
 
 Optimizers = tuple[optax.GradientTransformation, optax.GradientTransformation]
 PpoBatch = tuple[PromptBatch, TokenBatch | None]  # prompts, and pretraining rows of PPO-ptx
@@ -175,17 +176,18 @@ def _state_options(cfg: ppo.PpoConfig, optimizers: Optimizers) -> dict[str, Any]
 
 
 def compile_experience(nets: PpoNetworks, cfg: ppo.PpoConfig) -> Callable:
-    """experience.make_experience, which reads as many rows at a time as the update does."""
-    parts = cfg.batch // cfg.minibatch * cfg.micro_batches
-    reward = None if nets.reads_text else nets.reward.scalar
-    make = make_experience(
-        nets.policy.policy,
-        nets.value.scalar,
-        reward,
-        cfg.experience,
-        temperature=cfg.sampler.temperature,
-        parts=parts,
-    )
+    """(params, frozen, rollout, scores, kl_coef) -> (experience, metrics).  Scores [B] are given
+    where the reward model reads text, else None.
+
+    The models read as many rows at a time as the update does.
+    """
+    policy, value = nets.policy.policy, nets.value.scalar
+    rows = {
+        "temperature": cfg.sampler.temperature,
+        "parts": cfg.batch // cfg.minibatch * cfg.micro_batches,
+    }
+    scoring = make_experience(policy, value, nets.reward.scalar, cfg.experience, **rows)
+    scored = make_experience_of_scores(policy, value, cfg.experience, **rows)
 
     def on_bases(
         params: Params,
@@ -195,14 +197,16 @@ def compile_experience(nets: PpoNetworks, cfg: ppo.PpoConfig) -> Callable:
         kl_coef: jax.Array,
     ) -> tuple[Experience, Metrics]:
         params = {
-            "policy": join(frozen["policy_base"], params["policy"]),
-            "value": join(frozen["value_base"], params["value"]),
+            "policy": merge(frozen["policy_base"], params["policy"]),
+            "value": merge(frozen["value_base"], params["value"]),
         }
         read = {
-            "reference": join(frozen["policy_base"], frozen["reference"]),
-            "reward": join(frozen["reward_base"], frozen["reward"]),
+            "reference": merge(frozen["policy_base"], frozen["reference"]),
+            "reward": merge(frozen["reward_base"], frozen["reward"]),
         }
-        return make(params, read, rollout, kl_coef, scores)
+        if scores is None:
+            return scoring(params, read, rollout, kl_coef)
+        return scored(params, read, rollout, scores, kl_coef)
 
     layout = nets.policy.layout
     return jax.jit(on_bases, out_shardings=(layout.sharding("batch"), layout.sharding()))
@@ -322,14 +326,14 @@ def iteration(
     policy in the sampler's layout; timed one by one.
     """
     net, bases = ready.nets.policy, ready.bases
-    score = _text_scorer(stage, ready.nets) if ready.nets.reads_text else None
+    score = _text_scorer(stage, ready) if ready.nets.reads_text else None
 
     def iterate(state: TrainState, batch: PpoBatch) -> tuple[TrainState, Metrics]:
         prompts, ptx = batch
         seconds: dict[str, float] = {}
         number, key = int(state.step) + 1, ppo.iteration_keys(state)["rollout"]
         with _phase(seconds, "reshard"):
-            whole = join(bases["policy"], state.params["policy"])
+            whole = merge(bases["policy"], state.params["policy"])
             weights = jax.block_until_ready(net.for_sampling(whole))
         with _phase(seconds, "rollout"):
             rollout = jax.block_until_ready(ready.rollout(weights, prompts, key))
@@ -352,12 +356,13 @@ def iteration(
     return iterate
 
 
-def _text_scorer(stage: Stage, nets: PpoNetworks) -> Callable[[Rollout, int], jax.Array]:
+def _text_scorer(stage: Stage, ready: Ppo) -> Callable[[Rollout, int], jax.Array]:
     """(rollout, iteration from 0) -> scores [B] f32 by a reward model with another tokenizer: it
     reads the records of the prompts and the text of the responses.
     """
-    policy, reward = nets.policy, parameters.scalar(stage.run, stage.used("reward"))
-    context = reward.net.spec.model.context
+    policy, reward = ready.nets.policy, ready.nets.reward
+    params = merge(ready.frozen["reward_base"], ready.frozen["reward"])
+    context = reward.spec.model.context
     records, ids, source = _prompt_source(stage, policy)
 
     def score(rollout: Rollout, step: int) -> jax.Array:
@@ -369,7 +374,7 @@ def _text_scorer(stage: Stage, nets: PpoNetworks) -> Callable[[Rollout, int], ja
             text = decode_completion(policy.tokenizer, reply, prefix=policy.text.completion_prefix)
             completions.append(networks.Completion(text, reply, bool(ended), 0.0))
         rows = networks.whole_ids(
-            reward.net,
+            reward,
             policy,
             [records[i] for i in chosen],
             [ids[i] for i in chosen],
@@ -381,7 +386,7 @@ def _text_scorer(stage: Stage, nets: PpoNetworks) -> Callable[[Rollout, int], ja
             f"stages.{stage.name}.reward={stage.settings.reward} reads {context} tokens, and a"
             f" prompt with its reply makes {longest}; lower text.max_prompt or sampler.max_tokens",
         )
-        return networks.put(policy, networks.rewards(reward.net, reward.params, rows))
+        return networks.put(policy, networks.rewards(reward, params, rows))
 
     return score
 
@@ -403,7 +408,7 @@ def _phase(seconds: dict[str, float], name: str) -> Iterator[None]:
 def run(stage: Stage) -> dict[str, Any]:
     """The policy and the value function after PPO or PPO-ptx."""
     cfg = stage.settings
-    state = training(stage, stage.folder / "phases.jsonl").run(stage.folder)
+    state = train(training(stage, stage.folder / "phases.jsonl"), stage.folder)
     part = "ema" if cfg.use_ema else "params/policy"
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name, part))
     return {"iterations": int(state.step), "episodes": int(state.step) * cfg.batch}
@@ -470,6 +475,7 @@ KIND = Kind(
     settings=PpoStage,
     run=run,
     training=training,
+    programs=lambda stage: ppo_programs.Iteration(stage, set_up(stage)).programs(),
     reads=reads,
     records=records,
     run_keys=("text", "round"),

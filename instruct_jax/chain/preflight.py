@@ -170,6 +170,8 @@ def check_mesh(config: RunConfig, devices: int | None, stages: Sequence[str] | N
     for name in picked(config, stages):
         settings: Any = config.stages[name]
         rows |= KINDS[settings.kind].rows(name, settings)
+        if getattr(settings, "model", None) is not None:
+            _check_divided(config, f"stages.{name}.model", settings.model, sizes)
         if hasattr(settings, "sampler"):
             sampled[f"{name}.batch"] = settings.batch
     training = sharding.TRAINING | config.mesh.training

@@ -7,7 +7,7 @@ import numpy as np
 
 from instruct_jax.chain import networks, supervised, texts
 from instruct_jax.chain.context import Stage
-from instruct_jax.chain.kind import Curve, Kind, Line, Training
+from instruct_jax.chain.kind import Curve, Kind, Line
 from instruct_jax.chain.networks import Network
 from instruct_jax.chain.settings import Leaves, StageSettings, WorldConfig
 from instruct_jax.chain.spec import Checkpoint, write_spec
@@ -17,6 +17,7 @@ from instruct_jax.data.packing import Rows
 from instruct_jax.data.tokenize import bos_ids
 from instruct_jax.errors import ConfigError, require
 from instruct_jax.records import Params
+from instruct_jax.runtime.loop import Training, train
 from instruct_jax.stages.pretrain import PretrainConfig, make_loss
 from instruct_jax.stages.rollout import SamplerConfig
 
@@ -66,7 +67,7 @@ def training(stage: Stage) -> Training:
 def run(stage: Stage) -> dict[str, Any]:
     """The base model; where the task has probes, copying must have emerged."""
     ready, net = training(stage), stage.network
-    params, output = ready.run(stage.folder).params, ready.facts
+    params, output = train(ready, stage.folder).params, ready.facts
     held_out = texts.held_out(stage, net)
     if held_out:
         output["nll"] = networks.nll(net, params, held_out, texts.row_shape(stage, net)[1])
@@ -133,6 +134,7 @@ KIND = Kind(
     settings=PretrainStage,
     run=run,
     training=training,
+    programs=lambda stage: [supervised.program_on_texts(stage, set_up(stage))],
     reads=lambda config, settings: ("texts",),
     records=lambda stage: {"texts": _texts(stage)},
     check=check,

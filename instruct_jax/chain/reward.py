@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from instruct_jax.chain import networks, parameters, rankings, supervised
+from instruct_jax.chain import networks, parameters, programs, rankings, supervised
 from instruct_jax.chain.context import Stage, require_room, sample_tokens
-from instruct_jax.chain.kind import Curve, Kind, Line, Training
+from instruct_jax.chain.kind import Curve, Kind, Line
 from instruct_jax.chain.networks import Network
+from instruct_jax.chain.programs import Learns, Program
 from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
 from instruct_jax.chain.spec import Checkpoint, write_spec
 from instruct_jax.chain.task import GROUPS, N_TUNING_PROMPTS, Rankings
@@ -17,8 +18,9 @@ from instruct_jax.errors import require
 from instruct_jax.evaluation import reward_accuracy
 from instruct_jax.evaluation.reward_accuracy import Scored
 from instruct_jax.models.heads import recentred
-from instruct_jax.models.lora import backbone_of, join, scalar_base
-from instruct_jax.records import Params
+from instruct_jax.models.lora import backbone_of, merge, scalar_base
+from instruct_jax.records import Params, RankingBatch
+from instruct_jax.runtime.loop import Training, train
 from instruct_jax.stages.reward_model import RewardConfig, make_loss
 from instruct_jax.stages.rollout import SamplerConfig
 from instruct_jax.text import plural
@@ -116,12 +118,28 @@ def _pairs(completions, ranks) -> Iterator[batches.Ranking]:
                 yield [completions[i], completions[j]], [1, 2]
 
 
+def abstract_programs(stage: Stage) -> list[Program]:
+    cfg, ready = stage.settings, set_up(stage, steps=1)
+    batch = abstract_rankings(stage, most=2 if cfg.pairs_shuffled else 9)
+    rows, k, length = batch.tokens.shape
+    learns = Learns(ready.net.policy, rows * k, length, parts=cfg.micro_batches)
+    return [supervised.program(stage, ready, batch, learns)]
+
+
+def abstract_rankings(stage: Stage, most: int = 9) -> RankingBatch:
+    """The largest batch of rankings that the settings allow, of at most so many completions."""
+    text = stage.run.config.text
+    k = min(number_of_rankings(stage, None)[1], most)
+    length = text.max_prompt + text.max_completion
+    return programs.rankings(stage.network.layout, stage.settings.batch, k, length)
+
+
 def run(stage: Stage) -> dict[str, Any]:
     """The reward model; recentred after its training, and measured on held-out rankings."""
     net, given = stage.network, rankings.gathered(stage)
     ready = training_on(stage, given.train)
     base = scalar_base(parameters.base(stage.run, net))
-    params = join(base, ready.run(stage.folder).params)
+    params = merge(base, train(ready, stage.folder).params)
     shift = _normalisation(stage, net, params)
     params = recentred(params, shift["mean"], shift["scale"])
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name))
@@ -188,6 +206,7 @@ def _gold_accuracy(stage: Stage, rows: list[Scored]) -> float | None:
 
 
 def check(stage: Stage) -> None:
+    rankings.check(stage)
     cfg, text, spec = stage.settings, stage.run.config.text, stage.spec
     longest = text.max_prompt + text.max_completion
     require(
@@ -246,6 +265,7 @@ KIND = Kind(
     settings=RewardStage,
     run=run,
     training=training,
+    programs=abstract_programs,
     reads=reads,
     records=records,
     run_keys=("text",),

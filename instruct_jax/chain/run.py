@@ -51,7 +51,13 @@ def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[s
     context = Run(config, folder)
     context.begin()
     for name in chosen:
-        run_stage(context.stage(name))
+        stage = context.stage(name)
+        inputs = _begin(stage)
+        if inputs is None:
+            continue
+        started = time.monotonic()
+        output = KINDS[stage.settings.kind].run(stage)
+        _finish(stage, inputs, output, time.monotonic() - started)
     if is_main():
         write_atomic(folder / "summary.json", json.dumps(summary(folder), indent=2) + "\n")
     if stages is None and is_main():
@@ -61,19 +67,20 @@ def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[s
     return folder
 
 
-def run_stage(stage: Stage) -> None:
-    """Runs a stage unless its done.json says that it was done from the same inputs."""
+def _begin(stage: Stage) -> dict[str, Any] | None:
+    """What the stage is made from, noted in its folder; None where it was done from the same."""
     inputs = identity.identity(stage)
     if stage_done(stage.folder, inputs):
         if is_main():
             print(f"{stage.name} is done", flush=True)
-        return
+        return None
     barrier(f"{stage.name} begins")  # all have seen that it is not done before one of them does it
     begin_stage(stage.folder, inputs)
-    started = time.monotonic()
+    return inputs
+
+
+def _finish(stage: Stage, inputs: dict[str, Any], output: Any, seconds: float) -> None:
     kind = stage.settings.kind
-    output = KINDS[kind].run(stage)
-    seconds = time.monotonic() - started
     finish_stage(stage.folder, inputs, kind=kind, output=output, seconds=seconds)
     barrier(stage.name)  # the next stage reads what this one wrote
 
@@ -93,7 +100,10 @@ def check_needs(run: Run, chosen: Sequence[str]) -> None:
         for key, place in run.stage(name).uses.items():
             if place.model is not None or (place.own and place.stage in chosen):
                 continue
-            if (run.stage_folder(place) / "done.json").exists():
+            note = run.stage_folder(place) / "done.json"
+            if note.exists():
+                if not place.own:
+                    _check_kind(run.config, name, key, place, read_note(note))
                 continue
             if place.own:
                 raise RunError(
@@ -104,6 +114,15 @@ def check_needs(run: Run, chosen: Sequence[str]) -> None:
                 f"stages.{name}.{key}={place}: {place.run} has not finished a stage"
                 f" {place.stage}; run it there first, or name another"
             )
+
+
+def _check_kind(
+    config: RunConfig, name: str, key: str, place: graph.Place, note: dict[str, Any]
+) -> None:
+    """ConfigError where a finished stage of another run is not what is needed here."""
+    kind = KINDS.get(note.get("kind", ""))
+    if kind is not None:
+        graph.check_leaves(config, name, key, place, kind.settings.leaves)
 
 
 def check_identities(run: Run, chosen: Sequence[str], redo: Sequence[str] = ()) -> None:

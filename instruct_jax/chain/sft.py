@@ -7,13 +7,14 @@ import numpy as np
 
 from instruct_jax.chain import networks, parameters, supervised, texts
 from instruct_jax.chain.context import Stage
-from instruct_jax.chain.kind import Curve, Kind, Line, Training
+from instruct_jax.chain.kind import Curve, Kind, Line
 from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
 from instruct_jax.chain.spec import Checkpoint, write_spec
 from instruct_jax.data import batches, encode, packing
 from instruct_jax.data.schemas import Record
 from instruct_jax.errors import require
 from instruct_jax.records import TokenBatch
+from instruct_jax.runtime.loop import Training, train
 from instruct_jax.stages.pretrain import make_loss
 from instruct_jax.stages.sft import SftConfig
 from instruct_jax.text import plural
@@ -78,7 +79,7 @@ def training(stage: Stage) -> Training:
 def run(stage: Stage) -> dict[str, Any]:
     """The policy after each epoch of demonstrations; the last one is what the stage leaves."""
     ready = training(stage)
-    ready.run(stage.folder)
+    train(ready, stage.folder)
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name))
     return ready.facts
 
@@ -148,6 +149,8 @@ KIND = Kind(
     settings=SftStage,
     run=run,
     training=training,
+    # the number of steps only changes the learning rate
+    programs=lambda stage: [supervised.program_on_texts(stage, set_up(stage, steps=1))],
     reads=reads,
     records=records,
     run_keys=("text",),

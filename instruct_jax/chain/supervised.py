@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 import jax
 
 from instruct_jax import optim, sharding
+from instruct_jax.chain import programs
 from instruct_jax.chain.context import Run, Stage
-from instruct_jax.chain.kind import Training
 from instruct_jax.chain.networks import Network
+from instruct_jax.chain.programs import Adam, Learns, Program
 from instruct_jax.config import OptimizerConfig
-from instruct_jax.models.lora import join
+from instruct_jax.models.lm import parameter_count
+from instruct_jax.models.lora import merge
 from instruct_jax.records import Metrics, Params, TrainState
+from instruct_jax.runtime.loop import Training
 from instruct_jax.stages.gradient import LossFn, make_step
 
 
@@ -46,7 +49,7 @@ def set_up(
 
     def on_base(state: TrainState, base: Params, batch: Any) -> tuple[TrainState, Metrics]:
         def whole_loss(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-            return loss_fn(join(base, params), batch, key)
+            return loss_fn(merge(base, params), batch, key)
 
         return make_step(whole_loss, tx, micro_batches=micro_batches)(state, batch)
 
@@ -87,3 +90,29 @@ def training(
     shapes = [batch_at(0)] if examples is None else examples
     step = sharding.ahead_of_time(ready.step, ready.state, ready.base, shapes)
     return Training(step, ready.state, batch_at, steps, ready.net.fingerprints, **options)
+
+
+def program(stage: Stage, ready: Supervised, batch: Any, learns: Learns) -> Program:
+    """The step of an abstract run, on a batch of shapes."""
+    state, base = ready.state, ready.base
+    trained = parameter_count(state.params)
+    adam = Adam(learns.model, trained, learns.parts)
+    return Program(
+        stage.name,
+        "step",
+        ready.step,
+        (state, base, batch),
+        here=programs.large_parts(state) | {"base": base},
+        elsewhere={},
+        parameters=trained + parameter_count(base),
+        operations=(learns, adam),
+    )
+
+
+def program_on_texts(stage: Stage, ready: Supervised) -> Program:
+    """The same on rows of text, where every position is learned from."""
+    cfg, net = stage.settings, ready.net
+    batch = programs.texts(net.layout, cfg.batch, cfg.length)
+    positions = cfg.batch * cfg.length
+    learns = Learns(net.policy, cfg.batch, cfg.length, positions, cfg.micro_batches)
+    return program(stage, ready, batch, learns)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from instruct_jax.cleaning.filters import KINDS, SPLITS, Cleaned, Dropped, Item, Written
-from instruct_jax.report.text import number, percent, plain
+from instruct_jax.text import number, percent, plain
 
 Row = dict[str, Any]
 Names = tuple[str, ...]

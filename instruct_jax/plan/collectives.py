@@ -5,7 +5,7 @@ import math
 import re
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# 4 for what is not here
+# bytes of a number; 4 for what is not here
 BYTES = {
     "pred": 1,
     "s8": 1,
@@ -54,11 +54,12 @@ class Collective:
     def sent(self) -> float:
         """Bytes that one device sends in one run of the program, where the devices form a ring."""
         others = (self.parties - 1) / self.parties
-        return self.total * {
+        shares = {
             "all-reduce": 2 * others,
             "reduce-scatter": self.parties - 1,
             "collective-permute": 1,
-        }.get(self.kind, others)
+        }
+        return self.total * shares.get(self.kind, others)
 
 
 def collectives(text: str) -> list[Collective]:
@@ -66,7 +67,8 @@ def collectives(text: str) -> list[Collective]:
     computations: Computations = {}
     entry = name = ""
     for line in text.splitlines():
-        if begin := _COMPUTATION.match(line):
+        begin = _COMPUTATION.match(line)
+        if begin is not None:
             name = begin["name"]
             entry = name if begin["entry"] else entry
         computations.setdefault(name, []).append(line)
@@ -74,89 +76,101 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _within(computations: Computations, name: str, times: int) -> list[Collective]:
-    found = []
+    """The collectives of one computation and of those that it calls, when it runs `times` times."""
+    found: list[Collective] = []
     for line in computations.get(name, ()):
-        source = _SOURCE.search(line)
-        if call := _CALL.search(line):
-            # -start names its operand too
-            size = _size(call["type"]) // (
-                2 if call["start"] and call["kind"] != "all-reduce" else 1
-            )
-            found.append(
-                Collective(call["kind"], size, _parties(line), times, source[1] if source else "")
-            )
-        elif fusion := _FUSION.search(line):
-            inside = next(one for one in computations[fusion["name"]] if _CALL.search(one))
-            found.append(
-                Collective(
-                    "reduce-scatter",
-                    _size(fusion["type"]),
-                    _parties(inside),
-                    times,
-                    source[1] if source else "",
-                )
-            )
+        own = _collective(computations, line, times)
+        if own is not None:
+            found.append(own)
         elif " while(" in line:
-            found += _within(computations, _named(line, "body"), times * _trips(computations, line))
+            trips = _trips(computations, line)
+            found += _within(computations, _named(line, "body"), times * trips)
         elif " call(" in line or " async-start(" in line:
-            found += _within(computations, _named(line, "to_apply") or _named(line, "calls"), times)
+            called = _named(line, "to_apply") or _named(line, "calls")
+            found += _within(computations, called, times)
         elif " conditional(" in line:
-            branches = re.findall(
-                r"%?([\w.\-]+)", (re.search(r"branch_computations=\{([^}]*)\}", line) or [""])[-1]
-            )
-            found += max(
-                (_within(computations, branch, times) for branch in branches),
-                key=lambda c: sum(x.total for x in c),
-                default=[],
-            )
+            branches = [_within(computations, branch, times) for branch in _branches(line)]
+            found += max(branches, key=_total, default=[])
     return found
+
+
+def _collective(computations: Computations, line: str, times: int) -> Collective | None:
+    """The collective of a line, if it is one."""
+    match = _SOURCE.search(line)
+    source = match[1] if match else ""
+    call = _CALL.search(line)
+    if call is not None:
+        kind, size = call["kind"], _size(call["type"])
+        if call["start"] and kind != "all-reduce":
+            size //= 2  # -start names its operand too
+        return Collective(kind, size, _parties(line), times, source)
+    fusion = _FUSION.search(line)
+    if fusion is None:
+        return None
+    inside = next(one for one in computations[fusion["name"]] if _CALL.search(one))
+    size = _size(fusion["type"])
+    return Collective("reduce-scatter", size, _parties(inside), times, source)
+
+
+def _branches(line: str) -> list[str]:
+    """The computations that a conditional chooses from."""
+    names = re.search(r"branch_computations=\{([^}]*)\}", line)
+    return [] if names is None else re.findall(r"%?([\w.\-]+)", names[1])
+
+
+def _total(found: list[Collective]) -> int:
+    return sum(one.total for one in found)
 
 
 def _trips(computations: Computations, line: str) -> int:
     """How often a loop runs at most: as its line says, or where its condition compares the counter
     with a constant.
     """
-    if known := _TRIPS.search(line):
+    known = _TRIPS.search(line)
+    if known is not None:
         return int(known[1])
     condition = computations.get(_named(line, "condition"), [])
-    parts = [
-        condition,
-        *(computations.get(_named(one, "calls"), []) for one in condition if " fusion(" in one),
-    ]
-    constants = {
-        match["name"]: int(match["value"])
-        for part in parts
-        for one in part
-        if (match := _CONSTANT.search(one))
-    }
-    limits = [
-        constants.get(match["name"], 1)
-        for part in parts
-        for one in part
-        if (match := _BELOW.search(one))
-    ]
+    lines = list(condition)
+    for one in condition:
+        if " fusion(" in one:
+            lines += computations.get(_named(one, "calls"), [])
+
+    constants, limits = {}, []
+    for line in lines:
+        constant = _CONSTANT.search(line)
+        if constant is not None:
+            constants[constant["name"]] = int(constant["value"])
+    for line in lines:
+        below = _BELOW.search(line)
+        if below is not None:
+            limits.append(constants.get(below["name"], 1))
     return max(limits, default=1)
 
 
 def _parties(line: str) -> int:
+    """How many devices take part together."""
     group = _GROUP.search(line)
     if group is None:  # a permutation, or all devices in a form that names none
         return 1
     if group["mesh"] is not None:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", group["mesh"]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", group["axes"]))
-    return int(group["size"]) if group["size"] else len(group["first"].split(","))
+        axes = re.findall(r"'(\w+)'", group["axes"])
+        return math.prod(int(sizes[axis]) for axis in axes)
+    if group["size"]:
+        return int(group["size"])
+    return len(group["first"].split(","))
 
 
 def _named(line: str, role: str) -> str:
-    found = re.search(rf"{role}=%?([\w.\-]+)", line)
-    return found[1] if found else ""
+    """The computation that a line names in a role, such as body; "" where it names none."""
+    match = re.search(rf"{role}=%?([\w.\-]+)", line)
+    return match[1] if match else ""
 
 
 def _size(types: str) -> int:
     """Bytes of "f32[4,8]{1,0}" or of a tuple of such types."""
-    arrays = re.findall(r"(\w+)\[([\d,]*)\]", types)
-    return sum(
-        BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
-        for kind, shape in arrays
-    )
+    size = 0
+    for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", types):
+        numbers = [int(n) for n in shape.split(",") if n]
+        size += BYTES.get(kind, 4) * math.prod(numbers)
+    return size

@@ -2,9 +2,10 @@
 docs/plans.md.
 
 Bytes are counted as if every matmul read its operands from memory and wrote its result there once,
-and all between them were fused: no program moves much less.
+and everything between two matmuls were fused.  No program moves much less.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,109 +20,120 @@ LEARNED = 28
 class Work(NamedTuple):
     """Of one step; works add."""
 
-    flops: (
-        float  # of the model on all devices: forward once, backward twice that.  MFU counts these
-    )
+    # of the model on all devices: forward once, backward twice that.  MFU counts these
+    flops: float
     computed: float  # with what is computed again to save memory
     traffic: float  # bytes that one device reads and writes
 
     def __add__(self, other: "Work") -> "Work":  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+        return Work(
+            self.flops + other.flops,
+            self.computed + other.computed,
+            self.traffic + other.traffic,
+        )
 
 
 class Costs(NamedTuple):
-    """Of a model on a mesh; sizes: devices of each mesh axis.
-
-    rows and positions are those of all devices together.
-    """
+    """Of a model on a mesh.  Rows and positions are those of all devices together."""
 
     model: ModelConfig
-    sizes: Mapping[str, int]
-    fused: bool  # does attention keep its scores in fast memory, and skip what is masked?
+    sizes: Mapping[str, int]  # mesh axis -> devices
+    fused: bool  # attention keeps its scores in fast memory, and skips what is masked
 
     def forward(self, rows: int, length: int, positions: int = 0) -> Work:
         """Rows are read once; at `positions` of them all logits are made."""
-        m, tokens = self.model, rows * length
-        layers = 2 * self._layer_weights * m.layers * tokens
-        # a query sees half of the keys on average
-        attention = 4 * m.layers * m.heads * m.head_size * tokens * (length + 1) / 2
-        head = 2 * m.vocab_rows * m.width * positions
-        computed = layers + head + attention * (1 if self.fused else 2)
-        return Work(
-            layers + attention + head,
-            computed,
-            self._weights(positions) + self._activations(rows, length, positions),
-        )
+        tokens = rows * length
+        keys = (length + 1) / 2  # that a query sees on average
+        layers = 2 * self._layers * tokens
+        attention = 4 * self._queries * tokens * keys
+        head = 2 * self._embedding * positions
+        masked = 0 if self.fused else attention  # plain attention computes the other half too
+        traffic = self._weights(positions) + self._activations(rows, length, positions)
+        return Work(layers + attention + head, layers + attention + masked + head, traffic)
 
     def training(self, rows: int, length: int, positions: int, parts: int = 1) -> Work:
         """Forward and backward of a batch in `parts` micro-batches; logits are made twice, and with
         remat the layers too.
         """
-        ahead, head = (
-            self.forward(rows, length, positions),
-            2 * self.model.vocab_rows * self.model.width * positions,
-        )
-        again = 1 if self.model.remat == "full" else 0
-        computed = (3 + again) * (ahead.computed - head) + 4 * head
-        traffic = parts * (2 + again) * self._weights(positions) + (3 + again) * self._activations(
-            rows, length, positions
-        )
-        return Work(3 * ahead.flops, computed, traffic)
+        ahead = self.forward(rows, length, positions)
+        head = 2 * self._embedding * positions
+        passes = 4 if self.model.remat == "full" else 3  # backward counts as two
+        computed = passes * (ahead.computed - head) + 4 * head
+        weights = parts * (passes - 1) * self._weights(positions)
+        activations = passes * self._activations(rows, length, positions)
+        return Work(3 * ahead.flops, computed, weights + activations)
 
     def learning(self, parameters: int, parts: int = 1, steps: int = 1) -> Work:
         """Steps of Adam, and the sums of the gradients of micro-batches."""
         own = parameters / (self.sizes["fsdp"] * self.sizes["tensor"])
-        return Work(0, 0, steps * own * (LEARNED + (2 * F32 * parts if parts > 1 else 0)))
+        sums = 2 * F32 * parts if parts > 1 else 0
+        return Work(0, 0, steps * own * (LEARNED + sums))
 
     def decoding(self, rows: int, prompt: int, tokens: int) -> Work:
         """`tokens` tokens for each row after a prompt, one after the other, with a cache for all of
         them.
         """
-        m, seen = self.model, prompt + (tokens + 1) / 2
-        layers = (
-            2 * self._layer_weights * m.layers * rows * tokens
-            + 4 * m.layers * m.heads * m.head_size * rows * tokens * seen
-        )
-        flops = layers + 2 * m.vocab_rows * m.width * rows * tokens
-        whole = 2 * m.layers * m.groups * m.head_size * (prompt + tokens) * rows * self._bytes
+        sampled = rows * tokens
+        keys = prompt + (tokens + 1) / 2  # that a token sees on average
+        layers = 2 * self._layers * sampled
+        attention = 4 * self._queries * sampled * keys
+        head = 2 * self._embedding * sampled
+        flops = layers + attention + head
+
+        m = self.model
+        cache = 2 * m.layers * m.groups * m.head_size * self._bytes
+        cache *= rows * (prompt + tokens)
         logits = 3 * F32 * m.vocab_rows * rows
-        each = self._weights(rows) + (whole + logits) / self._parts
-        return Work(flops, flops, tokens * each)
+        by_token = self._weights(rows) + (cache + logits) / self._parts
+        return Work(flops, flops, tokens * by_token)
+
+    # --- sizes of the model ---
 
     @property
-    def _parts(self) -> int:
-        """Into how many parts rows, positions and heads are cut together."""
-        return (
-            self.sizes["data"] * self.sizes["fsdp"] * self.sizes["context"] * self.sizes["tensor"]
-        )
+    def _layers(self) -> int:
+        """Weights in the matmuls of all layers."""
+        m = self.model
+        mlp = m.mlp_size * (3 if m.gated else 2)
+        return m.layers * m.width * (self._projected + mlp)
+
+    @property
+    def _projected(self) -> int:
+        """Width of queries, keys, values and what attention gives back, of one layer."""
+        m = self.model
+        return (2 * m.heads + 2 * m.groups) * m.head_size
+
+    @property
+    def _queries(self) -> int:
+        """Width of the queries of all layers."""
+        return self.model.layers * self.model.heads * self.model.head_size
+
+    @property
+    def _embedding(self) -> int:
+        return self.model.vocab_rows * self.model.width
 
     @property
     def _bytes(self) -> int:
         return 2 if self.model.dtype == "bfloat16" else F32
 
+    # --- bytes on one device ---
+
     @property
-    def _layer_weights(self) -> int:
-        m = self.model
-        heads = (2 * m.heads + 2 * m.groups) * m.head_size
-        return m.width * (heads + m.mlp_size * (3 if m.gated else 2))
+    def _parts(self) -> int:
+        """Into how many parts rows, positions and heads are cut together."""
+        return math.prod(self.sizes.values())
 
     def _weights(self, positions: int) -> float:
-        """All weights, once, on one device."""
-        m = self.model
-        return (
-            (self._layer_weights * m.layers + (m.vocab_rows * m.width if positions else 0))
-            * self._bytes
-            / self.sizes["tensor"]
-        )
+        """All weights, once."""
+        head = self._embedding if positions else 0
+        return (self._layers + head) * self._bytes / self.sizes["tensor"]
 
     def _activations(self, rows: int, length: int, positions: int) -> float:
-        """What the matmuls of one forward pass read and write, on one device."""
-        m, tensor = self.model, self.sizes["tensor"]
-        heads = (2 * m.heads + 2 * m.groups) * m.head_size
-        split = heads + m.heads * m.head_size + m.mlp_size * (3 if m.gated else 2)
-        # the width is not split over `tensor`
-        by_token = m.layers * (4 * m.width * tensor + split) * self._bytes
+        """What the matmuls of one forward pass read and write."""
+        m = self.model
+        mlp = m.mlp_size * (3 if m.gated else 2)
+        attention = self._projected + m.heads * m.head_size
+        width = 4 * m.width * self.sizes["tensor"]  # which is not split over `tensor`
+        by_token = m.layers * (width + attention + mlp) * self._bytes
         scores = 0 if self.fused else 2 * F32 * m.layers * m.heads * length
-        return (
-            rows * length * (by_token + scores) + 2 * F32 * positions * m.vocab_rows
-        ) / self._parts
+        logits = 2 * F32 * m.vocab_rows * positions
+        return (rows * length * (by_token + scores) + logits) / self._parts

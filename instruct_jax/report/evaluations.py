@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from instruct_jax.report.run_data import Run, Stage, slug
-from instruct_jax.report.text import number
+from instruct_jax.text import number
 
 BASE = "base"  # the base of the run
 PROMPTED = "_prompted"  # behind the name of a model: with examples before the prompt

@@ -17,7 +17,8 @@ from instruct_jax.report.evaluations import (
 )
 from instruct_jax.report.reward_models import ACCURACY, measured
 from instruct_jax.report.run_data import Run, Stage
-from instruct_jax.report.text import count, listed, number, percent
+from instruct_jax.report.text import count, listed
+from instruct_jax.text import number, percent
 
 USE_CASE_DROP = 0.05  # of the judge's score, from the baseline
 CALIBRATION_GAP = 0.05  # mean |predicted - observed|

@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from instruct_jax.report.plots.style import Picture, svg
-from instruct_jax.report.text import number, plain
+from instruct_jax.text import number, plain
 
 Section = tuple[str, str, Markup]  # anchor, title and HTML
 Row = Sequence[Any]  # of a table

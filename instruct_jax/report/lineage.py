@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from instruct_jax.report import html, layers
 from instruct_jax.report.run_data import Run, Stage, anchors
-from instruct_jax.report.text import duration, listed, moment, plain
+from instruct_jax.report.text import duration, listed, moment
+from instruct_jax.text import plain
 
 MOST_LETTERS = 14  # of a name in a box; the whole one is its tooltip
 HASH = re.compile(r"sha256:([0-9a-f]{10})[0-9a-f]*")

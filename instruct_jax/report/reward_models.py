@@ -8,7 +8,7 @@ from markupsafe import Markup
 from instruct_jax.report import html
 from instruct_jax.report.plots import reward_model
 from instruct_jax.report.run_data import Run, Stage
-from instruct_jax.report.text import number, percent
+from instruct_jax.text import number, percent
 
 ACCURACY = "accuracy_heldout_prompts"
 IN_ORDER = "pairs in the right order"

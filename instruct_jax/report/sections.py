@@ -18,7 +18,8 @@ from instruct_jax.report.plots.evaluation import models_of
 from instruct_jax.report.plots.style import Picture
 from instruct_jax.report.reward_models import ACCURACY, measured
 from instruct_jax.report.run_data import Run, Stage
-from instruct_jax.report.text import count, duration, listed, number, percent, prompt_text
+from instruct_jax.report.text import count, duration, listed, prompt_text
+from instruct_jax.text import number, percent
 
 SAMPLES_OPEN = 6  # prompts; the others are folded
 ACCURACY_FACTS = {

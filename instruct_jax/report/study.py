@@ -19,8 +19,9 @@ from instruct_jax.report.plots.evaluation import models_of
 from instruct_jax.report.plots.over_optimization import Line, picture
 from instruct_jax.report.plots.style import Picture
 from instruct_jax.report.run_data import Run, read_run
-from instruct_jax.report.text import listed, moment, number
+from instruct_jax.report.text import listed, moment
 from instruct_jax.runtime.folders import write_atomic
+from instruct_jax.text import number
 
 Row = dict[str, float]
 Checkpoints = list[Row]  # of a policy through its kept checkpoints

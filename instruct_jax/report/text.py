@@ -1,29 +1,9 @@
-"""Text that people read: numbers, lists, and model output made harmless."""
+"""Text of a report: numbers and lists in sentences, and model output made harmless."""
 
 import html
-import math
-import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
-SHOWN_WHITESPACE = "\n\t"
-UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, format, surrogate, private, separators
-
-
-def plain(text: object) -> str:
-    """Text that cannot change what surrounds it: control, format (bidi, zero-width) and lone
-    surrogate characters are spelled out.
-    """
-    return "".join(_spelled(char) for char in str(text))
-
-
-def _spelled(char: str) -> str:
-    if char in SHOWN_WHITESPACE:
-        return char
-    if unicodedata.category(char) not in UNSEEN:
-        return char
-    code = ord(char)
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+from instruct_jax.text import plain
 
 
 def escape(text: object) -> str:
@@ -44,25 +24,6 @@ def prompt_text(prompt: object) -> str:
         else:
             lines.append(str(message))
     return "\n".join(lines)
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """A number with `digits` decimals and a true minus sign; a dash where there is none."""
-    if value is None or isinstance(value, str):
-        return "–"
-    if not math.isfinite(value):
-        return "–"
-    text = f"{value:,.{digits}f}"
-    is_zero = not any(digit in text for digit in "123456789")
-    if is_zero:
-        text = text.lstrip("-")
-    return text.replace("-", "−")
-
-
-def percent(value: Any, digits: int = 0) -> str:
-    if number(value) == "–":
-        return "–"
-    return f"{number(100 * value, digits)}\u00a0%"
 
 
 def duration(seconds: float) -> str:

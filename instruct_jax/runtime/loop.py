@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,24 +33,30 @@ class _Pending(NamedTuple):
     batch: Any
 
 
-def train(
-    step_fn: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Any]]],
-    state: TrainState,
-    batch_at: Callable[[int], Any],
-    *,
-    total_steps: int,
-    folder: Path,
-    checkpoints: Checkpoints,
-    save_every: int | None = None,
-    save_seconds: float = 600.0,
-    stop_when: Callable[[Row], str | None] | None = None,
-    show: Sequence[str] = (),
-) -> TrainState:
-    """Runs `state, metrics = step_fn(state, batch_at(step))` until state.step is `total_steps`,
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A training before its first step: what `train` takes, and what a replay takes one step of."""
+
+    step: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, Any]]]
+    state: TrainState
+    batch_at: Callable[[int], Any]
+    total_steps: int
+    fingerprints: Mapping[str, str]  # of the checkpoints
+    save_every: int | None = None  # steps
+    keep: int = 2  # of the newest checkpoints
+    keep_every: int | None = None  # steps: these checkpoints stay
+    stop_when: Callable[[Row], str | None] | None = None  # (metrics) -> a reason to end here
+    show: tuple[str, ...] = ()  # metrics of the progress bar
+    # what the data says, for whoever writes about the result
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def train(training: Training, folder: Path, *, save_seconds: float = 600.0) -> TrainState:
+    """Runs `state, metrics = step(state, batch_at(step))` until state.step is `total_steps`,
     from the newest checkpoint if there is one.
 
     The data position is state.step, so a run that is stopped anywhere and started again ends
-    bitwise where it would have ended without the stop.  `state` is used up.  Row n of
+    bitwise where it would have ended without the stop.  The state of `training` is used up.  Row n of
     folder/metrics.jsonl and checkpoint n belong to n completed steps.  A checkpoint is saved every
     `save_every` steps, when the last one is `save_seconds` old, and at the end.
 
@@ -59,72 +65,81 @@ def train(
     the metrics of the progress bar.  NonFiniteError where a metric is NaN or Inf, Interrupted where
     a signal asked the run to stop.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    damaged: list[str] = []
-    if checkpoints.latest() is not None:
-        state, damaged = checkpoints.restore_good(freed(state))
-    first = step = int(state.step)
-    saved_at = time.monotonic()
-    pending: _Pending | None = None
-    with (
-        MetricsFile(folder / "metrics.jsonl", first) as file,
-        StageProgress(folder.name, step=first, total=total_steps, keys=show) as progress,
-        _Session(folder / "sessions.jsonl", first) as session,
-        catch_signals() as request,
-    ):
+    with Checkpoints(
+        folder / "checkpoints",
+        fingerprints=training.fingerprints,
+        keep=training.keep,
+        keep_every=training.keep_every,
+    ) as checkpoints:
+        state = training.state
+        folder.mkdir(parents=True, exist_ok=True)
+        damaged: list[str] = []
+        if checkpoints.latest() is not None:
+            state, damaged = checkpoints.restore_good(freed(state))
+        first = step = int(state.step)
+        saved_at = time.monotonic()
+        pending: _Pending | None = None
+        with (
+            MetricsFile(folder / "metrics.jsonl", first) as file,
+            StageProgress(
+                folder.name, step=first, total=training.total_steps, keys=training.show
+            ) as progress,
+            _Session(folder / "sessions.jsonl", first) as session,
+            catch_signals() as request,
+        ):
 
-        def finite_row(done: _Pending) -> Row:
-            return _finite_row(done, state, folder, checkpoints.fingerprints)
+            def finite_row(done: _Pending) -> Row:
+                return _finite_row(done, state, folder, checkpoints.fingerprints)
 
-        def write(done: _Pending) -> None:
-            row = finite_row(done)
-            file.write(done.step, row)
-            progress.update(done.step, row)
+            def write(done: _Pending) -> None:
+                row = finite_row(done)
+                file.write(done.step, row)
+                progress.update(done.step, row)
 
-        for message in damaged:
-            progress.note(f"{message}; resuming from step {first}")
-        reason = None
-        if stop_when and file.last:  # an earlier start may have ended here
-            reason = stop_when(file.last)
-        ending = step >= total_steps or bool(reason)
-        while not ending:
-            batch = batch_at(step)
-            with session.recompiles:
-                state, metrics = step_fn(state, batch)
-            step += 1
-            if pending:
-                write(pending)
-            pending = _Pending(step, metrics, batch)
-            if stop_when:
-                reason = stop_when(finite_row(pending))
-            ending = request.reached() or step == total_steps or bool(reason)
-            # the clocks of several processes may disagree, so they do not save by the clock
-            late = not is_multihost() and time.monotonic() - saved_at > save_seconds
-            scheduled = save_every is not None and step % save_every == 0
-            if ending or late or scheduled:
-                write(pending)
-                if int(state.step) != step:
-                    raise RuntimeError(
-                        f"{folder.name}: state.step is {int(state.step)} after step {step}; step_fn"
-                        " must add 1 to it"
-                    )
-                file.sync()
-                checkpoints.save(state)
-                pending, saved_at = None, time.monotonic()
-            session.stepped(step, state)
-        if checkpoints.latest() is None:
-            checkpoints.save(state)  # a stage of no steps still has a result
-        session.ended = request.name if request.caught else reason or "complete"
-        checkpoints.wait()
-        if reason:
-            progress.note(f"ended after step {step} of {total_steps}: {reason}")
-    if request.caught:
-        raise Interrupted(
-            f"{folder.name} was stopped by {request.name} after step {step} of {total_steps}; all"
-            " of it is saved.  Run the same command again to resume from there.",
-            request.exit_code,
-        )
-    return state
+            for message in damaged:
+                progress.note(f"{message}; resuming from step {first}")
+            reason = None
+            if training.stop_when and file.last:  # an earlier start may have ended here
+                reason = training.stop_when(file.last)
+            ending = step >= training.total_steps or bool(reason)
+            while not ending:
+                batch = training.batch_at(step)
+                with session.recompiles:
+                    state, metrics = training.step(state, batch)
+                step += 1
+                if pending:
+                    write(pending)
+                pending = _Pending(step, metrics, batch)
+                if training.stop_when:
+                    reason = training.stop_when(finite_row(pending))
+                ending = request.reached() or step == training.total_steps or bool(reason)
+                # the clocks of several processes may disagree, so they do not save by the clock
+                late = not is_multihost() and time.monotonic() - saved_at > save_seconds
+                scheduled = training.save_every is not None and step % training.save_every == 0
+                if ending or late or scheduled:
+                    write(pending)
+                    if int(state.step) != step:
+                        raise RuntimeError(
+                            f"{folder.name}: state.step is {int(state.step)} after step {step}; step_fn"
+                            " must add 1 to it"
+                        )
+                    file.sync()
+                    checkpoints.save(state)
+                    pending, saved_at = None, time.monotonic()
+                session.stepped(step, state)
+            if checkpoints.latest() is None:
+                checkpoints.save(state)  # a stage of no steps still has a result
+            session.ended = request.name if request.caught else reason or "complete"
+            checkpoints.wait()
+            if reason:
+                progress.note(f"ended after step {step} of {training.total_steps}: {reason}")
+        if request.caught:
+            raise Interrupted(
+                f"{folder.name} was stopped by {request.name} after step {step} of {training.total_steps}; all"
+                " of it is saved.  Run the same command again to resume from there.",
+                request.exit_code,
+            )
+        return state
 
 
 class _Session:

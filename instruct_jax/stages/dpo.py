@@ -34,7 +34,7 @@ class DpoConfig:
         require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1")
         require(self.save_every >= 1, f"save_every={self.save_every} must be at least 1")
         require(self.beta > 0, f"beta={self.beta} must be positive")
-        check_batch("dpo", self.batch, self.micro_batches)
+        check_batch(self.batch, self.micro_batches)
 
 
 @struct.dataclass

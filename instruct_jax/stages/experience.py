@@ -3,7 +3,9 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +32,24 @@ class ExperienceConfig:
         require(0 <= self.gae_lambda <= 1, f"gae_lambda={self.gae_lambda} must lie in [0, 1]")
 
 
+class Reading(NamedTuple):
+    """What the models say about each response token of a rollout; [B, T] f32 each, 0 where not
+    rollout.mask.
+    """
+
+    logp: jax.Array  # of the policy, nats
+    ref_logp: jax.Array  # of the reference, nats
+    entropy: jax.Array  # of the policy, nats
+    value: jax.Array  # the critic's estimate before the token
+
+
 def response_logprobs(
     lm: LanguageModel, params: Params, rollout: Rollout, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
     """log p and entropy [B, T] of the response tokens: one forward over prompt + response, the head
     on response positions only.
     """
-    tokens, segments = join(rollout)
+    tokens, segments = whole_rows(rollout)
     prompt = rollout.prompt.shape[1]
     # token t is predicted from the state before it
     hidden = lm.hidden(params, tokens, segments)[:, prompt - 1 : -1]
@@ -46,94 +59,134 @@ def response_logprobs(
 def response_values(model: ScalarModel, params: Params, rollout: Rollout) -> jax.Array:
     """The critic's estimate [B, T] before each response token."""
     prompt = rollout.prompt.shape[1]
-    return model.values(params, *join(rollout))[:, prompt - 1 : -1]
+    return model.values(params, *whole_rows(rollout))[:, prompt - 1 : -1]
 
 
-def join(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
+def whole_rows(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
     """Tokens and segments [B, P + T] of prompt + response; padding on both sides is segment 0."""
     tokens = jnp.concatenate([rollout.prompt, rollout.tokens], axis=1)
-    return tokens, jnp.concatenate([rollout.prompt_mask, rollout.mask], axis=1).astype(jnp.int32)
+    mask = jnp.concatenate([rollout.prompt_mask, rollout.mask], axis=1)
+    return tokens, mask.astype(jnp.int32)
+
+
+def read_rollout(
+    policy: LanguageModel,
+    value: ScalarModel,
+    params: Params,
+    reference: Params,
+    rollout: Rollout,
+    temperature: float,
+) -> Reading:
+    """What policy, reference and value function say; params = {"policy", "value"}.
+
+    Log-probs of policy and reference come from one and the same function at the sampling
+    temperature, so that KL is exactly 0 while the two are equal.
+    """
+    logp, entropy = response_logprobs(policy, params["policy"], rollout, temperature)
+    ref_logp, _ = response_logprobs(policy, reference, rollout, temperature)
+    values = response_values(value, params["value"], rollout)
+    # padding has log-probs and values too, which mean nothing
+    keep = functools.partial(jnp.where, rollout.mask)
+    return Reading(keep(logp, 0.0), keep(ref_logp, 0.0), keep(entropy, 0.0), keep(values, 0.0))
 
 
 def make_experience(
     policy: LanguageModel,
     value: ScalarModel,
-    reward: ScalarModel | None,
+    reward: ScalarModel,
     config: ExperienceConfig,
     *,
     temperature: float,
     parts: int = 1,
-) -> Callable[..., tuple[Experience, Metrics]]:
+) -> Callable[[Params, Params, Rollout, jax.Array], tuple[Experience, Metrics]]:
     """experience(params, frozen, rollout, kl_coef), params = {"policy", "value"}, frozen =
     {"reference", "reward"}.
 
-    Log-probs of policy and reference come from one and the same function at the sampling
-    temperature, so that KL is exactly 0 while the two are equal; `rollout/logp_gap` watches that
-    the sampler agrees.  The models read the batch in `parts`, one after the other, which saves
-    memory, and on a CPU time.  Without a reward model the scores [B] f32 are given as a fifth
-    argument.
+    The models read the batch in `parts`, one after the other, which saves memory, and on a CPU
+    time.
     """
 
     def experience(
-        params: Params,
-        frozen: Params,
-        rollout: Rollout,
-        kl_coef: jax.Array,
-        given: jax.Array | None = None,
+        params: Params, frozen: Params, rollout: Rollout, kl_coef: jax.Array
     ) -> tuple[Experience, Metrics]:
-        mask = rollout.mask
-        keep = lambda x: jnp.where(mask, x, 0.0)  # noqa: E731
+        def read(rows: Rollout) -> tuple[Reading, jax.Array]:
+            reading = read_rollout(policy, value, params, frozen["reference"], rows, temperature)
+            tokens, segments = whole_rows(rows)
+            return reading, reward.score(frozen["reward"], tokens, segments > 0)
 
-        def read(part: tuple[Rollout, jax.Array | None]):
-            rows, score = part
-            logp, entropy = response_logprobs(policy, params["policy"], rows, temperature)
-            ref_logp, _ = response_logprobs(policy, frozen["reference"], rows, temperature)
-            tokens, segments = join(rows)
-            if score is None:
-                assert reward is not None
-                score = reward.score(frozen["reward"], tokens, segments > 0)
-            return (logp, entropy, ref_logp, response_values(value, params["value"], rows)), score
-
-        by_token, raw_score = map_rows(read, (rollout, given), parts)
-        logp, entropy, ref_logp, values = map(keep, by_token)
-        score = (
-            raw_score
-            if config.missing_eos_score is None
-            else missing_eos(raw_score, rollout.ended, config.missing_eos_score)
-        )
-
-        shaped, kl = shaped_reward(score, logp, ref_logp, mask, kl_coef)
-        advantage = jax.vmap(
-            lambda r, v, m: gae(r, v, m, gamma=config.gamma, lam=config.gae_lambda)
-        )(shaped, values, mask)
-        target = keep(advantage + values)
-        made = Experience(
-            rollout=dataclasses.replace(rollout, logp=logp),
-            value=values,
-            advantage=masking.whiten(advantage, mask),
-            target=target,
-        )
-        lengths = mask.sum(axis=1)
-        error = jnp.where(mask, target - values, 0.0)
-        metrics = {
-            "ppo/score": raw_score.mean(),
-            "ppo/score_std": raw_score.std(),
-            "ppo/reward": shaped.sum(axis=1).mean(),
-            "ppo/kl": kl.sum(axis=1).mean(),
-            "ppo/kl_coef": kl_coef,
-            "ppo/entropy": masking.masked_mean(entropy, mask),
-            "ppo/value": masking.masked_mean(values, mask),
-            "ppo/explained_variance": (
-                1 - variance(error, mask) / jnp.maximum(variance(target, mask), 1e-8)
-            ),
-            "rollout/logp_gap": masking.masked_mean(jnp.abs(rollout.logp - logp), mask),
-            "rollout/ended": rollout.ended.mean(),
-            "rollout/length": lengths.mean(),
-            "rollout/repetition": repetition(rollout.tokens, mask),
-        }
-        return made, metrics
+        reading, score = map_rows(read, rollout, parts)
+        return experience_of(rollout, reading, score, kl_coef, config)
 
     return experience
+
+
+def make_experience_of_scores(
+    policy: LanguageModel,
+    value: ScalarModel,
+    config: ExperienceConfig,
+    *,
+    temperature: float,
+    parts: int = 1,
+) -> Callable[[Params, Params, Rollout, jax.Array, jax.Array], tuple[Experience, Metrics]]:
+    """experience(params, frozen, rollout, score, kl_coef): as make_experience, with scores f32 [B]
+    that somebody else gave, say a reward model with a tokenizer of its own; frozen = {"reference"}.
+    """
+
+    def experience(
+        params: Params, frozen: Params, rollout: Rollout, score: jax.Array, kl_coef: jax.Array
+    ) -> tuple[Experience, Metrics]:
+        def read(rows: Rollout) -> Reading:
+            return read_rollout(policy, value, params, frozen["reference"], rows, temperature)
+
+        reading = map_rows(read, rollout, parts)
+        return experience_of(rollout, reading, score, kl_coef, config)
+
+    return experience
+
+
+def experience_of(
+    rollout: Rollout,
+    reading: Reading,
+    score: jax.Array,
+    kl_coef: jax.Array,
+    config: ExperienceConfig,
+) -> tuple[Experience, Metrics]:
+    """What PPO learns from, and what it watches.  score: f32 [B], one for each whole response.
+
+    `rollout/logp_gap` watches that sampler and policy agree on the log-probs of the samples.
+    """
+    mask = rollout.mask
+    final_score = score
+    if config.missing_eos_score is not None:
+        final_score = missing_eos(score, rollout.ended, config.missing_eos_score)
+    shaped, kl = shaped_reward(final_score, reading.logp, reading.ref_logp, mask, kl_coef)
+    by_row = functools.partial(gae, gamma=config.gamma, lam=config.gae_lambda)
+    advantage = jax.vmap(by_row)(shaped, reading.value, mask)
+    target = jnp.where(mask, advantage + reading.value, 0.0)
+    experience = Experience(
+        rollout=dataclasses.replace(rollout, logp=reading.logp),
+        value=reading.value,
+        advantage=masking.whiten(advantage, mask),
+        target=target,
+    )
+    error = jnp.where(mask, target - reading.value, 0.0)
+    unexplained = variance(error, mask) / jnp.maximum(variance(target, mask), 1e-8)
+    logp_gap = jnp.abs(rollout.logp - reading.logp)
+    metrics = {
+        "ppo/score": score.mean(),
+        "ppo/score_std": score.std(),
+        "ppo/reward": shaped.sum(axis=1).mean(),
+        "ppo/kl": kl.sum(axis=1).mean(),
+        "ppo/kl_coef": kl_coef,
+        "ppo/entropy": masking.masked_mean(reading.entropy, mask),
+        "ppo/value": masking.masked_mean(reading.value, mask),
+        "ppo/explained_variance": 1 - unexplained,
+        "rollout/logp_gap": masking.masked_mean(logp_gap, mask),
+        "rollout/ended": rollout.ended.mean(),
+        "rollout/length": mask.sum(axis=1).mean(),
+        "rollout/repetition": repetition(rollout.tokens, mask),
+    }
+    return experience, metrics
 
 
 def variance(x: jax.Array, mask: jax.Array) -> jax.Array:

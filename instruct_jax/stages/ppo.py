@@ -14,7 +14,7 @@ from instruct_jax.config import OptimizerConfig
 from instruct_jax.errors import require
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
-from instruct_jax.models.lora import join
+from instruct_jax.models.lora import merge
 from instruct_jax.ops.kl_control import adaptive_kl
 from instruct_jax.ops.losses import policy_loss, value_loss
 from instruct_jax.optim import update_ema
@@ -65,42 +65,42 @@ class PpoConfig:
 
     def __post_init__(self):
         for key in ("iterations", "batch", "epochs", "ptx_length", "save_every"):
-            require(getattr(self, key) >= 1, f"ppo.{key}={getattr(self, key)} must be at least 1")
+            require(getattr(self, key) >= 1, f"{key}={getattr(self, key)} must be at least 1")
         for key in ("warmup_iterations", "critic_warmup", "kl_coef"):
-            require(getattr(self, key) >= 0, f"ppo.{key}={getattr(self, key)} must not be negative")
+            require(getattr(self, key) >= 0, f"{key}={getattr(self, key)} must not be negative")
         for key in ("clip", "value_clip", "kl_target", "kl_horizon", "kl_budget"):
             value = getattr(self, key)
-            require(value is None or value > 0, f"ppo.{key}={value} must be positive")
+            require(value is None or value > 0, f"{key}={value} must be positive")
         require(
             self.minibatch >= 1 and self.batch % self.minibatch == 0,
-            f"ppo.batch={self.batch} must be a multiple of ppo.minibatch={self.minibatch}",
+            f"batch={self.batch} must be a multiple of minibatch={self.minibatch}",
         )
         require(
             self.micro_batches >= 1 and self.minibatch % self.micro_batches == 0,
-            f"ppo.micro_batches={self.micro_batches} must divide ppo.minibatch={self.minibatch}",
+            f"micro_batches={self.micro_batches} must divide minibatch={self.minibatch}",
         )
         require(
             not self.sampler.truncates,
-            f"ppo.sampler has temperature={self.sampler.temperature}, top_k={self.sampler.top_k},"
+            f"sampler has temperature={self.sampler.temperature}, top_k={self.sampler.top_k},"
             f" top_p={self.sampler.top_p}: PPO needs samples from the policy's whole distribution,"
             " or ratios and KL are wrong; use temperature > 0, top_k=0, top_p=1",
         )
         require(
             (self.ptx_coef > 0) == (self.ptx_batch > 0),
-            f"ppo.ptx_coef={self.ptx_coef} and ppo.ptx_batch={self.ptx_batch} must both be 0 (PPO)"
+            f"ptx_coef={self.ptx_coef} and ptx_batch={self.ptx_batch} must both be 0 (PPO)"
             " or both positive (PPO-ptx)",
         )
         require(
             self.ptx_batch % self.micro_batches == 0,
-            f"ppo.micro_batches={self.micro_batches} must divide ppo.ptx_batch={self.ptx_batch}",
+            f"micro_batches={self.micro_batches} must divide ptx_batch={self.ptx_batch}",
         )
         require(
             self.keep_every is None
             or (self.keep_every >= 1 and self.keep_every % self.save_every == 0),
-            f"ppo.keep_every={self.keep_every} must be a multiple of"
-            f" ppo.save_every={self.save_every}: only what is saved can be kept",
+            f"keep_every={self.keep_every} must be a multiple of"
+            f" save_every={self.save_every}: only what is saved can be kept",
         )
-        require(0 <= self.ema_decay < 1, f"ppo.ema_decay={self.ema_decay} must lie in [0, 1)")
+        require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay} must lie in [0, 1)")
 
     @property
     def updates(self) -> int:
@@ -146,7 +146,7 @@ def make_losses(
     ) -> tuple[jax.Array, Metrics]:
         made, weight = batch
         logp, entropy = response_logprobs(
-            policy, join(base, params), made.rollout, config.sampler.temperature
+            policy, merge(base, params), made.rollout, config.sampler.temperature
         )
         loss, metrics = policy_loss(
             logp, made.rollout.logp, made.advantage, weight, clip=config.clip
@@ -157,7 +157,7 @@ def make_losses(
         params: Params, batch: tuple[Experience, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         made, weight = batch
-        values = response_values(value, join(scalars, params), made.rollout)
+        values = response_values(value, merge(scalars, params), made.rollout)
         return value_loss(values, made.value, made.target, weight, clip=config.value_clip)
 
     return policy_fn, value_fn
@@ -187,7 +187,7 @@ def make_update(
     lm_fn = make_lm_loss(policy, "ptx")
 
     def ptx_fn(params: Params, batch: TokenBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        return lm_fn(join(base, params), batch, key)
+        return lm_fn(merge(base, params), batch, key)
 
     rows = config.batch // config.minibatch
 

@@ -29,19 +29,19 @@ class PretrainConfig:
     save_every: int = 500  # steps between checkpoints
 
     def __post_init__(self):
-        require(self.steps >= 1, f"pretrain.steps={self.steps} must be at least 1")
-        require(self.length >= 2, f"pretrain.length={self.length} must be at least 2")
-        require(self.save_every >= 1, f"pretrain.save_every={self.save_every} must be at least 1")
-        check_batch("pretrain", self.batch, self.micro_batches)
-        require(0 <= self.dropout < 1, f"pretrain.dropout={self.dropout} must lie in [0, 1)")
+        require(self.steps >= 1, f"steps={self.steps} must be at least 1")
+        require(self.length >= 2, f"length={self.length} must be at least 2")
+        require(self.save_every >= 1, f"save_every={self.save_every} must be at least 1")
+        check_batch(self.batch, self.micro_batches)
+        require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
 
 
-def check_batch(stage: str, batch: int, micro_batches: int) -> None:
+def check_batch(batch: int, micro_batches: int) -> None:
     """A batch must split evenly into its micro-batches."""
-    require(batch >= 1, f"{stage}.batch={batch} must be at least 1")
+    require(batch >= 1, f"batch={batch} must be at least 1")
     require(
         micro_batches >= 1 and batch % micro_batches == 0,
-        f"{stage}.micro_batches={micro_batches} must divide {stage}.batch={batch}",
+        f"micro_batches={micro_batches} must divide batch={batch}",
     )
 
 

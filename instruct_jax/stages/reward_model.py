@@ -27,9 +27,9 @@ class RewardConfig:
     save_every: int = 500  # steps between checkpoints
 
     def __post_init__(self):
-        require(self.epochs >= 1, f"reward.epochs={self.epochs} must be at least 1")
-        require(self.save_every >= 1, f"reward.save_every={self.save_every} must be at least 1")
-        check_batch("reward", self.batch, self.micro_batches)
+        require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1")
+        require(self.save_every >= 1, f"save_every={self.save_every} must be at least 1")
+        check_batch(self.batch, self.micro_batches)
 
 
 def make_loss(model: ScalarModel) -> LossFn:

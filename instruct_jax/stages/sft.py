@@ -24,10 +24,8 @@ class SftConfig:
     pretrain_mix: float = 0.0  # share of pretraining rows in each batch (C.3: 0.1)
 
     def __post_init__(self):
-        require(self.epochs >= 1, f"sft.epochs={self.epochs} must be at least 1")
-        require(self.length >= 2, f"sft.length={self.length} must be at least 2")
-        check_batch("sft", self.batch, self.micro_batches)
-        require(0 <= self.dropout < 1, f"sft.dropout={self.dropout} must lie in [0, 1)")
-        require(
-            0 <= self.pretrain_mix < 1, f"sft.pretrain_mix={self.pretrain_mix} must lie in [0, 1)"
-        )
+        require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1")
+        require(self.length >= 2, f"length={self.length} must be at least 2")
+        check_batch(self.batch, self.micro_batches)
+        require(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+        require(0 <= self.pretrain_mix < 1, f"pretrain_mix={self.pretrain_mix} must lie in [0, 1)")

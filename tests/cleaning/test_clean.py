@@ -2,10 +2,12 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 import os
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,14 +26,18 @@ from instruct_jax.cleaning.clean import (
 from instruct_jax.cleaning.filters import KINDS, SPLITS, contents, normal
 from instruct_jax.cleaning.summary import describe, table
 from instruct_jax.cli import main
-from instruct_jax.data import public_sets
-from instruct_jax.data import readers
+from instruct_jax.data import public_sets, readers
 
 ROOT = os.environ.get("INSTRUCT_JAX_DATA", "")
 DOCS = Path(__file__).parents[2] / "docs" / "hygiene.md"
 CONFIG = """
 out: out
-data: {tokenizer: tok, prompts: [p1.jsonl, p2.jsonl], demonstrations: [demos.jsonl], rankings: [ranks.jsonl], on_bad_record: skip}
+data:
+  tokenizer: tok
+  prompts: [p1.jsonl, p2.jsonl]
+  demonstrations: [demos.jsonl]
+  rankings: [ranks.jsonl]
+  on_bad_record: skip
 max_prompt: 60
 prefix: 20
 per_user: 3
@@ -40,10 +46,11 @@ test: 0.3
 overlap: {files: {questions.jsonl: question}, ngram: 4}
 """
 CLEAN = ["data", "clean", "--config", "clean.yaml"]
+ONLY_PROMPTS = ["--data.rankings", "[]", "--data.demonstrations", "[]"]
 
 
 def records(seed: int) -> dict[str, list]:
-    """Random ones with all that the steps look for."""
+    """Random records with all that the steps look for."""
     draw = random.Random(seed)
     words = "alpha beta gamma delta omega".split()
 
@@ -102,7 +109,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def files(folder: Path) -> dict[str, list[str]]:
-    """What is written but for what names places and times."""
+    """The written files, except those that name places and times."""
     return {
         str(path.relative_to(folder)): path.read_text().splitlines()
         for path in sorted(folder.glob("*/*.jsonl"))
@@ -119,88 +126,71 @@ def test_every_record_is_written_or_dropped_for_a_reason(place, capsys):
     reasons = {"bad record", "too long", "overlap", "duplicate", "shared prefix", "over the cap"}
     assert {row["reason"] for row in dropped} == reasons
     places = {f"{name}:{i}" for name in records(0) for i in range(1, 63)}
-    assert all(
-        row["of"] in places and row["of"] != row["place"]
-        for row in dropped
-        if row["reason"] in ("duplicate", "shared prefix")
-    )
+    for row in dropped:
+        if row["reason"] in ("duplicate", "shared prefix"):
+            assert row["of"] in places
+            assert row["of"] != row["place"]
+    counted = collections.Counter((row["kind"], row["reason"]) for row in dropped)
     for kind in KINDS:
-        written = {part: len(lines(place / f"out/{part}/{kind}.jsonl")) for part in SPLITS}
-        assert all(flow[kind][part] == count for part, count in written.items())
-        assert read[kind] == sum(written.values()) + sum(row["kind"] == kind for row in dropped)
-        assert all(
-            flow[kind][reason]
-            == sum((row["kind"], row["reason"]) == (kind, reason) for row in dropped)
-            for reason in reasons
-        )
+        total = 0
+        for part in SPLITS:
+            written = len(lines(place / f"out/{part}/{kind}.jsonl"))
+            assert flow[kind][part] == written
+            total += written
+        for reason in reasons:
+            assert flow[kind][reason] == counted[kind, reason]
+            total += counted[kind, reason]
+        assert read[kind] == total
     assert sum(row["records"] for row in summary["sizes"]) + len(dropped) == 214
-    prompts = {
-        kind: sum(row["prompts"] for row in summary["sizes"] if row["kind"] == kind)
-        for kind in KINDS
-    }
-    said = [
-        normal(contents(r["prompt"])[0])
-        for part in SPLITS
-        for r in lines(place / f"out/{part}/demonstrations.jsonl")
-    ]
-    assert prompts["demonstrations"] == len(set(said)) < len(said)
-    for name, count in (
-        ("use_cases", "prompts"),
-        ("tokens", "count"),
-        ("tokens_by_use_case", "count"),
-    ):
-        assert {
-            kind: sum(row[count] for row in summary[name] if row["kind"] == kind) for kind in KINDS
-        } == prompts, name
+
+    def by_kind(name, column):
+        totals = collections.Counter()
+        for row in summary[name]:
+            totals[row["kind"]] += row[column]
+        return totals
+
+    prompts = by_kind("sizes", "prompts")
+    texts = []
+    for part in SPLITS:
+        for record in lines(place / f"out/{part}/demonstrations.jsonl"):
+            texts.append(normal(contents(record["prompt"])[0]))
+    assert prompts["demonstrations"] == len(set(texts)) < len(texts)
+    assert by_kind("use_cases", "prompts") == prompts
+    assert by_kind("tokens", "count") == prompts
+    assert by_kind("tokens_by_use_case", "count") == prompts
     assert {row["use case"] for row in summary["use_cases"]} == {"chat", "(none given)"}
+    users = {(row["kind"], row["split"]): row for row in summary["users"]}
     for size in summary["sizes"]:
-        users = next(
-            row
-            for row in summary["users"]
-            if (row["kind"], row["split"]) == (size["kind"], size["split"])
-        )
-        assert (
-            users["users"] * users["prompts for each"] == pytest.approx(size["user"])
-            and users["most"] <= 3
-        )
+        row = users[size["kind"], size["split"]]
+        assert row["users"] * row["prompts for each"] == pytest.approx(size["user"])
+        assert row["most"] <= 3
     assert "prompts: 122 read, " in shown and "done: out, see out/summary.md" in shown
 
 
 def test_what_is_written_can_be_read(place):
-    """By the readers of a run, one file of each kind; nobody is in two splits; personal data stays
-    out of the training split alone.
+    """The readers of a run read one file of each kind; nobody is in two splits; only the training
+    split is without personal data.
     """
     assert main(CLEAN) == 0
-    found = {
-        (part, kind): public_sets.load(kind, f"out/{part}/{kind}.jsonl")
-        for part in SPLITS
-        for kind in KINDS
-    }
-    users = [
-        {
-            str(r["user_id"])
-            for kind in KINDS
-            for r in found[part, kind]
-            if r.get("user_id") is not None
-        }
-        for part in SPLITS
-    ]
-    assert (
-        all(users)
-        and not users[0] & users[1]
-        and not users[0] & users[2]
-        and not users[1] & users[2]
-    )
-    text = {part: json.dumps([found[part, kind] for kind in KINDS]) for part in SPLITS}
-    assert (
-        "a@b.org" not in text["train"] and "[EMAIL]" in text["train"] and "[PHONE]" in text["train"]
-    )
-    assert (
-        "a@b.org" in text["valid"] + text["test"] and "[EMAIL]" not in text["valid"] + text["test"]
-    )
-    assert {
-        row["found"] for row in json.loads((place / "out/summary.json").read_text())["personal"]
-    } == {"EMAIL", "PHONE"}
+    users, text = {}, {}
+    for part in SPLITS:
+        records = []
+        for kind in KINDS:
+            records += public_sets.load(kind, f"out/{part}/{kind}.jsonl")
+        names = [str(record["user_id"]) for record in records if record.get("user_id") is not None]
+        users[part] = set(names)
+        text[part] = json.dumps(records)
+    assert all(users.values())
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not users[one] & users[other]
+    assert "a@b.org" not in text["train"]
+    assert "[EMAIL]" in text["train"]
+    assert "[PHONE]" in text["train"]
+    measured = text["valid"] + text["test"]
+    assert "a@b.org" in measured
+    assert "[EMAIL]" not in measured
+    summary = json.loads((place / "out/summary.json").read_text())
+    assert {row["found"] for row in summary["personal"]} == {"EMAIL", "PHONE"}
 
 
 def test_the_order_of_files_and_lines_changes_nothing(place):
@@ -228,31 +218,29 @@ OFF = {
 @pytest.mark.parametrize("reason", [reason for reason in OFF if OFF[reason]])
 def test_each_step_has_a_switch(reason, place):
     config = load_config(CleanConfig, "clean.yaml", OFF[reason])
-    assert {drop.reason for _, drop in cleaned(config).dropped} == OFF.keys() - {
-        "bad record",
-        reason,
-    }
+    reasons = {drop.reason for _, drop in cleaned(config).dropped}
+    assert reasons == OFF.keys() - {"bad record", reason}
 
 
 def test_all_switches_off_keeps_all(place):
     off = [word for words in OFF.values() for word in words]
     assert main([*CLEAN, *off, "--valid", "0", "--test", "0", "--pii", "null"]) == 0
     assert {name: len(rows) for name, rows in files(place / "out").items()} == {
-        "train/prompts.jsonl": 121, "train/demonstrations.jsonl": 62, "train/rankings.jsonl": 30
-    }  # fmt: skip
+        "train/prompts.jsonl": 121,
+        "train/demonstrations.jsonl": 62,
+        "train/rankings.jsonl": 30,
+    }
     ids = [record.get("id") for record in readers.read_prompts("out/train/prompts.jsonl")]
     assert len(set(map(str, ids))) == 121 and "59#2" in ids and None in ids
 
 
 def test_records_with_personal_data_can_be_dropped(place):
-    whole, left = (
-        cleaned(load_config(CleanConfig, "clean.yaml", words))
-        for words in ([], ["--pii.action", "drop"])
-    )
+    whole = cleaned(load_config(CleanConfig, "clean.yaml"))
+    left = cleaned(load_config(CleanConfig, "clean.yaml", ["--pii.action", "drop"]))
     private = [item for item, drop in left.dropped if drop.reason == "personal data"]
-    assert private and len(private) == len(left.dropped) - len(whole.dropped) == len(
-        whole.written
-    ) - len(left.written)
+    assert private
+    assert len(left.dropped) - len(whole.dropped) == len(private)
+    assert len(whole.written) - len(left.written) == len(private)
     assert left.personal == whole.personal
     assert not any("[" in str(item.prompt) for item, _ in left.written)
 
@@ -267,16 +255,7 @@ def test_languages(place):
         place / "p2.jsonl",
         [{"prompt": "Please write a short story about a cat in Berlin."}, {"prompt": "cat"}],
     )
-    words = [
-        "--languages",
-        "{}",
-        "--max_prompt",
-        "null",
-        "--data.rankings",
-        "[]",
-        "--data.demonstrations",
-        "[]",
-    ]
+    words = ["--languages", "{}", "--max_prompt", "null", *ONLY_PROMPTS]
     result = cleaned(load_config(CleanConfig, "clean.yaml", words))
     assert [(item.place, drop.reason, drop.detail[:2]) for item, drop in result.dropped] == [
         ("p1.jsonl:1", "language", "de")
@@ -286,23 +265,9 @@ def test_languages(place):
 def test_a_data_set_of_datasets(place):
     import datasets
 
-    datasets.Dataset.from_list(
-        [{"prompt": f"tell {i}", "user_id": str(i)} for i in range(9)]
-    ).save_to_disk("set")
-    assert (
-        main(
-            [
-                *CLEAN,
-                "--data.prompts",
-                "[set]",
-                "--data.rankings",
-                "[]",
-                "--data.demonstrations",
-                "[]",
-            ]
-        )
-        == 0
-    )
+    rows = [{"prompt": f"tell {i}", "user_id": str(i)} for i in range(9)]
+    datasets.Dataset.from_list(rows).save_to_disk("set")
+    assert main([*CLEAN, "--data.prompts", "[set]", *ONLY_PROMPTS]) == 0
     assert sum(len(rows) for rows in files(place / "out").values()) == 9
 
 
@@ -324,6 +289,13 @@ def test_a_folder_that_exists_is_left_alone(place, capsys):
         main, [*CLEAN, "--out", "p1.jsonl/out"], ("p1.jsonl/out", "choose another folder"), capsys
     )
     assert (place / "tok/vocab.bpe").exists() and not list(place.glob("*.partial"))
+
+
+def test_a_bucket_is_refused(place, capsys):
+    before = set(place.iterdir())
+    message = ("out=gs://bucket/out is no folder on this machine", "mount it")
+    userfiles.refused(main, [*CLEAN, "--out", "gs://bucket/out"], message, capsys)
+    assert set(place.iterdir()) == before
 
 
 BAD = {
@@ -348,24 +320,22 @@ def test_bad_input(word, place, capsys):
         pytest.importorskip("py3langid", reason="needs the extra language")
     code = main([*CLEAN, word])
     shown = capsys.readouterr().err
-    assert (
-        code == 2
-        and BAD[word] in shown
-        and "Traceback" not in shown
-        and not (place / "out").exists()
-    )
+    assert code == 2
+    assert BAD[word] in shown
+    assert "Traceback" not in shown
+    assert not (place / "out").exists()
 
 
 @pytest.mark.parametrize(
-    "module, words",
-    {
-        "py3langid": ["--languages", "{}"],
-        "presidio_analyzer": ["--pii.library", "presidio"],
-    }.items(),
+    ("module", "words", "extra"),
+    [
+        ("py3langid", ["--languages", "{}"], "language"),
+        ("presidio_analyzer", ["--pii.library", "presidio"], "pii"),
+    ],
 )
-def test_an_extra_that_is_missing_is_named(module, words, place, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, module, None)
-    userfiles.refused(main, [*CLEAN, *words], ("pip install '.[",), capsys)
+def test_an_extra_that_is_missing_is_named(module, words, extra, place, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    userfiles.refused(main, [*CLEAN, *words], (f"pip install '.[{extra}]'",), capsys)
 
 
 def test_the_numbers_of_a_table():
@@ -390,9 +360,10 @@ def test_the_numbers_of_a_table():
 def test_every_key_is_explained_with_its_default():
     keys = DOCS.read_text(encoding="utf-8").partition("## The keys")[2]
     rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", keys, re.MULTILINE))
-    assert rows == {
-        key: default for prefix, cls in SECTIONS.items() for key, default in defaults(prefix, cls)
-    }
+    expected = {}
+    for prefix, cls in SECTIONS.items():
+        expected |= defaults(prefix, cls)
+    assert rows == expected
 
 
 SECTIONS = {
@@ -405,18 +376,15 @@ SECTIONS = {
 
 
 def defaults(prefix: str, cls: type):
+    """(key, default as the docs write it)"""
     for field in dataclasses.fields(cls):
         if field.default is dataclasses.MISSING:
-            yield prefix + field.name, "required"
+            default = "required"
+        elif dataclasses.is_dataclass(field.default):
+            default = "section"
         else:
-            yield (
-                prefix + field.name,
-                (
-                    "section"
-                    if dataclasses.is_dataclass(field.default)
-                    else f"`{json.dumps(field.default)}`"
-                ),
-            )
+            default = f"`{json.dumps(field.default)}`"
+        yield prefix + field.name, default
 
 
 @pytest.mark.skipif(not ROOT, reason="real data: set INSTRUCT_JAX_DATA to the folder that holds it")
@@ -426,18 +394,21 @@ def test_real_data(place):
     """
     (place / "clean.yaml").write_text(f"""
 out: out
-files: {{tokenizer: {ROOT}/gpt2_bpe, prompts: ["self_instruct:{ROOT}", "oasst:{ROOT}"], demonstrations: ["oasst:{ROOT}"]}}
+data:
+  tokenizer: {ROOT}/gpt2_bpe
+  prompts: ["self_instruct:{ROOT}", "oasst:{ROOT}"]
+  demonstrations: ["oasst:{ROOT}"]
 overlap: {{files: {{{ROOT}/superglue/boolq_val.jsonl.gz: passage}}}}
 """)
     result = cleaned(load_config(CleanConfig, "clean.yaml"))
     counts = collections.Counter((item.kind, drop.reason) for item, drop in result.dropped)
     assert counts == {
-        ("prompts", "shared prefix"): 165, ("prompts", "too long"): 10, ("demonstrations", "overlap"): 1,
-        ("demonstrations", "shared prefix"): 39, ("demonstrations", "too long"): 8,
-    }  # fmt: skip
-    assert len(result.written) + len(result.dropped) == 252 + 480 + 252
-    users = {
-        part: {item.user for item, of in result.written if of == part and item.user}
-        for part in SPLITS
+        ("prompts", "shared prefix"): 165,
+        ("prompts", "too long"): 10,
+        ("demonstrations", "overlap"): 1,
+        ("demonstrations", "shared prefix"): 39,
+        ("demonstrations", "too long"): 8,
     }
-    assert sum(map(len, users.values())) == len(set.union(*users.values())) == 71
+    assert len(result.written) + len(result.dropped) == 252 + 480 + 252
+    users = {(part, item.user) for item, part in result.written if item.user}
+    assert len(users) == len({user for _, user in users}) == 71

@@ -14,15 +14,9 @@ from instruct_jax.cleaning.filters import Item, make_item
 def item(prompt, kind="prompts", place="a:1", **fields) -> Item:
     """An item whose tokens are its words."""
     record = {"prompt": prompt, **fields}
-    asked = sum(len(text.split()) for text in filters.contents(prompt))
-    return make_item(
-        kind,
-        place,
-        record,
-        asked,
-        tuple(len(text.split()) for text in filters.completions(record)),
-        None,
-    )
+    prompt_tokens = sum(len(text.split()) for text in filters.contents(prompt))
+    completion_tokens = tuple(len(text.split()) for text in filters.completions(record))
+    return make_item(kind, place, record, prompt_tokens, completion_tokens, None)
 
 
 def items(*prompts, **fields) -> list[Item]:
@@ -127,8 +121,11 @@ def test_the_length_of_prompt_and_longest_completion():
 
 
 def test_the_cap_counts_prompts_of_a_user():
-    found = [item(prompt, kind, user_id=user, completion=str(i)) for user in ("u", None) for kind in ("demonstrations", "prompts")
-             for i, prompt in enumerate("aabbcab")]  # fmt: skip
+    found = []
+    for user in ("u", None):
+        for kind in ("demonstrations", "prompts"):
+            for i, prompt in enumerate("aabbcab"):
+                found.append(item(prompt, kind, user_id=user, completion=str(i)))
     assert list(filters.over_cap(found, 2)) == [4, 11]
 
 
@@ -136,15 +133,15 @@ def test_the_cap_counts_prompts_of_a_user():
 def test_nobody_and_no_prompt_is_in_two_splits(found, seed, shuffle):
     """Of all kinds; and the order of the records changes neither what stays nor where it goes."""
 
-    def parted(found):
+    def divided(found):
         ordered = filters.in_order(found, seed)
         kept = filters.without(ordered, filters.duplicates(ordered))
         kept = filters.without(kept, filters.over_cap(kept, 2))
         return list(zip(kept, filters.split(kept, seed, 0.3, 0.3), strict=True))
 
-    written = parted(found)
+    written = divided(found)
     shuffle.shuffle(found)
-    assert parted(found) == written
+    assert divided(found) == written
     for of in ("user", "prompt"):
         splits = collections.defaultdict(set)
         for one, part in written:
@@ -158,20 +155,10 @@ def test_turns_of_a_conversation_stay_together():
         for role, text in (("user", "q"), ("assistant", "r"), ("user", "s"))
     ]
     for seed in range(20):
-        assert len(set(filters.split([item("q"), item(turns)], seed, 0.3, 0.3))) == 1
-        assert (
-            len(
-                set(
-                    filters.split(
-                        [item("z", user_id="u"), item("q", user_id="u"), item(turns)],
-                        seed,
-                        0.3,
-                        0.3,
-                    )
-                )
-            )
-            == 1
-        )
+        of_nobody = [item("q"), item(turns)]
+        assert len(set(filters.split(of_nobody, seed, 0.3, 0.3))) == 1
+        of_a_user = [item("z", user_id="u"), item("q", user_id="u"), item(turns)]
+        assert len(set(filters.split(of_a_user, seed, 0.3, 0.3))) == 1
 
 
 def test_shares_of_users_and_more_data_moves_nobody():

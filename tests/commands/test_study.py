@@ -125,7 +125,7 @@ BAD = {
     ),
     "impossible arm": (
         {"arms": {"a": {"ppo.minibatch": 3}}},
-        ("arms.a", "ppo.batch=8 must be a multiple of ppo.minibatch=3"),
+        ("arms.a", "section ppo: batch=8 must be a multiple of minibatch=3"),
     ),
     "unknown stage of an arm": (
         {"arms": {"a": {"stages": ["pretrian"]}}},

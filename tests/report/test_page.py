@@ -7,7 +7,7 @@ from html_page import Page
 from synthetic import CHAIN, HOSTILE, QUALITY, make_run, win
 
 from instruct_jax.report import build
-from instruct_jax.report.text import plain
+from instruct_jax.text import plain
 
 
 @pytest.fixture(scope="module")

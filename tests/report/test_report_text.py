@@ -1,4 +1,5 @@
-from instruct_jax.report.text import count, duration, listed, moment, number, percent
+from instruct_jax.report.text import count, duration, listed, moment
+from instruct_jax.text import number, percent
 
 
 def test_numbers_are_written_for_people():

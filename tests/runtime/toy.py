@@ -17,8 +17,7 @@ import numpy as np
 import optax
 
 from instruct_jax.records import TrainState
-from instruct_jax.runtime.checkpoints import Checkpoints
-from instruct_jax.runtime.loop import train
+from instruct_jax.runtime.loop import Training, train
 from instruct_jax.sharding import only_finite
 
 STEPS = 12
@@ -84,21 +83,20 @@ def run(
     step_fn: Callable[..., Any] = step_fn,
     total_steps: int = STEPS,
     save_every: int | None = 3,
-    keep: int = 2,
+    save_seconds: float = 600.0,
     **options: Any,
 ) -> TrainState:
-    """Trains the toy; the further options are those of `train`."""
-    with Checkpoints(folder / "checkpoints", fingerprints=FINGERPRINTS, keep=keep) as checkpoints:
-        return train(
-            step_fn,
-            create(),
-            batches,
-            total_steps=total_steps,
-            folder=folder,
-            checkpoints=checkpoints,
-            save_every=save_every,
-            **options,
-        )
+    """Trains the toy; the further options are those of Training."""
+    training = Training(
+        step_fn,
+        create(),
+        batches,
+        total_steps,
+        FINGERPRINTS,
+        save_every=save_every,
+        **options,
+    )
+    return train(training, folder, save_seconds=save_seconds)
 
 
 if __name__ == "__main__":

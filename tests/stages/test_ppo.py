@@ -14,7 +14,13 @@ from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
 from instruct_jax.records import TrainState
 from instruct_jax.stages import ppo
-from instruct_jax.stages.experience import ExperienceConfig, join, make_experience, repetition
+from instruct_jax.stages.experience import (
+    ExperienceConfig,
+    make_experience,
+    make_experience_of_scores,
+    repetition,
+    whole_rows,
+)
 from instruct_jax.stages.gradient import accumulate
 from instruct_jax.stages.pretrain import make_loss
 from instruct_jax.stages.rollout import SamplerConfig, make_rollout
@@ -141,6 +147,25 @@ def test_experience_in_parts_is_the_same(rollout):
         found,
         experience_of(rollout, policy=tiny.params(seed=7)),
     )
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_scores_that_are_given_take_the_place_of_the_reward_model(rollout, parts):
+    temperature = CONFIG.sampler.temperature
+    run = jax.jit(
+        make_experience_of_scores(
+            LM, SCALAR, CONFIG.experience, temperature=temperature, parts=parts
+        )
+    )
+    tokens, segments = whole_rows(rollout)
+    score = SCALAR.score(FROZEN["reward"], tokens, segments > 0)
+    params = {"policy": tiny.params(seed=7), "value": FROZEN["reward"]}
+    reference = {"reference": FROZEN["reference"]}
+    given = run(params, reference, rollout, score, jnp.asarray(CONFIG.kl_coef))
+    usual = experience_of(rollout, policy=params["policy"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), given, usual)
+    _, other = run(params, reference, rollout, score + 1, jnp.asarray(CONFIG.kl_coef))
+    np.testing.assert_allclose(other["ppo/reward"], usual[1]["ppo/reward"] + 1, atol=1e-5)
 
 
 def test_nothing_beyond_eos_changes_any_loss(rollout):
@@ -285,7 +310,7 @@ def test_missing_eos_score_replaces_the_score_of_unfinished_rows(rollout):
     assert ended.any() and not ended.all(), "the test needs both kinds"
     _, plain = experience_of(rollout)
     _, fined = experience_of(rollout, missing_eos_score=-50.0)
-    tokens, segments = join(rollout)
+    tokens, segments = whole_rows(rollout)
     score = np.asarray(SCALAR.score(FROZEN["reward"], tokens, segments > 0))
     np.testing.assert_allclose(
         fined["ppo/reward"] - plain["ppo/reward"], ((-50 - score) * ~ended).mean(), rtol=1e-4

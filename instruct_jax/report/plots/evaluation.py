@@ -9,7 +9,8 @@ from instruct_jax.report.evaluations import BASE, Evaluation, Numbers
 from instruct_jax.report.looks import BLUE, PURPLE, look_in
 from instruct_jax.report.plots import style
 from instruct_jax.report.plots.style import INK, Picture
-from instruct_jax.report.text import listed, number, percent
+from instruct_jax.report.text import listed
+from instruct_jax.text import number, percent
 
 # what is counted in the replies -> title, how it is written
 REPLY_STYLE: dict[str, tuple[str, Callable[..., str]]] = {

@@ -12,7 +12,7 @@ from instruct_jax.report.evaluations import BEST_OF_N_SHOWN, Evaluation
 from instruct_jax.report.looks import Look, look_in
 from instruct_jax.report.plots import style
 from instruct_jax.report.plots.style import INK, Picture
-from instruct_jax.report.text import number
+from instruct_jax.text import number
 
 # step, kl (nats), reward, gold, and the standard errors reward_se, gold_se
 Row = Mapping[str, float]

@@ -11,7 +11,8 @@ from instruct_jax.report.looks import look
 from instruct_jax.report.plots import style
 from instruct_jax.report.plots.style import INK, Picture
 from instruct_jax.report.run_data import Run
-from instruct_jax.report.text import listed, number
+from instruct_jax.report.text import listed
+from instruct_jax.text import number
 
 ACCURACIES = {
     "accuracy_train": "rankings it was trained on",

@@ -22,7 +22,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from instruct_jax.report.looks import Look
-from instruct_jax.report.text import escape, plain
+from instruct_jax.report.text import escape
+from instruct_jax.text import plain
 
 INK = "#1c2128"
 # nats, of axes that show KL by its square root

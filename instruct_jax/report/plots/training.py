@@ -15,7 +15,8 @@ from instruct_jax.report.looks import BLUE, PURPLE, Look, look
 from instruct_jax.report.plots import style
 from instruct_jax.report.plots.style import Picture
 from instruct_jax.report.run_data import Curve, Run, Stage, slug
-from instruct_jax.report.text import duration, number
+from instruct_jax.report.text import duration
+from instruct_jax.text import number
 
 MOST_POINTS = 300  # of a line; longer ones are averaged in blocks
 ENOUGH_TO_AVERAGE = 24  # points
