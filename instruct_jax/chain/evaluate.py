@@ -88,7 +88,7 @@ class EvaluateStage(StageSettings):
             self.chosen_best_of in self.best_of,
             f"chosen_best_of={self.chosen_best_of} must be one of {self.best_of}",
         )
-        names = list(self.named)
+        names = list(self.models)
         require(len(names) >= 1, "models=[] must name at least one policy, such as [base, sft]")
         require(len(set(names)) == len(names), f"models={names} names one twice")
         require(

@@ -40,14 +40,24 @@ def gathered(stage: Stage) -> Rankings:
     return Rankings(**groups, agreement=agreements[0] if agreements else None)
 
 
+def check(stage: Stage) -> None:
+    """ConfigError where it learns from rankings of the data, and the world has none."""
+    if DATA in sources(stage.settings.rankings) and stage.run.config.data is None:
+        raise ConfigError(_none_given(stage))
+
+
+def _none_given(stage: Stage) -> str:
+    return (
+        f"stages.{stage.name}.rankings=data, and the data has no rankings to learn from; add"
+        " data.rankings, or name a stage of kind compare: rankings: compare"
+    )
+
+
 def _of_source(stage: Stage, name: str) -> Rankings:
     if name == DATA:
         given = stage.task.rankings
         if given is None:
-            raise ConfigError(
-                f"stages.{stage.name}.rankings=data, and the data has no rankings to learn from;"
-                " add data.rankings, or name a stage of kind compare: rankings: compare"
-            )
+            raise ConfigError(_none_given(stage))
         return given
     place = stage.run.place(name, f"stages.{stage.name}.rankings")
     folder = stage.run.stage_folder(place)
