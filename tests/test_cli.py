@@ -15,6 +15,7 @@ import pytest
 import userfiles
 
 from instruct_jax.cli import Terminated, main
+from instruct_jax.errors import NonFiniteError
 from instruct_jax.runtime.signals import Interrupted
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +53,7 @@ def test_the_good_config_runs(place, monkeypatch, capsys):
     fake_run(monkeypatch, run)
     words = ["--stages", "pretrain, sft", "--redo", "sft"]
     assert main(["run", "--config", "run.yaml", *words]) == 0
-    assert begun == [("runs/a", ("pretrain", "sft"), ("sft",))]
+    assert begun == [("runs/a", ["pretrain", "sft"], ["sft"])]
     assert capsys.readouterr() == ("done: runs/a\n", "")
     assert main(["run", "--config", "run.yaml"]) == 0
     assert capsys.readouterr().out == "done: runs/a, see runs/a/report.html\n"
@@ -118,7 +119,7 @@ def test_bad_records_are_skipped_and_listed(place, capsys):
 
 
 ENDS = {
-    "not finite": (FloatingPointError("ppo step 3: ppo/kl is nan"), 1, "error: ppo step 3"),
+    "not finite": (NonFiniteError("ppo step 3: ppo/kl is nan"), 1, "error: ppo step 3"),
     "Ctrl-C outside of a stage": (
         KeyboardInterrupt(),
         130,
