@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Terminated) as stop:
         name, code = ("SIGTERM", 0) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
         print(
-            f"stopped by {name}; run the same command again to go on from the last checkpoint",
+            f"stopped by {name}; run the same command again to resume from the last checkpoint",
             file=sys.stderr,
         )
         return code

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from instruct_jax.chain.settings import BASE, RunConfig
+from instruct_jax.chain.settings import BASE, RunConfig, StageSettings
 from instruct_jax.errors import ConfigError, require
 
 DATA = "data"  # the rankings that the data brings
@@ -141,6 +141,13 @@ def descendants(config: RunConfig, names: Sequence[str]) -> list[str]:
     return [name for name in order(config) if name in found]
 
 
+def wanted_of(settings: StageSettings, key: str) -> tuple[str, ...]:
+    """What may stand in a key that names a stage; a reward model may start from one too."""
+    if key == "start" and settings.leaves == "scalar":
+        return ("policy", "scalar")
+    return WANTS[key.partition(".")[0]]
+
+
 def check_uses(config: RunConfig) -> None:
     """ConfigError where a stage uses a stage of this run for what it is not."""
     for name in config.stages:
@@ -151,9 +158,7 @@ def check_uses(config: RunConfig) -> None:
 
 def check_leaves(config: RunConfig, name: str, key: str, place: Place, leaves: str) -> None:
     """ConfigError unless `key` of the stage `name` may use a stage that leaves `leaves`."""
-    wanted = WANTS[key.partition(".")[0]]
-    if key == "start" and config.stages[name].leaves == "scalar":
-        wanted = ("policy", "scalar")
+    wanted = wanted_of(config.stages[name], key)
     fitting = [n for n, stage in config.stages.items() if stage.leaves in wanted and n != name]
     if "records" in wanted:
         fitting.append(DATA)

@@ -25,7 +25,7 @@ from instruct_jax.data.tokenize import (
 from instruct_jax.errors import DataError
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
-from instruct_jax.models.lora import split
+from instruct_jax.models.lora import split_adapters, split_lower_layers
 from instruct_jax.records import Params, PromptBatch, Rollout, TokenBatch
 from instruct_jax.sharding import Layout
 from instruct_jax.stages import pretrain
@@ -121,7 +121,7 @@ class Network:
     @property
     def boxed_whole(self) -> Params:
         """Abstract policy parameters without adapters."""
-        return split(self.boxed_policy)[0] if self.spec.lora else self.boxed_policy
+        return split_adapters(self.boxed_policy)[0] if self.spec.lora else self.boxed_policy
 
     def split_frozen(self, params: Params) -> tuple[Params, Params]:
         """(frozen, trained) parts of parameters, of abstract ones too; frozen is {} where all are
@@ -129,7 +129,9 @@ class Network:
         """
         if self.spec.whole:
             return {}, params
-        return split(params, adapters=self.spec.lora is not None)
+        if self.spec.lora is None:
+            return split_lower_layers(params)
+        return split_adapters(params)
 
     def trained(self, params: Params) -> Params:
         """What stages train and keep."""

@@ -18,7 +18,7 @@ from instruct_jax.errors import require
 from instruct_jax.evaluation import reward_accuracy
 from instruct_jax.evaluation.reward_accuracy import Scored
 from instruct_jax.models.heads import recentred
-from instruct_jax.models.lora import backbone_of, join, scalar_base
+from instruct_jax.models.lora import backbone_of, merge, scalar_base
 from instruct_jax.records import Params, RankingBatch
 from instruct_jax.runtime.loop import Training, train
 from instruct_jax.stages.reward_model import RewardConfig, make_loss
@@ -139,7 +139,7 @@ def run(stage: Stage) -> dict[str, Any]:
     net, given = stage.network, rankings.gathered(stage)
     ready = training_on(stage, given.train)
     base = scalar_base(parameters.base(stage.run, net))
-    params = join(base, train(ready, stage.folder).params)
+    params = merge(base, train(ready, stage.folder).params)
     shift = _normalisation(stage, net, params)
     params = recentred(params, shift["mean"], shift["scale"])
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name))

@@ -82,9 +82,16 @@ def _later(config: RunConfig, rounds: list[RunConfig], number: int) -> RunConfig
         rounds[0],
         out=str(Path(config.out) / f"round_{number}"),
         round=number,
-        base=_outside(config, BASE, "base"),
+        base=_base(config),
         stages=stages,
     )
+
+
+def _base(config: RunConfig) -> str | None:
+    """`base` as another run calls it; None where this run has none."""
+    if config.base is None and graph.DEFAULT_BASE not in config.stages:
+        return None
+    return _outside(config, BASE, BASE)
 
 
 def _measured(config: RunConfig, evaluate: str) -> list[str]:

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from instruct_jax.cleaning.language import Identify
-from instruct_jax.data.schemas import Record
-from instruct_jax.data.tokenize import Prompt
+from instruct_jax.data.schemas import Prompt, Record
 
 KINDS = ("prompts", "demonstrations", "rankings")
 SPLITS = ("train", "valid", "test")

@@ -28,7 +28,7 @@ from instruct_jax.config import MESH, ModelConfig
 from instruct_jax.errors import DataError
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel, parameter_count
-from instruct_jax.models.lora import split
+from instruct_jax.models.lora import split_adapters, split_lower_layers
 from instruct_jax.runtime.folders import check_run
 from instruct_jax.text import in_bytes, plural, table
 
@@ -109,7 +109,8 @@ def sizes(spec: ModelSpec) -> Sizes:
     counts = []
     for init in (lm.init, ScalarModel(lm).init):
         whole = jax.eval_shape(init, key)
-        parts = ({}, whole) if spec.whole else split(whole, adapters=spec.lora is not None)
+        split = split_adapters if spec.lora else split_lower_layers
+        parts = ({}, whole) if spec.whole else split(whole)
         counts.append([parameter_count(part) for part in parts])
     return Sizes(counts[0][0], counts[0][1], counts[1][1])
 

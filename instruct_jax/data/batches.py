@@ -8,6 +8,7 @@ around into the next one: no record is lost and no shape changes.
 import bisect
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -20,22 +21,22 @@ from instruct_jax.records import PromptBatch, RankingBatch, TokenBatch
 Batch = TypeVar("Batch")
 Shape = TypeVar("Shape", int, tuple[int, int])
 Ranking = tuple[Sequence[Ids], Sequence[int]]  # prompt + completion, K times; ranks, 1 = best
+Stream = Callable[[int], np.ndarray]  # number of a batch -> its records, [B]
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches(Generic[Batch]):
-    batch_at: Callable[
-        ..., Batch
-        # (step, rows=all of them) -> those rows of the batch of all hosts together; leaves are
-        # numpy
-        # arrays
-    ]
-    records_at: Callable[[int], np.ndarray]  # step -> which records are in it, [B]
+    """The batches of a stage, by the number of the step."""
+
+    # (step, rows=all of them) -> those rows of the batch of all hosts together; leaves are numpy
+    # arrays
+    batch_at: Callable[..., Batch]
+    records_at: Stream  # step -> which records are in it
     steps_per_epoch: int
 
 
 def buckets(lengths: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
-    """For each length the number of the smallest size that holds it; the sizes ascend.
+    """For each length the index of the smallest size that holds it; the sizes ascend.
 
     lengths 3 9 4, sizes 4 10 -> 0 1 0
     """
@@ -53,12 +54,13 @@ def _fitted(lengths: Sequence[int], sizes: Sequence[int] | None) -> list[int]:
     """For each length the smallest size that holds it; without sizes the largest length."""
     if not lengths:
         return []
-    sizes = [max(lengths)] if sizes is None else sizes
-    return [sizes[b] for b in buckets(lengths, sizes)]
+    if sizes is None:
+        sizes = [max(lengths)]
+    return [sizes[index] for index in buckets(lengths, sizes)]
 
 
-def stream(records: np.ndarray, batch: int, seed: int) -> Callable[[int], np.ndarray]:
-    """number of a batch -> its records, [batch]."""
+def stream(records: np.ndarray, batch: int, seed: int) -> Stream:
+    """The batches of an endless stream of epochs of these records, each epoch shuffled anew."""
 
     # Not grain: its random access is pure too, but costs 14 us a record (0.06 s for the 4096 rows
     # of a PPO-ptx step) and 0.8 s of import.
@@ -67,8 +69,11 @@ def stream(records: np.ndarray, batch: int, seed: int) -> Callable[[int], np.nda
         return np.random.default_rng((seed, epoch)).permutation(records)
 
     def records_of(number: int) -> np.ndarray:
-        epochs, positions = np.divmod(np.arange(number * batch, (number + 1) * batch), len(records))
-        return np.array([shuffled(int(e))[p] for e, p in zip(epochs, positions, strict=True)])
+        members = []
+        for place in range(number * batch, (number + 1) * batch):
+            epoch, position = divmod(place, len(records))
+            members.append(shuffled(epoch)[position])
+        return np.array(members)
 
     return records_of
 
@@ -80,58 +85,71 @@ def _source(
     seed: int,
     what: str,
 ) -> Batches[Batch]:
-    """`make(records, rows, shape)` for every step: the rows (indices) of the batch of these
-    records, where shapes[record] is what a record needs.  With several shapes, each step's records
-    have one shape, and each shape is a stream of its own: an epoch visits them in a shuffled order,
-    each as often as it has batches (rounded up)."""
-    if not len(shapes):
+    """Batches of records that have the same shape, where shapes[record] is what a record needs.
+
+    make(records, rows, shape) gives the rows (indices) of the batch of these records.  With several
+    shapes, each shape is a stream of its own: an epoch takes batches from them in a shuffled order,
+    from each as many as it has (rounded up).  `what` names the records in errors.
+    """
+    if not shapes:
         raise DataError(f"no {what} to make batches of; check the data file and what was dropped")
     if batch < 1:
         raise DataError(f"batch={batch} must be at least 1")
-    distinct = sorted(set(shapes))
-    members = [np.flatnonzero([shape == one for shape in shapes]) for one in distinct]
-    streams = [stream(records, batch, seed) for records in members]
-    counts = [-(-len(records) // batch) for records in members]
+    by_shape: dict[Shape, list[int]] = {}
+    for record, shape in enumerate(shapes):
+        by_shape.setdefault(shape, []).append(record)
+    distinct = sorted(by_shape)
+    streams, counts = [], []
+    for shape in distinct:
+        records = np.array(by_shape[shape])
+        streams.append(stream(records, batch, seed))
+        counts.append(math.ceil(len(records) / batch))
     per_epoch = sum(counts)
-    visits = np.repeat(range(len(distinct)), counts)
+    in_turn = np.repeat(range(len(distinct)), counts)  # which stream each batch is from
 
-    def locate(step: int) -> tuple[int, np.ndarray]:
+    def locate(step: int) -> tuple[Shape, np.ndarray]:
         if step < 0:
             raise ValueError(f"step={step} must not be negative")
         epoch, position = divmod(int(step), per_epoch)
-        order = (
-            visits
-            if len(streams) == 1
-            else np.random.default_rng((seed, epoch)).permutation(visits)
-        )
-        b = int(order[position])
-        return b, streams[b](epoch * counts[b] + int((order[:position] == b).sum()))
+        order = in_turn
+        if len(streams) > 1:
+            order = np.random.default_rng((seed, epoch)).permutation(in_turn)
+        index = int(order[position])
+        before = int((order[:position] == index).sum())  # batches of the stream in this epoch
+        number = epoch * counts[index] + before
+        return distinct[index], streams[index](number)
 
     def batch_at(step: int, rows: np.ndarray | None = None) -> Batch:
-        b, records = locate(step)
-        return make(records, np.arange(batch) if rows is None else rows, distinct[b])
+        shape, records = locate(step)
+        if rows is None:
+            rows = np.arange(batch)
+        return make(records, rows, shape)
 
-    return Batches(batch_at, lambda step: locate(step)[1], per_epoch)
+    def records_at(step: int) -> np.ndarray:
+        _, records = locate(step)
+        return records
+
+    return Batches(batch_at, records_at, per_epoch)
 
 
 def token_batches(rows: Rows, *, batch: int, seed: int) -> Batches[TokenBatch]:
-    """Packed rows; every token to be learned weighs the same within its batch."""
-    if rows.mask.size and not rows.mask.any(axis=1).all():
-        where = int(np.flatnonzero(~rows.mask.any(axis=1))[0])
-        raise DataError(
-            f"row {where} has no token to learn, so a batch could weigh 0; drop empty completions"
-            " and one-token documents"
-        )
-
+    """Batches of packed rows; every token to be learned weighs the same within its batch."""
     counts = rows.mask.sum(axis=1)
+    empty = np.flatnonzero(counts == 0)
+    if empty.size:
+        raise DataError(
+            f"row {int(empty[0])} has no token to learn, so a batch could weigh 0; drop empty"
+            " completions and one-token documents"
+        )
 
     def make(records: np.ndarray, part: np.ndarray, size: int) -> TokenBatch:
         own = records[part]
-        weight = rows.mask[own].astype(np.float32) / np.float32(counts[records].sum())
+        total = np.float32(counts[records].sum())
+        weight = rows.mask[own].astype(np.float32) / total
         return TokenBatch(rows.tokens[own], rows.segments[own], weight)  # pyright: ignore[reportArgumentType]
 
-    length = rows.tokens.shape[1]
-    return _source(make, [length] * len(rows.tokens), batch, seed, "rows")
+    count, length = rows.tokens.shape
+    return _source(make, [length] * count, batch, seed, "rows")
 
 
 def ranking_batches(
@@ -143,41 +161,55 @@ def ranking_batches(
     sizes: Sequence[int] | None = None,
     counts: Sequence[int] | None = None,
 ) -> Batches[RankingBatch]:
-    """All completions of a prompt in one batch element.  `sizes` are the lengths L that may occur,
-    `counts` the numbers of completions K; without them there is one of each, the largest of the
-    data set."""
-    completions_of = [len(ranks) for _, ranks in rankings]
-    lengths = [max(len(ids) for ids in completions) for completions, _ in rankings]
+    """Batches with all completions of a prompt in one element.
+
+    `sizes` are the lengths L that may occur, `counts` the numbers of completions K; without them
+    there is one of each, the largest of the data set.  A ranking that is one tie weighs 0.
+    """
+    ks, lengths = [], []
+    for completions, ranks in rankings:
+        ks.append(len(ranks))
+        lengths.append(max(len(ids) for ids in completions))
+    distinct = np.array([len(set(ranks)) for _, ranks in rankings])
+    has_pair = distinct > 1
 
     def make(records: np.ndarray, part: np.ndarray, shape: tuple[int, int]) -> RankingBatch:
-        (most, size), own = shape, records[part]
-        absent = [[()] * (most - len(rankings[r][1])) for r in own]
-        sequences = [
-            ids for r, none in zip(own, absent, strict=True) for ids in (*rankings[r][0], *none)
-        ]
-        tokens, mask = pad_rows(sequences, size, pad=pad)
-        ranks = np.array(
-            [[*rankings[r][1], *[0] * len(none)] for r, none in zip(own, absent, strict=True)],
-            np.int32,
+        k, length = shape
+        own = records[part]
+        sequences, all_ranks = [], []
+        for record in own:
+            completions, ranks = rankings[record]
+            absent = k - len(ranks)
+            sequences += [*completions, *[()] * absent]
+            all_ranks.append([*ranks, *[0] * absent])
+        tokens, mask = pad_rows(sequences, length, pad=pad)
+        pairs = max(has_pair[records].sum(), 1)
+        weight = has_pair[own].astype(np.float32) / np.float32(pairs)
+        full = (len(own), k, length)
+        return RankingBatch(
+            tokens.reshape(full),  # pyright: ignore[reportArgumentType]
+            mask.reshape(full),  # pyright: ignore[reportArgumentType]
+            np.array(all_ranks, np.int32),  # pyright: ignore[reportArgumentType]
+            weight,  # pyright: ignore[reportArgumentType]
         )
-        informative = np.array([len(set(rankings[r][1])) > 1 for r in records])  # a pair is left
-        weight = informative[part].astype(np.float32) / np.float32(max(informative.sum(), 1))
-        full = (len(own), most, size)
-        return RankingBatch(tokens.reshape(full), mask.reshape(full), ranks, weight)  # pyright: ignore[reportArgumentType]
 
-    shapes = list(zip(_fitted(completions_of, counts), _fitted(lengths, sizes), strict=True))
+    fitted_ks = _fitted(ks, counts)
+    shapes = list(zip(fitted_ks, _fitted(lengths, sizes), strict=True))
     return _source(make, shapes, batch, seed, "rankings")
 
 
 def prompt_batches(
     prompts: Sequence[Ids], *, batch: int, seed: int, pad: int, sizes: Sequence[int] | None = None
 ) -> Batches[PromptBatch]:
-    """Prompts padded on the left to the smallest of `sizes` (the lengths P that may occur) that
-    holds every prompt of the batch.
+    """Batches of prompts, padded on the left to the smallest of `sizes` that holds every one.
+
+    `sizes` are the lengths P that may occur; without them there is one, the largest.
     """
 
     def make(records: np.ndarray, part: np.ndarray, size: int) -> PromptBatch:
-        return PromptBatch(*pad_prompts([prompts[r] for r in records[part]], size, pad=pad))  # pyright: ignore[reportArgumentType]
+        own = [prompts[record] for record in records[part]]
+        tokens, mask = pad_prompts(own, size, pad=pad)
+        return PromptBatch(tokens, mask)  # pyright: ignore[reportArgumentType]
 
     lengths = [len(ids) for ids in prompts]
     return _source(make, _fitted(lengths, sizes), batch, seed, "prompts")

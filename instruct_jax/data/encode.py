@@ -1,4 +1,4 @@
-"""Normalised records to token ids for `packing` and `batches`, with one rule for what is too long."""
+"""Records in normal form as token ids for `packing` and `batches`, with one rule for long ones."""
 
 import contextlib
 import dataclasses
@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from instruct_jax.data.batches import Ranking
 from instruct_jax.data.packing import Sample, chunk_documents
 from instruct_jax.data.readers import Records
-from instruct_jax.data.schemas import Record
+from instruct_jax.data.schemas import Messages, Prompt, Record
 from instruct_jax.data.tokenize import (
-    Prompt,
     encode_completion,
     encode_conversation,
     encode_document,
@@ -22,6 +21,7 @@ from instruct_jax.errors import DataError, shorten
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
+Completion = tuple[str, bool]  # text, and whether it ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,8 @@ class TextFormat:
     max_prompt: int = 1024  # P, tokens, bos included
     max_completion: int = 1024  # T, tokens, eos included
     # error: stop.  drop: leave the record out.  truncate_left, truncate_right: cut that end off the
-    # prompt's text (never off the template);
-    # a completion always keeps its beginning, and loses its eos; a ranking with such a completion
-    # is left out.
+    # prompt's text (never off the template).  A completion always keeps its beginning, and loses
+    # its eos.  A ranking with such a completion is left out.
     on_long: Literal["error", "drop", "truncate_left", "truncate_right"] = "error"
 
     def __post_init__(self):
@@ -59,6 +58,8 @@ class TextFormat:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded(Generic[Item]):
+    """The records that are used, as tokens, and how many were too long."""
+
     items: list[Item]
     kept: list[int]  # items[i] comes from records[kept[i]]
     long_prompts: int  # cut or dropped
@@ -66,6 +67,7 @@ class Encoded(Generic[Item]):
 
     @property
     def message(self) -> str:
+        """The counts in words."""
         return (
             f"{len(self.items)} records; too long: {self.long_prompts} prompts,"
             f" {self.long_completions} completions"
@@ -75,46 +77,56 @@ class Encoded(Generic[Item]):
 def encode_demonstrations(
     tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat
 ) -> Encoded[Sample]:
-    """(ids, learn): prompt + completion + eos; the completion, the replies in the prompt's
-    messages, and their eos are learned.
+    """(ids, learn) of prompt + completion + eos.
+
+    Learned are the completion, the replies in the prompt's messages, and their eos.
     """
 
-    def build(record: Record, prompt: Sample, completions: list[list[int]]) -> Sample:
-        (ids, learn), [completion] = prompt, completions
-        return [*ids, *completion], [*learn, *[True] * len(completion)]
+    def completions_of(record: Record) -> list[Completion]:
+        return [(record["completion"], True)]
 
-    return _encode(tok, records, form, lambda r: [(r["completion"], True)], build)
+    def build(record: Record, prompt: Sample, completions: list[list[int]]) -> Sample:
+        ids, learn = prompt
+        [completion] = completions
+        learn_completion = [True] * len(completion)
+        return [*ids, *completion], [*learn, *learn_completion]
+
+    return _encode(tok, records, form, completions_of, build)
 
 
 def encode_rankings(
     tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat
 ) -> Encoded[Ranking]:
-    """(K sequences of prompt + completion + eos, ranks).  One completion that is too long drops the
-    whole record, also where on_long cuts prompts: people ranked whole completions, and nobody knows
-    how they would have ranked their beginnings.
+    """(K sequences of prompt + completion + eos, ranks).
 
-    Where a record says that a completion had not `ended`, there is no eos: the reward model reads
-    it as PPO will show it.
+    One completion that is too long drops the whole record, also where on_long cuts prompts: people
+    ranked whole completions, and nobody knows how they would have ranked their beginnings.  Where a
+    record says that a completion had not `ended`, there is no eos: the reward model reads it as PPO
+    will show it.
     """
 
-    def completions_of(record: Record) -> list[tuple[str, bool]]:
+    def completions_of(record: Record) -> list[Completion]:
         texts = record["completions"]
-        return list(zip(texts, record.get("ended") or [True] * len(texts), strict=True))
+        ended = record.get("ended") or [True] * len(texts)
+        return list(zip(texts, ended, strict=True))
 
-    return _encode(
-        tok,
-        records,
-        form,
-        completions_of,
-        lambda r, p, cs: ([[*p[0], *c] for c in cs], r["ranks"]),
-        whole=True,
-    )
+    def build(record: Record, prompt: Sample, completions: list[list[int]]) -> Ranking:
+        ids, _ = prompt
+        return [[*ids, *completion] for completion in completions], record["ranks"]
+
+    return _encode(tok, records, form, completions_of, build, whole=True)
 
 
 def encode_prompts(
     tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat
 ) -> Encoded[list[int]]:
-    return _encode(tok, records, form, lambda r: [], lambda r, p, cs: list(p[0]))
+    """The ids of prompts, up to where a reply begins."""
+
+    def build(record: Record, prompt: Sample, completions: list[list[int]]) -> list[int]:
+        ids, _ = prompt
+        return list(ids)
+
+    return _encode(tok, records, form, lambda record: [], build)
 
 
 def encode_texts(
@@ -129,9 +141,13 @@ def encode_texts(
 
 
 def check_texts(tok: PreTrainedTokenizerBase, records: Sequence[Record]) -> None:
-    """Raises what encode_texts would, without tokenizing what is certainly good: texts may be many."""
+    """Raises what encode_texts would raise.
+
+    As there may be many texts, those that are certainly good are not tokenized.
+    """
+    special = tok.all_special_tokens
     for number, record in enumerate(records):
-        if any(name in record["text"] for name in tok.all_special_tokens):
+        if any(token in record["text"] for token in special):
             with _located(records, number):
                 encode_document(tok, record["text"])
 
@@ -140,61 +156,61 @@ def _encode(
     tok: PreTrainedTokenizerBase,
     records: Sequence[Record],
     form: TextFormat,
-    completions_of: Callable[[Record], list[tuple[str, bool]]],  # (text, has it ended?)
+    completions_of: Callable[[Record], list[Completion]],
     build: Callable[[Record, Sample, list[list[int]]], Item],  # (record, prompt, completions)
     *,
     whole: bool = False,
 ) -> Encoded[Item]:
-    items, kept, long_prompts, long_completions = [], [], 0, 0
+    """The items that `build` makes; `whole`: completions are never cut."""
+    items, kept = [], []
+    long_prompts = long_completions = 0
     for number, record in enumerate(records):
         with _located(records, number):
             prompt = _encode_prompt(tok, record["prompt"], form)
-            encoded = [
-                (encode_completion(tok, text, prefix=form.completion_prefix), ended)
-                for text, ended in completions_of(record)
-            ]
-            completions = [ids if ended else ids[:-1] for ids, ended in encoded]
-            long_prompt, longest = (
-                len(prompt[0]) > form.max_prompt,
-                max(map(len, completions), default=0),
-            )
+            completions = []
+            for text, ended in completions_of(record):
+                ids = encode_completion(tok, text, prefix=form.completion_prefix)
+                completions.append(ids if ended else ids[:-1])
+            prompt_size = len(prompt[0])
+            longest = max((len(ids) for ids in completions), default=0)
+            long_prompt = prompt_size > form.max_prompt
             long_completion = longest > form.max_completion
-            long_prompts, long_completions = (
-                long_prompts + long_prompt,
-                long_completions + long_completion,
-            )
-            if form.on_long == "error" and (long_prompt or long_completion):
-                field, size, limit = (
-                    ("prompt", len(prompt[0]), "max_prompt")
-                    if long_prompt
-                    else ("completion", longest, "max_completion")
-                )
-                raise DataError(
-                    f"prompt={shorten(record['prompt'])}: its {field} has {size} tokens, more than"
-                    f" {limit}={getattr(form, limit)}; raise {limit}, or set on_long to drop,"
-                    " truncate_left or truncate_right"
-                )
-            if (form.on_long == "drop" and long_prompt) or (
-                (form.on_long == "drop" or whole) and long_completion
-            ):
+            long_prompts += long_prompt
+            long_completions += long_completion
+            if form.on_long == "error":
+                _check_size(record, "prompt", prompt_size, "max_prompt", form.max_prompt)
+                _check_size(record, "completion", longest, "max_completion", form.max_completion)
+            drop = form.on_long == "drop"
+            if (drop and long_prompt) or ((drop or whole) and long_completion):
                 continue
             if long_prompt:
                 prompt = _cut(tok, record["prompt"], form)
-        items.append(build(record, prompt, [ids[: form.max_completion] for ids in completions]))
+        completions = [ids[: form.max_completion] for ids in completions]
+        items.append(build(record, prompt, completions))
         kept.append(number)
-    found = Encoded(items, kept, long_prompts, long_completions)
+    encoded = Encoded(items, kept, long_prompts, long_completions)
     if long_prompts or long_completions:
-        logger.warning("on_long=%s: %s of %d", form.on_long, found.message, len(records))
-    return found
+        logger.warning("on_long=%s: %s of %d", form.on_long, encoded.message, len(records))
+    return encoded
+
+
+def _check_size(record: Record, field: str, size: int, key: str, limit: int) -> None:
+    if size > limit:
+        raise DataError(
+            f"prompt={shorten(record['prompt'])}: its {field} has {size} tokens, more than"
+            f" {key}={limit}; raise {key}, or set on_long to drop, truncate_left or truncate_right"
+        )
 
 
 @contextlib.contextmanager
 def _located(records: Sequence[Record], number: int) -> Iterator[None]:
-    """Errors name the place of the record."""
+    """Puts the place of the record into errors."""
     try:
         yield
     except DataError as error:
-        place = records.places[number] if isinstance(records, Records) else f"record {number + 1}"
+        place = f"record {number + 1}"
+        if isinstance(records, Records):
+            place = records.places[number]
         raise DataError(f"{place}: {error}") from error
 
 
@@ -203,37 +219,45 @@ def _encode_prompt(tok: PreTrainedTokenizerBase, prompt: Prompt, form: TextForma
 
 
 def _cut(tok: PreTrainedTokenizerBase, prompt: Prompt, form: TextFormat) -> Sample:
-    """The prompt without the end of its text (of the longest message that is no reply) that is too
-    much.
-
-    A conversation whose longest message is shorter than what is too much loses its oldest exchange
-    first.
-    """
-    while (excess := len((sample := _encode_prompt(tok, prompt, form))[0]) - form.max_prompt) > 0:
+    """A prompt that is too long, cut until it fits."""
+    while True:
+        sample = _encode_prompt(tok, prompt, form)
+        excess = len(sample[0]) - form.max_prompt
+        if excess <= 0:
+            return sample
         if isinstance(prompt, str):
             prompt = _shorter(tok, prompt, excess, form)
-            continue
-        said = [i for i, message in enumerate(prompt) if message["role"] != "system"]
-        later = [i for i in said[1:] if prompt[i]["role"] == "user"]
-        sizes = [
-            0 if message["role"] == "assistant" else len(message["content"]) for message in prompt
-        ]
-        longest = sizes.index(max(sizes))
-        content = prompt[longest]["content"]
-        if later and excess >= len(_ends(tok, content)):
-            prompt = prompt[: said[0]] + prompt[later[0] :]
         else:
-            prompt = [
-                *prompt[:longest],
-                {**prompt[longest], "content": _shorter(tok, content, excess, form)},
-                *prompt[longest + 1 :],
-            ]
-    return sample
+            prompt = _shorter_messages(tok, prompt, excess, form)
+
+
+def _shorter_messages(
+    tok: PreTrainedTokenizerBase, messages: Messages, excess: int, form: TextFormat
+) -> Messages:
+    """The messages, of which the longest one that is no reply is cut.
+
+    Where it has no more than `excess` tokens, the oldest exchange is left out instead, if a later
+    one remains.
+    """
+    spoken, sizes = [], []
+    for i, message in enumerate(messages):
+        if message["role"] != "system":
+            spoken.append(i)
+        is_reply = message["role"] == "assistant"
+        sizes.append(0 if is_reply else len(message["content"]))
+    later = [i for i in spoken[1:] if messages[i]["role"] == "user"]
+    longest = sizes.index(max(sizes))
+    content = messages[longest]["content"]
+    if later and excess >= len(_ends(tok, content)):
+        return messages[: spoken[0]] + messages[later[0] :]
+    cut = {**messages[longest], "content": _shorter(tok, content, excess, form)}
+    return [*messages[:longest], cut, *messages[longest + 1 :]]
 
 
 def _shorter(tok: PreTrainedTokenizerBase, text: str, excess: int, form: TextFormat) -> str:
-    """The text without `excess` tokens (at least one character less) at the end that form.on_long
-    names.
+    """The text without `excess` tokens at the end that form.on_long names.
+
+    It loses at least one character.
     """
     ends = _ends(tok, text)
     if excess >= len(ends):
@@ -248,9 +272,5 @@ def _shorter(tok: PreTrainedTokenizerBase, text: str, excess: int, form: TextFor
 
 def _ends(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Where each token of the text ends, in characters."""
-    return [
-        end
-        for _, end in tok(text, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
-    ]
+    encoding = tok(text, add_special_tokens=False, return_offsets_mapping=True)
+    return [end for _, end in encoding["offset_mapping"]]

@@ -1,4 +1,4 @@
-"""Models by folder or by their name on the Hugging Face hub, and data sets of the hub."""
+"""Models and data sets of the Hugging Face hub, as local folders."""
 
 import os
 from pathlib import Path
@@ -10,8 +10,9 @@ CONFIG = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def model_folder(name: str, *, weights: bool = True) -> Path:
-    """The folder itself, or that of the hub's OWNER/NAME, which is downloaded once; without weights
-    only what is small.
+    """A folder itself, or the one of OWNER/NAME of the hub, which is downloaded once.
+
+    Without weights only small files are downloaded.
     """
     if os.path.isdir(name):  # False also for a name that no file system takes
         return Path(name)
@@ -29,13 +30,13 @@ def model_folder(name: str, *, weights: bool = True) -> Path:
 
 
 def dataset_folder(name: str) -> Path:
-    """That of the hub's data set OWNER/NAME, which is downloaded once."""
+    """The folder of the hub's data set OWNER/NAME, which is downloaded once."""
     return _download(
         name, f"`hf download {name} --repo-type dataset` keeps it for later", repo_type="dataset"
     )
 
 
-def _download(name: str, repair: str, **options: Any) -> Path:
+def _download(name: str, fix: str, **options: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
@@ -43,5 +44,5 @@ def _download(name: str, repair: str, **options: Any) -> Path:
     except Exception as error:  # the library raises those of its HTTP client too
         raise DataError(
             f"{name}: neither here nor to be had from the Hugging Face hub ({shorten(error, 200)});"
-            f" where there is a network, {repair}"
+            f" where there is a network, {fix}"
         ) from error

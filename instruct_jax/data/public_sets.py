@@ -1,11 +1,17 @@
-"""Public data sets, as published, to normal records.  They lie side by side in one folder ("root")
-of the user's choice:
+"""Public data sets, as they are published, as records in normal form.
 
-oasst_en100/en_100_tree.jsonl.gz                            Open Assistant trees: demonstrations,
-K-way rankings, prompts hh_rlhf_harmless_test/test.jsonl.gz                         Anthropic's
-helpful and harmless pairs: rankings, demonstrations, prompts self_instruct_seed/seed_tasks.jsonl.gz
-demonstrations self_instruct_seed/user_oriented_instructions.jsonl.gz      prompts, by user
-gutenberg/*.txt.gz, wikitext2/*.txt.gz                      texts
+They lie side by side in one folder ("root") of the user's choice:
+
+    oasst_en100/en_100_tree.jsonl.gz
+        Open Assistant's trees: demonstrations, K-way rankings, prompts
+    hh_rlhf_harmless_test/test.jsonl.gz
+        Anthropic's helpful and harmless pairs: rankings, demonstrations, prompts
+    self_instruct_seed/seed_tasks.jsonl.gz
+        demonstrations
+    self_instruct_seed/user_oriented_instructions.jsonl.gz
+        prompts, by user
+    gutenberg/*.txt.gz, wikitext2/*.txt.gz
+        texts
 
 A path of a config names an adapter by a prefix: "oasst:../data" is what ADAPTERS["oasst"] makes of
 the folder ../data.  The pairs may also be those of the hub: "hh:hub:Anthropic/hh-rlhf:train".
@@ -19,7 +25,7 @@ from typing import Any
 
 from instruct_jax.data import schemas
 from instruct_jax.data.readers import HUB, OnBad, Records, check_id, read, read_texts
-from instruct_jax.data.schemas import Record
+from instruct_jax.data.schemas import Messages, Record
 from instruct_jax.errors import DataError, FieldError
 
 SCHEMAS = {
@@ -28,7 +34,8 @@ SCHEMAS = {
     "rankings": schemas.ranking,
     "prompts": schemas.prompt,
 }
-ROLES = {"prompter": "user", "assistant": "assistant"}
+ROLES = {"prompter": "user", "assistant": "assistant"}  # of Open Assistant
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}  # of HH
 TREES = "use the files named *_tree*.jsonl of Open Assistant"
 TURN = re.compile(r"\n\n(Human|Assistant):")  # begins a turn of an HH transcript
 TITLE = re.compile(r"^(?= = [^=\n]+ = $)", re.MULTILINE)  # of a wikitext article
@@ -36,57 +43,52 @@ TITLE = re.compile(r"^(?= = [^=\n]+ = $)", re.MULTILINE)  # of a wikitext articl
 
 def oasst_demonstrations(root: str | Path) -> Records:
     """The best reply to every prompter message that has one: rank 0, or the only reply."""
-    found = []
+    raw = []
     for node, prompt in _oasst(root):
-        replies = _ranked(node) or (node["replies"] if len(node["replies"]) == 1 else [])
+        replies = _ranked(node)
+        if not replies and len(node["replies"]) == 1:
+            replies = node["replies"]
         if replies:
             best = min(replies, key=lambda reply: reply.get("rank") or 0)
-            found.append(
-                {
-                    "prompt": prompt,
-                    "completion": best["text"],
-                    "id": best["message_id"],
-                    "source": "oasst",
-                }
-            )
-    return _records(schemas.demonstration, found, root)
+            record = {
+                "prompt": prompt,
+                "completion": best["text"],
+                "id": best["message_id"],
+                "source": "oasst",
+            }
+            raw.append(record)
+    return _records(schemas.demonstration, raw, root)
 
 
 def oasst_rankings(root: str | Path) -> Records:
     """Every prompter message with two or more ranked replies; ranks from 1."""
-    found = []
+    raw = []
     for node, prompt in _oasst(root):
         replies = _ranked(node)
         if len(replies) > 1:
-            texts, ranks = (
-                [reply["text"] for reply in replies],
-                [reply["rank"] + 1 for reply in replies],
-            )
-            found.append(
-                {
-                    "prompt": prompt,
-                    "completions": texts,
-                    "ranks": ranks,
-                    "id": node["message_id"],
-                    "source": "oasst",
-                }
-            )
-    return _records(schemas.ranking, found, root)
+            record = {
+                "prompt": prompt,
+                "completions": [reply["text"] for reply in replies],
+                "ranks": [reply["rank"] + 1 for reply in replies],
+                "id": node["message_id"],
+                "source": "oasst",
+            }
+            raw.append(record)
+    return _records(schemas.ranking, raw, root)
 
 
 def oasst_prompts(root: str | Path) -> Records:
     """Every prompter message, with the conversation before it."""
-    found = [
-        {"prompt": prompt, "id": node["message_id"], "source": "oasst"}
-        for node, prompt in _oasst(root)
-    ]
-    return _records(schemas.prompt, found, root)
+    raw = []
+    for node, prompt in _oasst(root):
+        raw.append({"prompt": prompt, "id": node["message_id"], "source": "oasst"})
+    return _records(schemas.prompt, raw, root)
 
 
 def hh_rankings(root: str | Path) -> Records:
     """Pairs, K = 2; the transcript before them as messages.
 
-    The few with an empty reply are dropped, see `dropped`.
+    The few with an empty reply are in `dropped`.
     """
 
     def schema(raw: Record) -> Record:
@@ -98,24 +100,27 @@ def hh_rankings(root: str | Path) -> Records:
 
 def hh_demonstrations(root: str | Path) -> Records:
     """The chosen transcripts, each with its last reply as the completion."""
-    return _hh(
-        root,
-        lambda raw: schemas.demonstration({"messages": _turns(raw.get("chosen")), "source": "hh"}),
-    )
+
+    def schema(raw: Record) -> Record:
+        return schemas.demonstration({"messages": _turns(raw.get("chosen")), "source": "hh"})
+
+    return _hh(root, schema)
 
 
 def hh_prompts(root: str | Path) -> Records:
     """The chosen transcripts up to their last reply."""
-    return _hh(
-        root, lambda raw: schemas.prompt({"messages": _turns(raw.get("chosen")), "source": "hh"})
-    )
+
+    def schema(raw: Record) -> Record:
+        return schemas.prompt({"messages": _turns(raw.get("chosen")), "source": "hh"})
+
+    return _hh(root, schema)
 
 
 def _hh(root: str | Path, schema: schemas.Schema) -> Records:
-    place = (
-        root if str(root).startswith(HUB) else _file(root, "hh_rlhf_harmless_test", "test.jsonl*")
-    )
-    return read(schema, place, on_bad_record="skip")
+    path = root
+    if not str(root).startswith(HUB):
+        path = _file(root, "hh_rlhf_harmless_test", "test.jsonl*")
+    return read(schema, path, on_bad_record="skip")
 
 
 def seed_demonstrations(root: str | Path) -> Records:
@@ -134,16 +139,15 @@ def seed_demonstrations(root: str | Path) -> Records:
 
 
 def user_prompts(root: str | Path) -> Records:
-    """The user-oriented instructions of self-instruct; user_id is the application that they were
-    written for.
+    """The user-oriented instructions of self-instruct.
+
+    user_id is the application that they were written for.
     """
 
     def schema(raw: Record) -> Record:
-        prompt = schemas.instruction(
-            {"instruction": raw.get("instruction"), "input": _instance(raw).get("input")}
-        )
+        task = {"instruction": raw.get("instruction"), "input": _instance(raw).get("input")}
         return {
-            "prompt": prompt,
+            "prompt": schemas.instruction(task),
             "id": raw.get("id"),
             "user_id": raw.get("motivation_app"),
             "source": "self_instruct_user",
@@ -153,37 +157,36 @@ def user_prompts(root: str | Path) -> Records:
 
 
 def novels(root: str | Path) -> Records:
-    """One document a novel."""
+    """One document for each novel."""
     files = sorted(_folder(root, "gutenberg").glob("*.txt*"))
     files = [path for path in files if not path.name.startswith("SOURCE")]
     if not files:
         raise DataError(
             f"{Path(root) / 'gutenberg'}: no *.txt or *.txt.gz in it; download the data set there"
         )
-    found = Records(
-        [
-            {**record, "id": path.name.split(".")[0], "source": "gutenberg"}
-            for path in files
-            for record in read_texts(path)
-        ]
-    )
-    found.places = [str(path) for path in files]
-    return found
+    records = Records()
+    for path in files:
+        [novel] = read_texts(path)
+        records.append({**novel, "id": path.name.split(".")[0], "source": "gutenberg"})
+    records.places = [str(path) for path in files]
+    return records
 
 
 def wikitext(root: str | Path, part: str = "valid") -> Records:
-    """One document an article; `part` is valid or test."""
+    """One document for each article; `part` is valid or test."""
     path = _file(root, "wikitext2", f"{part}.txt*")
     [whole] = read_texts(path)
-    articles = [article.strip() for article in TITLE.split(whole["text"]) if article.strip()]
-    found = Records([{"text": article, "source": f"wikitext2/{part}"} for article in articles])
-    found.places = [f"{path}: article {i}" for i in range(1, len(articles) + 1)]
-    return found
+    records, places = Records(), []
+    for article in TITLE.split(whole["text"]):
+        if article.strip():
+            records.append({"text": article.strip(), "source": f"wikitext2/{part}"})
+            places.append(f"{path}: article {len(records)}")
+    records.places = places
+    return records
 
 
-ADAPTERS: dict[
-    str, dict[str, Callable[[str], Records]]
-] = {  # prefix -> kind of records -> function of the folder
+# prefix -> kind of records -> function of the folder
+ADAPTERS: dict[str, dict[str, Callable[[str], Records]]] = {
     "oasst": {
         "demonstrations": oasst_demonstrations,
         "rankings": oasst_rankings,
@@ -199,7 +202,7 @@ ADAPTERS: dict[
 def load(kind: str, path: str, on_bad_record: OnBad = "error") -> Records:
     """The records of one path of a config; `kind` is a key of SCHEMAS.
 
-    An adapter knows which records of its data set are bad.
+    Adapters do not need `on_bad_record`: each knows which records of its data set are bad.
     """
     name, folder = split_path(path)
     if name is None:
@@ -219,51 +222,50 @@ def split_path(path: str) -> tuple[str | None, str]:
         return None, path
     if name not in ADAPTERS:
         near = difflib.get_close_matches(name, ADAPTERS, n=1)
-        repair = (
-            f"did you mean {near[0]}?"
-            if near
-            else f"use one of {', '.join(ADAPTERS)}, hub, or the path of a file"
-        )
-        raise DataError(f"{path}: {name} is no known data set; {repair}")
+        fix = f"use one of {', '.join(ADAPTERS)}, hub, or the path of a file"
+        if near:
+            fix = f"did you mean {near[0]}?"
+        raise DataError(f"{path}: {name} is no known data set; {fix}")
     return name, folder
 
 
-def _records(schema: schemas.Schema, found: list[Record], root: str | Path) -> Records:
+def _records(schema: schemas.Schema, raw: list[Record], root: str | Path) -> Records:
     """Messages of trees in the schema's normal form."""
-    records, seen = Records(), {}
-    records.places = [f"{_folder(root, 'oasst_en100')}: message {record['id']}" for record in found]
-    for place, record in zip(records.places, found, strict=True):
+    folder = _folder(root, "oasst_en100")
+    records, places, seen = Records(), [], {}
+    for record in raw:
+        place = f"{folder}: message {record['id']}"
         try:
             check_id(record, place, seen)
             records.append(schema(record))
         except FieldError as error:
             raise DataError(f"{place}: {error}") from error
+        places.append(place)
+    records.places = places
     return records
 
 
-def _turns(transcript: Any) -> list[dict[str, str]]:
-    """Messages of "\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nAssistant:"; turns without text, as
-    the last one, are none.
+def _turns(transcript: Any) -> Messages:
+    """Messages of "\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nAssistant:".
+
+    Turns without text, such as the last one here, are left out.
     """
     if not isinstance(transcript, str):
         raise FieldError(
             "chosen", transcript, "is no transcript", "use the files of hh-rlhf as published"
         )
-    speakers = {"Human": "user", "Assistant": "assistant"}
     _, *parts = TURN.split(transcript)
-    return [
-        {"role": speakers[who], "content": said.strip()}
-        for who, said in zip(parts[::2], parts[1::2], strict=True)
-        if said.strip()
-    ]
+    turns = []
+    for speaker, text in zip(parts[::2], parts[1::2], strict=True):
+        if text.strip():
+            turns.append({"role": SPEAKERS[speaker], "content": text.strip()})
+    return turns
 
 
-def _oasst(root: str | Path) -> Iterator[tuple[Record, list[dict[str, str]]]]:
+def _oasst(root: str | Path) -> Iterator[tuple[Record, Messages]]:
     """(prompter message, conversation up to and with it) of every tree."""
 
-    def walk(
-        node: Record, before: list[dict[str, str]]
-    ) -> Iterator[tuple[Record, list[dict[str, str]]]]:
+    def walk(node: Record, before: Messages) -> Iterator[tuple[Record, Messages]]:
         conversation = [*before, {"role": ROLES[node["role"]], "content": node["text"]}]
         if node["role"] == "prompter":
             yield node, conversation
@@ -286,10 +288,9 @@ def _tree(raw: Record) -> Record:
                 "message_id": str(),
                 **rest,
             }:
-                if not isinstance(rest.get("rank"), int | None) or isinstance(
-                    rest.get("rank"), bool
-                ):
-                    raise FieldError("rank", rest["rank"], "is no rank", TREES)
+                rank = rest.get("rank")
+                if not isinstance(rank, int | None) or isinstance(rank, bool):
+                    raise FieldError("rank", rank, "is no rank", TREES)
                 nodes += replies
             case node:
                 raise FieldError("prompt", node, "is no message of a conversation tree", TREES)
@@ -297,10 +298,12 @@ def _tree(raw: Record) -> Record:
 
 
 def _ranked(node: Record) -> list[Record]:
+    """The replies that have a rank."""
     return [reply for reply in node["replies"] if reply.get("rank") is not None]
 
 
 def _instance(raw: Record) -> Record:
+    """The first instance of a task of self-instruct."""
     match raw.get("instances"):
         case [dict() as instance, *_]:
             return instance

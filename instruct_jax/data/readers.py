@@ -1,9 +1,9 @@
-"""Records from files: JSON Lines, JSON arrays, parquet, plain text, `datasets` folders and
-`hub:NAME`; and back to JSON Lines.
+"""Reads records from files, and writes them as JSON Lines.
 
-A bad record is a DataError that names file, line, field, value and repair.  on_bad_record="skip"
-drops it, logs it, and keeps the message in `Records.dropped`.  A line that is no UTF-8 or no JSON
-counts as a bad record; a missing, empty or broken file is always an error.
+Read are JSON Lines, JSON arrays, parquet, plain text, `datasets` folders and `hub:NAME`.  A bad
+record is a DataError that names file, line, field, value and the fix.  on_bad_record="skip" drops
+it, logs it, and keeps the message in `Records.dropped`.  A line that is no UTF-8 or no JSON counts
+as a bad record; a missing, empty or broken file is always an error.
 """
 
 import collections
@@ -26,9 +26,10 @@ from instruct_jax.errors import DataError, FieldError, names, shorten
 logger = logging.getLogger(__name__)
 
 OnBad = Literal["error", "skip"]
+Rows = Iterator[tuple[str, Any]]  # where each stands, and what is there
 Columns = Mapping[str, str]  # our field -> column of the data set
 HUB = "hub:"  # begins a data set of the hub: hub:OWNER/NAME, or hub:OWNER/NAME:SPLIT
-# of lists and objects in each other: more would break Python's own limit somewhere on the way
+# levels of lists and objects; more would break Python's own limit in some later stage
 DEPTH = 200
 SHOWN = 10  # dropped records in the log; `Records.dropped` has them all
 SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", "each but parquet also with .gz")
@@ -49,8 +50,9 @@ def read(
     on_bad_record: OnBad = "error",
     split: str | None = None,
 ) -> Records:
-    """The records of a file in the schema's normal form; `columns` renames fields first, `split` is
-    one of a data set with several.
+    """The records of a file in the schema's normal form.
+
+    `columns` renames fields first; `split` is the one to read of a data set with several.
     """
     if on_bad_record not in ("error", "skip"):
         raise DataError(f"on_bad_record={on_bad_record!r} is unknown; use error or skip")
@@ -74,14 +76,12 @@ def read(
             f"{path}: all {len(dropped)} records were dropped, the first because of {dropped[0]}"
         )
     if dropped:
-        shown = "\n  ".join([*dropped[:SHOWN], "..."] if len(dropped) > SHOWN else dropped)
-        logger.warning(
-            "%s: dropped %d of %d records\n  %s",
-            path,
-            len(dropped),
-            len(dropped) + len(records),
-            shown,
-        )
+        shown = dropped[:SHOWN]
+        if len(dropped) > SHOWN:
+            shown.append("...")
+        total = len(dropped) + len(records)
+        lines = "\n  ".join(shown)
+        logger.warning("%s: dropped %d of %d records\n  %s", path, len(dropped), total, lines)
     records.places, records.dropped = places, dropped
     return records
 
@@ -95,16 +95,17 @@ read_samples = functools.partial(read, schemas.sample)  # prompt, completions
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """JSON Lines, UTF-8; `path` (.jsonl or .jsonl.gz) holds all of them or is as it was before."""
+    """Writes JSON Lines, UTF-8, into a .jsonl or .jsonl.gz file: all records or none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # one name: the next run writes over what a killed one left
+    # always the same name, so that the next run writes over what a killed one left
     partial = path.with_name(path.name + ".partial")
-    data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode(
-        "utf-8"
-    )
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    data = "".join(lines).encode("utf-8")
+    if path.suffix == ".gz":
+        data = gzip.compress(data, mtime=0)
     try:
-        partial.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+        partial.write_bytes(data)
         os.replace(partial, path)
     except OSError as error:
         error.filename = error.filename or str(path)  # write() does not say which file it is about
@@ -121,7 +122,10 @@ def _rename(raw: Any, columns: Columns | None) -> schemas.Record:
             f"must be an object, not {type(raw).__name__}",
             'write {"field": value, ...}',
         )
-    for ours, theirs in (columns or {}).items():
+    if columns is None:
+        return raw
+    renamed = {key: raw[key] for key in raw if key not in columns.values()}
+    for ours, theirs in columns.items():
         if theirs not in raw:
             raise FieldError(
                 "columns",
@@ -129,10 +133,8 @@ def _rename(raw: Any, columns: Columns | None) -> schemas.Record:
                 f"names no column; there are {names(raw)}",
                 "correct the column map",
             )
-    taken = set((columns or {}).values())
-    return {key: value for key, value in raw.items() if key not in taken} | {
-        ours: raw[theirs] for ours, theirs in (columns or {}).items()
-    }
+        renamed[ours] = raw[theirs]
+    return renamed
 
 
 def _decode(line: bytes) -> Any:
@@ -142,13 +144,10 @@ def _decode(line: bytes) -> Any:
     except FieldError:
         raise
     except UnicodeDecodeError as error:
-        bad, encoding = (
-            line[error.start : error.start + 8],
-            "utf-16" if line[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1",
-        )
+        encoding = "utf-16" if line[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
         raise FieldError(
             "line",
-            bad,
+            line[error.start : error.start + 8],
             f"is not UTF-8 at byte {error.start + 1}",
             f"convert the file: iconv -f {encoding} -t utf-8",
         ) from None
@@ -160,20 +159,16 @@ def _decode(line: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON takes the last of two equal names without a word."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(
-            name
-            for name, count in collections.Counter(name for name, _ in pairs).items()
-            if count > 1
-        )
-        raise FieldError("field", twice, "stands twice in one object", "remove one of them")
-    return found
+    """The object; FieldError where a name is there twice, of which JSON would take the last."""
+    counts = collections.Counter(name for name, _ in pairs)
+    for name, count in counts.items():
+        if count > 1:
+            raise FieldError("field", name, "stands twice in one object", "remove one of them")
+    return dict(pairs)
 
 
 def _check_value(name: str, value: Any, depth: int = 0) -> None:
-    """What was read can be written again: a late stage does, and must not find out then."""
+    """FieldError for a value that could not be written again, as a late stage will do."""
     if isinstance(value, str):
         _check_encodable(name, value)
     elif isinstance(value, float) and not math.isfinite(value):
@@ -204,7 +199,7 @@ def _check_encodable(name: str, text: str) -> None:
 
 
 def check_id(record: schemas.Record, where: str, seen: dict[str, str]) -> None:
-    """An id stands for one record of a file; of rankings, for one of each labeler."""
+    """FieldError where an id stands for two records of a file, or for two rankings of a labeler."""
     if record.get("id") is None:
         return
     key = repr((record["id"], record.get("labeler_id")))
@@ -218,8 +213,8 @@ def check_id(record: schemas.Record, where: str, seen: dict[str, str]) -> None:
     seen[key] = where
 
 
-def _rows(path: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
-    """(where, record) of every record; a record of JSON Lines is still bytes."""
+def _rows(path: str | Path, split: str | None) -> Rows:
+    """(where, record) of every record; one of JSON Lines is still bytes."""
     if str(path).startswith(HUB):
         name, part = _hub_name(str(path))
         return _dataset_rows(path, dataset_folder(name), split or part)
@@ -230,8 +225,10 @@ def _rows(path: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
             " hub:OWNER/NAME for a data set of the hub"
         )
     name = path.name.removesuffix(".gz")
-    if path.is_dir() and (texts := sorted([*path.glob("*.txt"), *path.glob("*.txt.gz")])):
-        return itertools.chain.from_iterable(map(_text_rows, texts))
+    if path.is_dir():
+        texts = [*path.glob("*.txt"), *path.glob("*.txt.gz")]
+        if texts:
+            return itertools.chain.from_iterable(map(_text_rows, sorted(texts)))
     if path.is_dir() or path.suffix == ".parquet":
         return _dataset_rows(path, path, split)
     if name.endswith((".jsonl", ".json")):
@@ -244,14 +241,15 @@ def _rows(path: str | Path, split: str | None) -> Iterator[tuple[str, Any]]:
 
 
 def _hub_name(path: str) -> tuple[str, str | None]:
-    """(OWNER/NAME, split) of hub:OWNER/NAME:SPLIT"""
+    """(OWNER/NAME, split) of hub:OWNER/NAME:SPLIT."""
     name, _, split = path.removeprefix(HUB).partition(":")
     return name, split or None
 
 
 def exists(path: str | Path) -> bool:
-    """DataError for what cannot be read, and for what can be read only once: a run reads its files
-    twice.
+    """Whether there is such a file, folder or data set.
+
+    DataError where it cannot be read, or can be read only once: a run reads its files twice.
     """
     if str(path).startswith(HUB):
         try:
@@ -278,7 +276,8 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 def _contents(path: Path) -> bytes:
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: broken gzip file ({error}); download or compress it again"
@@ -287,39 +286,39 @@ def _contents(path: Path) -> bytes:
         raise _unreadable(path, error) from error
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _json_rows(path: Path) -> Rows:
     data = _contents(path)
-    if ".json" in path.suffixes and data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+    start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if ".json" in path.suffixes and start == b"[":
         try:
-            yield from ((f"{path}: record {i}", raw) for i, raw in enumerate(_decode(data), 1))
+            array = _decode(data)
         except FieldError as error:
             raise DataError(f"{path}: {error}") from error
+        for i, raw in enumerate(array, 1):
+            yield f"{path}: record {i}", raw
         return
-    for number, line in enumerate(
-        data.split(b"\n"), 1
-    ):  # never splitlines(): U+2028 may stand inside a string
+    # not splitlines(): U+2028 may stand inside a string
+    for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             yield f"{path}:{number}", line
 
 
-def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _text_rows(path: Path) -> Rows:
     data = _contents(path)
     if not data.strip():
         return
     try:
         yield f"{path}:1", {"text": data.decode("utf-8-sig").replace("\r\n", "\n")}
     except UnicodeDecodeError as error:
-        number, bad = (
-            data.count(b"\n", 0, error.start) + 1,
-            shorten(data[error.start : error.start + 8]),
-        )
+        number = data.count(b"\n", 0, error.start) + 1
+        bad = shorten(data[error.start : error.start + 8])
         raise DataError(
             f"{path}:{number}: text={bad} is not UTF-8; convert the file: iconv -f latin1 -t utf-8"
         ) from error
 
 
-def _dataset_rows(path: str | Path, place: Path, split: str | None) -> Iterator[tuple[str, Any]]:
-    """Those of the data set `path`, which lies at `place`."""
+def _dataset_rows(path: str | Path, place: Path, split: str | None) -> Rows:
+    """The rows of the data set `path`, which lies at `place`."""
     import datasets  # takes a second to import
 
     try:
@@ -330,9 +329,9 @@ def _dataset_rows(path: str | Path, place: Path, split: str | None) -> Iterator[
         else:
             data = datasets.load_dataset(str(place))
     except Exception as error:  # the library raises anything for a broken file
-        repair = "write JSON Lines, parquet, or a folder made by datasets' save_to_disk"
         raise DataError(
-            f"{path}: cannot be read as a data set ({shorten(error, 200)}); {repair}"
+            f"{path}: cannot be read as a data set ({shorten(error, 200)}); write JSON Lines,"
+            " parquet, or a folder made by datasets' save_to_disk"
         ) from error
     if isinstance(data, dict):
         names = list(data)
@@ -344,8 +343,7 @@ def _dataset_rows(path: str | Path, place: Path, split: str | None) -> Iterator[
         if split is not None and split not in names:
             raise DataError(f"{path}: split={split!r} does not exist; choose one of {names}")
         data = data[names[0] if split is None else split]
-    # dates and the like become text: JSON has none, and a late stage writes the record
-    yield from (
-        (f"{path}: record {i}", json.loads(json.dumps(dict(raw), default=str)))
-        for i, raw in enumerate(data, 1)
-    )  # pyright: ignore
+    for i, raw in enumerate(data, 1):
+        # dates and the like become text: JSON has none, and a late stage writes the record
+        text = json.dumps(dict(raw), default=str)  # pyright: ignore
+        yield f"{path}: record {i}", json.loads(text)

@@ -1,13 +1,19 @@
-"""What a record is: each function takes an object as found in a file and returns the normal form of
-records on disk, or raises FieldError.
+"""The schemas of records on disk.
 
-    prompts         prompt (text or messages)   read also: messages, up to their last reply
-    demonstrations  prompt, completion          read also: messages; instruction/input/output
-    rankings        prompt, completions, ranks  read also: prompt/chosen/rejected; chosen/rejected
-    transcripts (HH) or messages texts           text samples         prompt, completions
+Each function takes an object of a file and returns the record in its normal form, or raises
+FieldError.
 
-Fields not named here are kept as they are.  What people write holds no control characters; what a
-model said may hold anything.
+    prompts         prompt (text or messages)
+                    or messages, up to their last reply
+    demonstrations  prompt, completion
+                    or messages; or instruction, input, output
+    rankings        prompt, completions, ranks
+                    or prompt, chosen, rejected; or chosen, rejected as transcripts (HH) or messages
+    texts           text
+    samples         prompt, completions
+
+Fields not named here are kept as they are.  Text that people wrote holds no control characters;
+that of a model may hold anything.
 """
 
 import os.path
@@ -19,25 +25,27 @@ from instruct_jax.errors import FieldError, names
 
 Record = dict[str, Any]
 Schema = Callable[[Record], Record]
+Messages = list[dict[str, str]]  # each with `role` and `content`
+Prompt = str | Messages
 
 MAX_K = 9  # of the paper
 MAX_RANK = 2**31 - 1  # of int32
 ASSISTANT = "\n\nAssistant:"  # begins a reply in HH transcripts
-CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")  # of ASCII, but for white space
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")  # of ASCII, except white space
 
 
 def prompt(raw: Record) -> Record:
-    if "messages" in raw:
-        turns = _messages(raw["messages"], "messages")
-        asked = turns[:-1] if turns[-1]["role"] == "assistant" else turns
-        return {
-            **_without(raw, "messages"),
-            "prompt": _asked(_messages(asked, "messages"), "messages"),
-        }
-    return {**raw, "prompt": _prompt(raw)}
+    """A prompt, to be replied to."""
+    if "messages" not in raw:
+        return {**raw, "prompt": _prompt(raw)}
+    turns = _messages(raw["messages"], "messages")
+    if turns[-1]["role"] == "assistant":
+        turns = _messages(turns[:-1], "messages")
+    return {**_without(raw, "messages"), "prompt": _open(turns, "messages")}
 
 
 def demonstration(raw: Record) -> Record:
+    """A prompt and the reply to learn."""
     if "messages" in raw and "completion" not in raw:
         turns = _messages(raw["messages"], "messages")
         if len(turns) < 2 or turns[-1]["role"] != "assistant":
@@ -50,7 +58,7 @@ def demonstration(raw: Record) -> Record:
         reply = _written(turns[-1]["content"], f"messages[{len(turns) - 1}].content")
         return {
             **_without(raw, "messages"),
-            "prompt": _asked(turns[:-1], "messages"),
+            "prompt": _open(turns[:-1], "messages"),
             "completion": reply,
         }
     if "instruction" in raw and "prompt" not in raw:
@@ -69,14 +77,19 @@ def demonstration(raw: Record) -> Record:
 
 def instruction(raw: Record) -> str:
     """The prompt that `instruction` and `input` make; the second may be absent."""
-    task, given = _written(_field(raw, "instruction"), "instruction"), raw.get("input") or ""
-    return f"{task}\n\n{_written(given, 'input')}" if given else task
+    task = _written(_field(raw, "instruction"), "instruction")
+    given = raw.get("input")
+    if not given:
+        return task
+    return f"{task}\n\n{_written(given, 'input')}"
 
 
 def ranking(raw: Record) -> Record:
+    """A prompt and K completions with their ranks, 1 = best, equal = tie."""
     if "completions" not in raw and ("chosen" in raw or "rejected" in raw):
         return _pair(raw)
-    completions, ranks = _completions(raw), _list(_field(raw, "ranks"), "ranks")
+    completions = _completions(raw)
+    ranks = _list(_field(raw, "ranks"), "ranks")
     k = len(completions)
     if k == 1:
         raise FieldError(
@@ -99,13 +112,15 @@ def ranking(raw: Record) -> Record:
             f"has {len(ranks)} ranks for {k} completions",
             "give one rank for each completion",
         )
-    if any(isinstance(r, bool) or not isinstance(r, int) or not 1 <= r <= MAX_RANK for r in ranks):
-        raise FieldError(
-            "ranks",
-            ranks,
-            f"must be integers from 1 to {MAX_RANK}",
-            "write 1 for the best, 2 for the next, equal for a tie",
-        )
+    for rank in ranks:
+        is_integer = isinstance(rank, int) and not isinstance(rank, bool)
+        if not is_integer or not 1 <= rank <= MAX_RANK:
+            raise FieldError(
+                "ranks",
+                ranks,
+                f"must be integers from 1 to {MAX_RANK}",
+                "write 1 for the best, 2 for the next, equal for a tie",
+            )
     if len(set(ranks)) == 1:
         raise FieldError(
             "ranks", ranks, "is one tie, so no pair is left", "drop the record (on_bad_record=skip)"
@@ -117,11 +132,15 @@ def ranking(raw: Record) -> Record:
 
 
 def text(raw: Record) -> Record:
+    """A document."""
     return {**raw, "text": _written(_field(raw, "text"), "text")}
 
 
 def sample(raw: Record) -> Record:
-    """An untrained policy may well have said nothing: completions can be empty here."""
+    """A prompt and completions of models.
+
+    They may be empty, as an untrained policy may well say nothing.
+    """
     completions = _completions(raw, empty_ok=True)
     _check_ended(raw, len(completions))
     return {**raw, "prompt": _prompt(raw), "completions": completions}
@@ -129,10 +148,14 @@ def sample(raw: Record) -> Record:
 
 def named(record: Record, *keys: str, default: str) -> str:
     """The first of these fields that is there and not null, as text."""
-    return next((str(record[key]) for key in keys if record.get(key) is not None), default)
+    for key in keys:
+        if record.get(key) is not None:
+            return str(record[key])
+    return default
 
 
 def _pair(raw: Record) -> Record:
+    """The ranking that chosen and rejected make."""
     rest = _without(raw, "chosen", "rejected")
     chosen, rejected = _field(raw, "chosen"), _field(raw, "rejected")
     if chosen == rejected:
@@ -144,9 +167,9 @@ def _pair(raw: Record) -> Record:
         )
     if isinstance(chosen, list):
         chosen, rejected = _messages(chosen, "chosen"), _messages(rejected, "rejected")
-        if "prompt" not in raw or (
-            len(chosen) > 1 and isinstance(raw["prompt"], str)
-        ):  # messages say more than their text
+        # messages say more than their text
+        says_more = len(chosen) > 1 and isinstance(raw.get("prompt"), str)
+        if "prompt" not in raw or says_more:
             if chosen[:-1] != rejected[:-1]:
                 raise FieldError(
                     "rejected",
@@ -154,19 +177,21 @@ def _pair(raw: Record) -> Record:
                     "has another prompt than chosen",
                     "only the last message may differ",
                 )
-            rest["prompt"] = _asked(chosen[:-1], "chosen")
+            rest["prompt"] = _open(chosen[:-1], "chosen")
         chosen, rejected = chosen[-1]["content"], rejected[-1]["content"]
     elif "prompt" not in raw:
         chosen, rejected = _text(chosen, "chosen"), _text(rejected, "rejected")
-        end = os.path.commonprefix([chosen, rejected]).rfind(ASSISTANT) + len(ASSISTANT)
-        if end < len(ASSISTANT):
+        start = os.path.commonprefix([chosen, rejected]).rfind(ASSISTANT)
+        if start < 0:
             raise FieldError(
                 "chosen",
                 chosen,
                 f"shares no prompt with rejected up to {ASSISTANT!r}",
                 "add a field prompt",
             )
-        rest["prompt"], chosen, rejected = chosen[:end], chosen[end:], rejected[end:]
+        end = start + len(ASSISTANT)
+        rest["prompt"] = chosen[:end]
+        chosen, rejected = chosen[end:], rejected[end:]
     completions = [_text(chosen, "chosen"), _text(rejected, "rejected")]
     return {**rest, "prompt": _prompt(rest), "completions": completions, "ranks": [1, 2]}
 
@@ -176,6 +201,7 @@ def _without(raw: Record, *keys: str) -> Record:
 
 
 def _field(raw: Record, key: str) -> Any:
+    """raw[key]; FieldError where it is missing or null."""
     if key not in raw:
         raise FieldError(
             key,
@@ -203,14 +229,12 @@ def _text(value: Any, key: str, *, empty_ok: bool = False) -> str:
 
 
 def _written(value: Any, key: str) -> str:
-    """Text of people."""
-    if bad := CONTROL.search(text := _text(value, key)):
-        raise FieldError(
-            key,
-            value,
-            f"has the control character {bad[0]!r} at character {bad.start()}",
-            "remove it",
-        )
+    """Text that a person wrote."""
+    text = _text(value, key)
+    bad = CONTROL.search(text)
+    if bad:
+        where = f"at character {bad.start()}"
+        raise FieldError(key, value, f"has the control character {bad[0]!r} {where}", "remove it")
     return text
 
 
@@ -226,8 +250,10 @@ def _check_ended(raw: Record, k: int) -> None:
 
 def _check_length(raw: Record, key: str, k: int) -> list[Any]:
     """The optional list `key` with an entry for each completion; null is absent."""
-    values = [] if raw.get(key) is None else _list(raw[key], key)
-    if raw.get(key) is not None and len(values) != k:
+    if raw.get(key) is None:
+        return []
+    values = _list(raw[key], key)
+    if len(values) != k:
         raise FieldError(
             key,
             values,
@@ -252,15 +278,15 @@ def _completions(raw: Record, *, empty_ok: bool = False) -> list[str]:
     return [_text(value, f"completions[{i}]", empty_ok=empty_ok) for i, value in enumerate(values)]
 
 
-def _prompt(raw: Record) -> str | list[dict[str, str]]:
+def _prompt(raw: Record) -> Prompt:
     value = _field(raw, "prompt")
     if not isinstance(value, list):
         return _written(value, "prompt")
-    return _asked(_messages(value, "prompt"), "prompt")
+    return _open(_messages(value, "prompt"), "prompt")
 
 
-def _asked(turns: list[dict[str, str]], key: str) -> list[dict[str, str]]:
-    """A conversation that waits for a reply."""
+def _open(turns: Messages, key: str) -> Messages:
+    """A conversation that waits for a reply; FieldError where it ends with one."""
     if turns and turns[-1]["role"] == "assistant":
         raise FieldError(
             key, turns, "asks for a reply to a reply", "end the prompt with a message of role user"
@@ -268,7 +294,7 @@ def _asked(turns: list[dict[str, str]], key: str) -> list[dict[str, str]]:
     return turns
 
 
-def _messages(value: Any, key: str) -> list[dict[str, str]]:
+def _messages(value: Any, key: str) -> Messages:
     turns = _list(value, key)
     if not turns:
         raise FieldError(key, turns, "is empty", "give at least one message")
@@ -277,7 +303,6 @@ def _messages(value: Any, key: str) -> list[dict[str, str]]:
             raise FieldError(
                 f"{key}[{i}]", turn, "is not a message", 'write {"role": "user", "content": "..."}'
             )
-        (_text if turn["role"] == "assistant" else _written)(
-            turn.get("content"), f"{key}[{i}].content"
-        )
+        check = _text if turn["role"] == "assistant" else _written
+        check(turn.get("content"), f"{key}[{i}].content")
     return turns

@@ -15,10 +15,10 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from instruct_jax.data import schemas
-from instruct_jax.data.schemas import Record
+from instruct_jax.data.schemas import Prompt, Record
 from instruct_jax.errors import DataError, FieldError, names
 from instruct_jax.feedback.store import Answer
-from instruct_jax.feedback.tasks import FLAGS, LIKERT, LabelTask, Prompt, dense
+from instruct_jax.feedback.tasks import FLAGS, LIKERT, LabelTask, dense
 
 Records = tuple[list[Record], list[Record]]  # rankings, demonstrations
 

@@ -17,8 +17,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from instruct_jax.data.schemas import Prompt
 from instruct_jax.errors import DataError
-from instruct_jax.feedback.tasks import Flags, Kind, LabelTask, Prompt, Reply, takes_part
+from instruct_jax.feedback.tasks import Flags, Kind, LabelTask, Reply, takes_part
 
 Group = Literal["training", "held-out"]  # held-out labelers make no training data (paper 3.4)
 

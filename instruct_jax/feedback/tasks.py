@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from instruct_jax.data import schemas
+from instruct_jax.data.schemas import Prompt
 from instruct_jax.errors import FieldError, names
 
-Prompt = str | list[dict[str, str]]  # text, or messages with `role` and `content`
 Kind = Literal["rank", "demonstrate", "compare"]
 Flags = dict[str, bool]
 

@@ -16,12 +16,12 @@ import jax
 import torch
 import torch_models
 import transformers
-
 from instruct_jax.chain.base_model import load_run
-from instruct_jax.chain.task import tokenizer_only
 from instruct_jax.chain.workspace import Workspace
+
+from instruct_jax.chain.task import tokenizer_only
 from instruct_jax.cli import main
-from instruct_jax.models.lora import merged
+from instruct_jax.models.lora import fold_adapters
 
 CHAINS = {
     "gpt2": "",
@@ -227,7 +227,7 @@ def test_adapters_go_to_peft_and_back(chain, capsys):
         config, Path("from_adapter"), tokenizer_only(config, Path("from_adapter"))
     ).policy_of("pretrain")
     for a, b in zip(
-        jax.tree.leaves(back), jax.tree.leaves(merged(params, ws.config.lora)), strict=True
+        jax.tree.leaves(back), jax.tree.leaves(fold_adapters(params, ws.config.lora)), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -243,7 +243,7 @@ def test_what_went_out_comes_in_again(chain):
     ws = opened(chain)
     config = load_run("imported/config.yaml")
     back = Workspace(config, Path("imported"), tokenizer_only(config, Path("imported")))
-    went = merged(ws.policy_of("sft"), ws.config.lora)
+    went = fold_adapters(ws.policy_of("sft"), ws.config.lora)
     if lower := went.pop("lower_layers", None):
         went["layers"] = jax.tree.map(
             lambda a, b: jax.numpy.concatenate([a, b]), lower, went["layers"]

@@ -152,7 +152,7 @@ def test_the_end_of_a_turn_can_be_named(tmp_path):
         DataError,
         match=(
             "ends replies with '<end_of_turn>', but eos_token='<eos>'; set"
-            " files.eos_token='<end_of_turn>'"
+            " data.eos_token='<end_of_turn>'"
         ),
     ):
         encode_prompt(load_tokenizer(tmp_path), turns)
@@ -172,7 +172,7 @@ CHANGED = QWEN_CHAT.replace("'<|im_end|>\n'", "'<|endoftext|>\n'")
             CHANGED,
             (
                 r"ends replies with '<\|endoftext\|>', but eos_token='<\|im_end\|>'; set"
-                r" files.eos_token='<\|endoftext\|>'"
+                r" data.eos_token='<\|endoftext\|>'"
             ),
         ),
         (

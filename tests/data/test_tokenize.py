@@ -118,12 +118,12 @@ def test_fingerprint_sees_every_change():
 @pytest.mark.parametrize(
     ("special", "message"),
     [
-        ({"eos_token": None}, "eos_token=None.*set files.eos_token to one of .*<bos>"),
-        ({"pad_token": None}, "pad_token=None.*files.pad_token=.*'<pad>', or a new one"),
+        ({"eos_token": None}, "eos_token=None.*set data.eos_token to one of .*<bos>"),
+        ({"pad_token": None}, "pad_token=None.*data.pad_token=.*'<pad>', or a new one"),
         (
             {"pad_token": "<eos>"},
             (
-                "pad_token='<eos>' is also the eos_token.*own token, files.pad_token=.*'<pad>', or"
+                "pad_token='<eos>' is also the eos_token.*own token, data.pad_token=.*'<pad>', or"
                 " a new one such as .*id 17"
             ),
         ),
@@ -149,7 +149,7 @@ def test_end_can_be_named(tmp_path):
     tok = load_tokenizer(tmp_path, eos_token="j")
     assert encode_completion(tok, "a") == ids("a j") and len(tok) == len(words())
     with pytest.raises(
-        DataError, match="files.eos_token='</s>' is not in the vocabulary; use one of .*<bos>"
+        DataError, match="data.eos_token='</s>' is not in the vocabulary; use one of .*<bos>"
     ):
         load_tokenizer(tmp_path, eos_token="</s>")
 
@@ -194,7 +194,7 @@ def test_only_padding_may_lie_beyond_the_vocabulary(tmp_path):
         DataError,
         match=(
             "has id 258, and model.vocab_size=258 makes 258 rows; set"
-            " model.vocab_multiple=64.*files.pad_token"
+            " model.vocab_multiple=64.*data.pad_token"
         ),
     ):
         check_vocabulary(tok, 258, 258)

@@ -5,7 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from instruct_jax.evaluation.preference import best_of_n, best_of_n_kl, win_rate
+from instruct_jax.evaluation.preference import (
+    best_of_n,
+    best_of_n_kl,
+    by_use_case,
+    in_turns,
+    win_rate,
+)
 
 
 def test_win_rate_counts_wins_and_half_of_the_ties():
@@ -41,3 +47,17 @@ def test_best_of_n_refuses_more_than_there_are_and_its_kl():
     with pytest.raises(ValueError, match="n=6"):
         best_of_n(np.zeros((1, 5)), np.zeros((1, 5)), 6)
     assert best_of_n_kl(1) == 0.0 and best_of_n_kl(4) == pytest.approx(0.6363, abs=1e-4)
+
+
+def test_scores_by_use_case_by_hand():
+    records = [{"use_case": "a"}, {"use_case": "b"}, {"use_case": "a"}, {"source": "hh"}, {}]
+    scores = {"sft": np.array([0.0, 1.0, 0.5, 0, 0]), "ppo": np.array([1.0, 1.0, 1.0, 0, 0])}
+    found = by_use_case(records, scores)
+    assert list(found) == ["a", "all", "b", "hh"]
+    assert found["a"]["sft"] == {"mean": 0.25, "se": pytest.approx(0.25 / 2**0.5), "n": 2}
+    assert found["b"]["ppo"] == {"mean": 1.0, "se": 0.0, "n": 1}
+
+
+def test_positions_in_turns():
+    assert in_turns(["a", "a", "b", "a", "b"]) == [0, 2, 1, 4, 3]
+    assert in_turns([]) == []

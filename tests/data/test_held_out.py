@@ -1,0 +1,42 @@
+"""Conversations are held out whole, of every kind of records, by hash."""
+
+import pytest
+
+from instruct_jax.data.held_out import hold_out, hold_out_texts
+
+
+def test_conversations_are_held_out_whole_and_of_every_kind():
+    def records(kind: str) -> list[dict]:
+        return [
+            {"prompt": [{"role": "user", "content": f"question {i}"}], "id": f"{kind} {i} {k}"}
+            for i in range(100)
+            for k in range(3)
+        ]
+
+    def questions(part: list[dict]) -> set[str]:
+        return {record["prompt"][0]["content"] for record in part}
+
+    train, held_out = hold_out(records("rankings"), 0.2, seed=0)
+    assert (len(train), len(held_out)) == (240, 60)
+    assert not questions(train) & questions(held_out)
+    assert questions(hold_out(records("prompts"), 0.1, seed=0)[1]) < questions(held_out)
+    assert questions(hold_out(records("prompts"), 0.2, seed=1)[1]) != questions(held_out)
+    assert hold_out(records("prompts")[:1], 0.2, seed=0)[1] == []
+    # 61 of 300: no conversation is cut
+    assert not set.intersection(*map(questions, hold_out(records("rankings"), 0.205, seed=0)))
+
+
+def test_what_is_named_twice_weighs_twice_and_is_measured_once():
+    once = [{"prompt": f"question {i}", "completion": "x"} for i in range(10)]
+    train, held_out = hold_out(once * 2, 0.3, seed=0)
+    assert len(train) == 14 and len(held_out) == 3
+    assert all(train.count(record) == 2 for record in train)
+    assert not any(record in train for record in held_out)
+
+
+def test_the_end_of_a_long_text_is_held_out():
+    text = "".join(f"line {i}\n" for i in range(20_000))
+    [train], [held_out] = hold_out_texts([{"text": text, "id": "one"}], 0.1, seed=0)
+    assert train["text"] + held_out["text"] == text and train["text"].endswith("\n")
+    assert len(held_out["text"]) == pytest.approx(0.1 * len(text), abs=20)
+    assert held_out["id"] == "one"
