@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import small
 import userfiles
-from data import wordtok
 
 from instruct_jax.chain import parameters
 from instruct_jax.chain.context import Run

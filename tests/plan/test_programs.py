@@ -153,7 +153,7 @@ def test_what_two_models_share_is_counted_once():
     base = on_device(plan["ppo", "update"].here["base"])
     count = parameter_count(plan["ppo", "update"].here["base"])
     assert base < 2.5 * count / 2  # bfloat16, but for norms; half of it is on a device at most
-    assert 0 == given_again(plan["ppo", "rollout"].arguments)
+    assert given_again(plan["ppo", "rollout"].arguments) == 0
     for step, times in (("update", 2), ("experience", 3)):
         program = plan["ppo", step]
         assert given_again(program.arguments) == pytest.approx((times - 1) * base, rel=0.01)
