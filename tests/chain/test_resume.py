@@ -3,7 +3,6 @@ bitwise where it would have without.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import userfiles
 
 DRIVER = Path(__file__).with_name("driver.py")
 MOMENTS = ("pretrain:6", "sft:3", "reward:3", "ppo:3")  # between two saves each
@@ -22,7 +22,7 @@ TRAINED = ("pretrain", "sft", "reward", "ppo")
 def start(out: Path, moment: str = "") -> int:
     done = subprocess.run(
         [sys.executable, DRIVER, out, moment],
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=userfiles.environment(),
         capture_output=True,
         text=True,
         timeout=300,
