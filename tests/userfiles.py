@@ -76,7 +76,7 @@ def write(path: Path, content: bytes | list) -> None:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """Of a process with so many CPU devices, which compiles as the suite does (tests/conftest.py)."""
+    """Of a process with so many CPU devices; it compiles as the suite does."""
     count = "--xla_force_host_platform_device_count="
     flags = re.sub(rf"{count}\d+", f"{count}{devices}", os.environ["XLA_FLAGS"])
     return os.environ | {"XLA_FLAGS": flags}
