@@ -25,7 +25,7 @@ def start(out: Path, moment: str = "") -> int:
         env=userfiles.environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
     return done.returncode
