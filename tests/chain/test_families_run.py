@@ -37,7 +37,7 @@ CHAINS = {
 }
 CONFIG = """
 out: run
-base: base
+base: ./base
 sample_batch: 8
 data:
   texts: [texts.jsonl, plain.txt]
@@ -289,4 +289,4 @@ def test_a_config_that_contradicts_its_base(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     make(tmp_path, "gpt2")
     argv = ["check", "--config", "run.yaml", "--model.width", "64"]
-    userfiles.refused(main, argv, ("model.width=64, but base has 30",), capsys)
+    userfiles.refused(main, argv, ("model.width=64, but ./base has 30",), capsys)
