@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         create_state,
         make_mesh,
     )
+    from instruct_jax.stages.dpo import DpoBatch, sequence_logp
+    from instruct_jax.stages.dpo import make_loss as make_dpo_loss
     from instruct_jax.stages.experience import ExperienceConfig, make_experience
     from instruct_jax.stages.gradient import make_step
     from instruct_jax.stages.ppo import PpoConfig, make_update
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from instruct_jax.stages.state import new_ppo_state, new_state
 
 __all__ = [
+    "DpoBatch",
     "Experience",
     "ExperienceConfig",
     "LanguageModel",
@@ -59,6 +62,7 @@ __all__ = [
     "create_sharded",
     "create_state",
     "init",
+    "make_dpo_loss",
     "make_experience",
     "make_lm_loss",
     "make_mesh",
@@ -69,10 +73,12 @@ __all__ = [
     "make_update",
     "new_ppo_state",
     "new_state",
+    "sequence_logp",
 ]
 
 # where each name lives, below this package
 _HOMES = {
+    "DpoBatch": "stages.dpo.DpoBatch",
     "Experience": "records.Experience",
     "ExperienceConfig": "stages.experience.ExperienceConfig",
     "LanguageModel": "models.lm.LanguageModel",
@@ -93,6 +99,7 @@ _HOMES = {
     "create_sharded": "sharding.create_sharded",
     "create_state": "sharding.create_state",
     "init": "models.init.init",
+    "make_dpo_loss": "stages.dpo.make_loss",
     "make_experience": "stages.experience.make_experience",
     "make_lm_loss": "stages.pretrain.make_loss",
     "make_mesh": "sharding.make_mesh",
@@ -103,6 +110,7 @@ _HOMES = {
     "make_update": "stages.ppo.make_update",
     "new_ppo_state": "stages.state.new_ppo_state",
     "new_state": "stages.state.new_state",
+    "sequence_logp": "stages.dpo.sequence_logp",
 }
 
 

@@ -32,8 +32,8 @@ NO_WRITING = (
 KEYS = "Any key of the file can be set here: --ppo.kl_coef 0.05 --model.kv_heads null --seed=3"
 KEYS_OF_CLEAN = "Any key of the file can be set here: --seed 1 --per_user null --overlap.ngram 8"
 CHAT = (
-    "Keys of the config of a run can be set here too: --text.template, --files.pad_token,"
-    " --files.eos_token, --mesh.tensor 2"
+    "Keys of the config of a run can be set here too: --text.template, --data.pad_token,"
+    " --data.eos_token, --mesh.tensor 2"
 )
 Verbs = argparse._SubParsersAction  # what add_subparsers returns
 
@@ -161,7 +161,7 @@ def _verbs_of_models(verbs: Verbs) -> None:
         "reads a model of Hugging Face, once for many runs: they start from it by base: OUT:import"
     )
     usage = (
-        "instruct-jax import FOLDER_OR_NAME --out OUT [--model.dtype bfloat16] [--files.pad_token"
+        "instruct-jax import FOLDER_OR_NAME --out OUT [--model.dtype bfloat16] [--data.pad_token"
         " TOKEN]"
     )
     verb = verbs.add_parser("import", help=text, description=text, usage=usage, allow_abbrev=False)
@@ -193,7 +193,7 @@ def _verbs_of_models(verbs: Verbs) -> None:
     )
     verb.set_defaults(work=_export)
     text = (
-        "writes completions of prompts by one model or is_multihost, for people to rank"
+        "writes completions of prompts by one model or several, for people to rank"
         " (instruct-jax label)"
     )
     usage = (
@@ -341,7 +341,7 @@ def _other_verbs(verbs: Verbs) -> None:
 @contextlib.contextmanager
 def _sigterm_stops() -> Iterator[None]:
     """SIGTERM raises Terminated.  While a stage trains, its loop takes the signal, to finish the
-    step and save; jax does, of is_multihost processes."""
+    step and save; jax does, of several processes."""
 
     def stop(*_: object) -> None:
         raise Terminated

@@ -17,7 +17,7 @@ from instruct_jax.chain.settings import Leaves
 from instruct_jax.data.schemas import Record
 from instruct_jax.errors import require
 from instruct_jax.evaluation import reward_accuracy
-from instruct_jax.models.lora import join, scalar_base
+from instruct_jax.models.lora import merge, scalar_base
 from instruct_jax.runtime.loop import train
 
 
@@ -47,7 +47,7 @@ def run(stage: Stage) -> dict[str, Any]:
         name = f"{stage.name}/fold_{number}"
         others = [record for record in given.train if record["labeler_id"] not in group]
         ready = reward.training_on(stage, others, name)
-        params = join(base, train(ready, stage.run.folder / name).params)
+        params = merge(base, train(ready, stage.run.folder / name).params)
         fold: dict[str, Any] = {"labelers": sorted(group)}
         for part, inside in (("within", False), ("across", True)):
             held_out = given.held_out_prompts

@@ -108,6 +108,7 @@ def run(stage: Stage) -> dict[str, Any]:
 
 
 def check(stage: Stage) -> None:
+    rankings.check(stage)
     text, context = stage.run.config.text, stage.spec.model.context
     longest = text.max_prompt + text.max_completion
     require(

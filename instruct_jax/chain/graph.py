@@ -3,19 +3,19 @@ Hugging Face.
 """
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from instruct_jax.chain.settings import BASE, RunConfig
+from instruct_jax.chain.settings import BASE, RunConfig, StageSettings
 from instruct_jax.errors import ConfigError, require
 
 DATA = "data"  # the rankings that the data brings
 DEFAULT_BASE = "pretrain"  # the stage that `base` stands for where the config does not say
 
-# first part of a key that uses a model -> what that may be
+# first part of a key that uses a model -> what that may be; a reward model may also start from one
 WANTS: Mapping[str, tuple[str, ...]] = {
-    "start": ("policy", "scalar"),
+    "start": ("policy",),
     "models": ("policy",),
     "baseline": ("policy",),
     "reward": ("scalar",),
@@ -47,7 +47,7 @@ def resolve(config: RunConfig, name: str, key: str) -> Place:
     """The place that `name`, the value of `key`, stands for; ConfigError where it is none."""
     if name == BASE and BASE not in config.stages:
         return _base(config, key)
-    is_folder = Path(name, "config.json").is_file() or Path(name, "adapter_config.json").is_file()
+    is_folder = _is_model_folder(name)
     if name in config.stages:
         require(
             not is_folder,
@@ -56,9 +56,9 @@ def resolve(config: RunConfig, name: str, key: str) -> Place:
         )
         return Place(None, name)
     run, _, stage = name.rpartition(":")
-    if run and stage and not Path(name).is_dir():
+    if run and stage and not os.path.isdir(name):
         return Place(run, stage)
-    if is_folder or _is_hub_name(name):
+    if is_model(name):
         return Place(None, None, name)
     raise ConfigError(f"{key}={name} {_no_place(config, name)}")
 
@@ -75,12 +75,25 @@ def _base(config: RunConfig, key: str) -> Place:
     )
 
 
+def is_model(name: str) -> bool:
+    """Is it the folder of a model of Hugging Face, or does it look like OWNER/NAME of the hub?"""
+    if _is_model_folder(name):
+        return True
+    return _is_hub_name(name) and not os.path.isfile(os.path.join(name, "config.yaml"))
+
+
+def _is_model_folder(name: str) -> bool:
+    """os.path says False of a name that is too long for a file, where Path raises."""
+    files = (os.path.join(name, file) for file in ("config.json", "adapter_config.json"))
+    return any(map(os.path.isfile, files))
+
+
 def _is_hub_name(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and ":" not in name
 
 
 def _no_place(config: RunConfig, name: str) -> str:
-    if Path(name, "config.yaml").is_file():
+    if os.path.isfile(os.path.join(name, "config.yaml")):
         return f"is a run; name one of its stages: {name}:STAGE"
     near = difflib.get_close_matches(name, config.stages, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(config.stages)}"
@@ -128,21 +141,33 @@ def descendants(config: RunConfig, names: Sequence[str]) -> list[str]:
     return [name for name in order(config) if name in found]
 
 
+def wanted_of(settings: StageSettings, key: str) -> tuple[str, ...]:
+    """What may stand in a key that names a stage; a reward model may start from one too."""
+    if key == "start" and settings.leaves == "scalar":
+        return ("policy", "scalar")
+    return WANTS[key.partition(".")[0]]
+
+
 def check_uses(config: RunConfig) -> None:
     """ConfigError where a stage uses a stage of this run for what it is not."""
     for name in config.stages:
         for key, place in uses(config, name).items():
-            if not place.own:
-                continue
-            leaves = config.stages[str(place.stage)].leaves
-            wanted = WANTS[key.partition(".")[0]]
-            fitting = [n for n, stage in config.stages.items() if stage.leaves in wanted]
-            require(
-                leaves in wanted,
-                f"stages.{name}.{key}={place.stage} leaves {LEAVES_WORDS[leaves]}, and"
-                f" {' or '.join(LEAVES_WORDS[w] for w in wanted)} is needed; use"
-                f" {', '.join(fitting) or 'another stage or model'}",
-            )
+            if place.own:
+                check_leaves(config, name, key, place, config.stages[str(place.stage)].leaves)
+
+
+def check_leaves(config: RunConfig, name: str, key: str, place: Place, leaves: str) -> None:
+    """ConfigError unless `key` of the stage `name` may use a stage that leaves `leaves`."""
+    wanted = wanted_of(config.stages[name], key)
+    fitting = [n for n, stage in config.stages.items() if stage.leaves in wanted and n != name]
+    if "records" in wanted:
+        fitting.append(DATA)
+    needed = " or ".join(LEAVES_WORDS[word] for word in wanted)
+    require(
+        leaves in wanted,
+        f"stages.{name}.{key}={place} leaves {LEAVES_WORDS[leaves]}, and {needed} is needed; use"
+        f" {', '.join(fitting) or 'another stage or model'}",
+    )
 
 
 LEAVES_WORDS = {

@@ -11,7 +11,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +22,7 @@ from instruct_jax.errors import ConfigError, shorten, shown
 
 C = TypeVar("C")
 Where = Callable[[str], str]  # dotted key -> the place that its value comes from
+COMMAND_LINE = "command line"  # the place of overrides
 UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 WORDS = {
     int: "a whole number below 2**31",
@@ -38,8 +39,9 @@ class Rules:
 
     # (name, section) -> the dataclass of a section of a field `dict[str, Dataclass]`
     class_of: Callable[[str, Mapping[str, Any]], type] | None = None
-    # (tree, its source) may add keys, and refuse with ConfigError what has another spelling now
-    fill_in: Callable[[dict[str, Any], str], None] = lambda tree, source: None
+    # (tree, dotted key -> its source) may add keys, and refuse with ConfigError what has another
+    # spelling now
+    fill_in: Callable[[dict[str, Any], Where], None] = lambda tree, where: None
     short: str | None = None  # a key of this field may leave out its name: --ppo.kl_coef
 
 
@@ -60,17 +62,17 @@ def build_config(
     rules: Rules = Rules(),
 ) -> C:
     """The same of a tree from a place called `source`."""
-    given = {}
+    given = set()
     for key, text in _pairs(overrides):
         key = _long(key, tree, rules.short)
+        given.add(_new_part(tree, key))
         _set(tree, cls, key, text, rules)
-        given[key] = text
 
     def where(key: str) -> str:
         from_command_line = any(f"{key}.".startswith(f"{k}.") for k in given)
-        return "command line" if from_command_line else source
+        return COMMAND_LINE if from_command_line else source
 
-    rules.fill_in(tree, source)
+    rules.fill_in(tree, where)
     return _Builder(where, rules).build(cls, tree, "", None)
 
 
@@ -80,6 +82,16 @@ def _long(key: str, tree: Mapping[str, Any], short: str | None) -> str:
     if isinstance(named, dict) and key.partition(".")[0] in named:
         return f"{short}.{key}"
     return key
+
+
+def _new_part(tree: Any, dotted: str) -> str:
+    """The first part of a dotted key that the tree does not have yet; else all of it."""
+    parts = dotted.split(".")
+    for number, part in enumerate(parts, 1):
+        if not isinstance(tree, dict) or part not in tree:
+            return ".".join(parts[:number])
+        tree = tree[part]
+    return dotted
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -208,7 +220,7 @@ class _Builder:
                 key = prefix + name
                 raise ConfigError(
                     f"{self.where(key)}: {shown(key)}={shorten(value)} is unknown;"
-                    f" {_suggestion(cls, name, prefix)}"
+                    f" {_suggestion(cls, name, prefix, self._keys(cls, tree, prefix))}"
                 )
             values[name] = self._field(cls, name, value, prefix, default)
         for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
@@ -229,6 +241,21 @@ class _Builder:
         except ValueError as error:
             section = f", section {prefix[:-1]}" if prefix else ""
             raise ConfigError(f"{self.where('')}{section}: {error}") from error
+
+    def _keys(self, cls: Any, tree: Mapping[str, Any], prefix: str) -> Iterator[str]:
+        """The dotted keys of a dataclass and of its sections; of named ones, those in the tree."""
+        for name, hint in _hints(cls).items():
+            key, section, given = prefix + name, _section(hint), tree.get(name)
+            below = given if isinstance(given, dict) else {}
+            if _named_sections(hint):
+                for own, values in below.items():
+                    found = _hint_of(hint, own, values, self.rules)
+                    if isinstance(values, dict) and dataclasses.is_dataclass(found):
+                        yield from self._keys(found, values, f"{key}.{own}.")
+            elif section is not None:
+                yield from self._keys(section, below, f"{key}.")
+            else:
+                yield key
 
     def _field(self, cls: Any, name: str, value: Any, prefix: str, default: Any) -> Any:
         key, hint = prefix + name, _hints(cls)[name]
@@ -265,7 +292,8 @@ class _Builder:
             try:
                 cls = self.rules.class_of(name, section) if self.rules.class_of else None
             except ConfigError as error:
-                raise ConfigError(f"{self.where(place)}: {error}") from error
+                said = f"{place}.kind" if "kind" in section else place
+                raise ConfigError(f"{self.where(said)}: {error}") from error
             chosen = cls or typing.get_args(hint)[1]
             sections[name] = self.build(chosen, section, f"{place}.", None)
         return sections
@@ -340,19 +368,13 @@ def _says(hint: Any) -> str:
     return WORDS.get(hint, "a section")
 
 
-def _suggestion(cls: type, name: str, prefix: str) -> str:
+def _suggestion(cls: type, name: str, prefix: str, keys: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, _hints(cls), n=1) or difflib.get_close_matches(
         name.lower(), _hints(cls), n=1
     )
     if near:
         return f"did you mean {prefix}{near[0]}?"
-    deeper = [key for key in _keys(cls, prefix) if key.rpartition(".")[2] == name]
+    deeper = [key for key in keys if key.rpartition(".")[2] == name]
     if deeper:
         return f"did you mean {' or '.join(deeper[:3])}?"
     return f"the keys of {prefix[:-1] or 'the file'} are {', '.join(_hints(cls))}"
-
-
-def _keys(cls: type, prefix: str) -> Iterator[str]:
-    for name, hint in _hints(cls).items():
-        section = _section(hint)
-        yield from _keys(section, f"{prefix}{name}.") if section else [prefix + name]

@@ -17,7 +17,7 @@ from instruct_jax.data.hub import model_folder
 from instruct_jax.huggingface.families import family_of
 from instruct_jax.huggingface.peft import PeftAdapter
 from instruct_jax.huggingface.weights import read_params
-from instruct_jax.models.lora import join, scalar_base, split
+from instruct_jax.models.lora import merge, scalar_base, split_adapters
 from instruct_jax.records import Params
 from instruct_jax.runtime.checkpoints import restore_params
 
@@ -35,7 +35,7 @@ def policy(run: Run, place: Place, step: int | None = None) -> Model:
     if place.model is not None:
         return Model(net, _of_hub(net, place))
     boxed = net.trained(net.boxed_policy)
-    return Model(net, join(base(run, net), _load(run, net, place, boxed, step)))
+    return Model(net, merge(base(run, net), _load(run, net, place, boxed, step)))
 
 
 def scalar(run: Run, place: Place) -> Model:
@@ -45,7 +45,7 @@ def scalar(run: Run, place: Place) -> Model:
         return Model(net, _of_hub(net, place, head=True))
     boxed = net.trained(net.boxed_scalar)
     params = _load(run, net, place, boxed, None)
-    return Model(net, _normalised(run, place, join(scalar_base(base(run, net)), params)))
+    return Model(net, _normalised(run, place, merge(scalar_base(base(run, net)), params)))
 
 
 def _normalised(run: Run, place: Place, params: Params) -> Params:
@@ -65,30 +65,31 @@ def base(run: Run, net: Network) -> Params:
     root = net.spec.root
     if root is None:
         return {}
-    if net.spec not in run.bases:
+    weights = net.spec.without_text
+    if weights not in run.bases:
         whole = policy(run, root).params
         if net.spec.lora is None:
             whole = net.split_frozen(whole)[0]
-        run.bases[net.spec] = net.cast(whole)
-    return run.bases[net.spec]
+        run.bases[weights] = net.cast(whole)
+    return run.bases[weights]
 
 
 def adapters(run: Run, net: Network, key) -> Params:
     """New ones, which change nothing yet; {} where there are none."""
     if net.spec.lora is None:
         return {}
-    return run.born(lambda k: split(net.policy.init(k))[1], net.layout, key)
+    return run.born(lambda k: split_adapters(net.policy.init(k))[1], net.layout, key)
 
 
 def start_params(run: Run, net: Network, place: Place, key) -> Params:
     """The policy of `place` as the first parameters of a stage whose network is `net`."""
-    if net.spec.whole or run.spec(place) == net.spec:
+    if net.spec.whole or run.spec(place).without_text == net.spec.without_text:
         return policy(run, place).params
     if net.spec.lora is None:
         own = net.trained(policy(run, place).params)
     else:
         own = adapters(run, net, key)
-    return join(base(run, net), own)
+    return merge(base(run, net), own)
 
 
 def _load(run: Run, net: Network, place: Place, boxed: Params, step: int | None) -> Params:

@@ -23,14 +23,14 @@ from instruct_jax.runtime.progress import StageProgress
 POLL = 2.0  # seconds between two looks at the store
 
 
-def by_people(cfg: PeopleConfig, samples: list[Record], held_out: list[Record]) -> Rankings:
+def ranked_by_people(cfg: PeopleConfig, samples: list[Record], held_out: list[Record]) -> Rankings:
     """The answers to these samples, once enough are in.  Screened labelers make the training data,
     and are measured on held-out prompts beside those labelers that are held out.  Stopped while it
     waits, the same command waits on: answers are in the store.
     """
     if is_multihost():
         raise ConfigError(
-            "compare.people waits for people, which many hosts should not do: run the stages up to"
+            "people waits for people, which many hosts should not do: run the stages up to"
             " compare on one host"
         )
     asked = {"train": _tasks(samples), "held out": _tasks(held_out)}
@@ -46,7 +46,7 @@ def by_people(cfg: PeopleConfig, samples: list[Record], held_out: list[Record]) 
             _wait(
                 connection,
                 {group: {of.id for of, _ in part} for group, part in asked.items()},
-                cfg.enough,
+                cfg.min_ranked_share,
                 page,
             )
         found = [a for a in store.answers(connection) if a.task_id in rows and a.ranks is not None]
@@ -93,10 +93,10 @@ def _labeled(row: Record, answer: store.Answer) -> Record:
 
 
 def _wait(
-    db: sqlite3.Connection, asked: dict[str, set[str]], enough: float, page: subprocess.Popen | None
+    db: sqlite3.Connection, asked: dict[str, set[str]], share: float, page: subprocess.Popen | None
 ) -> None:
-    """Until training labelers have ranked `enough` of the tasks of each group."""
-    wanted = {group: math.ceil(enough * len(tasks)) for group, tasks in asked.items()}
+    """Until training labelers have ranked `share` of the tasks of each group."""
+    wanted = {group: math.ceil(share * len(tasks)) for group, tasks in asked.items()}
     with StageProgress("waiting for people", step=0, total=sum(wanted.values())) as progress:
         while True:
             ranked = {

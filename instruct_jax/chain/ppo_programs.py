@@ -9,7 +9,7 @@ from instruct_jax.chain import programs
 from instruct_jax.chain.context import Stage
 from instruct_jax.chain.programs import Adam, Learns, Operation, Program, Reads, Samples
 from instruct_jax.models.lm import parameter_count
-from instruct_jax.models.lora import join
+from instruct_jax.models.lora import merge
 from instruct_jax.records import Experience, Metrics, Rollout
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Iteration:
 
     def _rollout(self) -> Program:
         rows, net = self.cfg.batch, self.nets.policy
-        whole = join(self.ready.bases["policy"], self.state.params["policy"])
+        whole = merge(self.ready.bases["policy"], self.state.params["policy"])
         weights = net.for_sampling(whole)
         prompts = programs.prompts(self.layout, rows, self.prompt)
         key = programs.replicated(self.layout, self.state.key)
@@ -83,7 +83,7 @@ class Iteration:
         """One call of the reward model, on rows as long as those of the policy."""
         net, frozen = self.nets.reward, self.ready.frozen
         rows = programs.prompts(net.layout, net.sample_batch, self.length)
-        params = join(frozen["reward_base"], frozen["reward"])
+        params = merge(frozen["reward_base"], frozen["reward"])
         return self._program(
             "scores",
             net.score,

@@ -33,28 +33,38 @@ def source_uses(value: str | tuple[str, ...]) -> dict[str, str]:
 def gathered(stage: Stage) -> Rankings:
     """All rankings that the stage names, in the order named."""
     parts = [_of_source(stage, name) for name in sources(stage.settings.rankings)]
-    groups = {}
+    groups: dict[str, Any] = {}
     for group in GROUPS:
         groups[group] = [record for part in parts for record in getattr(part, group)]
     agreements = [part.agreement for part in parts if part.agreement is not None]
     return Rankings(**groups, agreement=agreements[0] if agreements else None)
 
 
+def check(stage: Stage) -> None:
+    """ConfigError where it learns from rankings of the data, and the world has none."""
+    if DATA in sources(stage.settings.rankings) and stage.run.config.data is None:
+        raise ConfigError(_none_given(stage))
+
+
+def _none_given(stage: Stage) -> str:
+    return (
+        f"stages.{stage.name}.rankings=data, and the data has no rankings to learn from; add"
+        " data.rankings, or name a stage of kind compare: rankings: compare"
+    )
+
+
 def _of_source(stage: Stage, name: str) -> Rankings:
     if name == DATA:
         given = stage.task.rankings
         if given is None:
-            raise ConfigError(
-                f"stages.{stage.name}.rankings=data, and the data has no rankings to learn from;"
-                " add data.rankings, or name a stage of kind compare: rankings: compare"
-            )
+            raise ConfigError(_none_given(stage))
         return given
     place = stage.run.place(name, f"stages.{stage.name}.rankings")
     folder = stage.run.stage_folder(place)
     if not (folder / "done.json").exists():
         raise RunError(f"{folder} is not finished; run the stage {place} first")
     output = read_note(folder / "done.json")["output"]
-    groups = {group: read_jsonl(folder, group) for group in GROUPS}
+    groups: dict[str, Any] = {group: read_jsonl(folder, group) for group in GROUPS}
     return Rankings(**groups, agreement=output.get("labeler_agreement"))
 
 

@@ -5,17 +5,20 @@ filled in.
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from instruct_jax.chain.graph import is_model
 from instruct_jax.chain.kinds import KINDS
-from instruct_jax.chain.load import Rules, build_config, load_config
+from instruct_jax.chain.load import COMMAND_LINE, Rules, Where, build_config, load_config
 from instruct_jax.chain.settings import BASE, RunConfig
 from instruct_jax.chain.spec import FREE, NAME, hub_config, read_spec
 from instruct_jax.config import ModelConfig
-from instruct_jax.errors import ConfigError, DataError, shorten
+from instruct_jax.errors import ConfigError, DataError, shorten, shown
 
+LONGEST_NAME = 100  # of a stage: a folder name has at most 255 letters
 # keys of configs before stages had names -> what to write now
 OLD_KEYS: Mapping[str, str] = {
     "files": "it is called data now",
@@ -25,6 +28,7 @@ OLD_KEYS: Mapping[str, str] = {
     "evaluation": "write stages.evaluate: {models: [...], baseline: NAME, reward: NAME}",
     "ppo_start": "write stages.ppo_start: {kind: sft, ...}, and `start: ppo_start` in PPO stages",
     "ppo_ptx": "write stages.ppo_ptx: {kind: ppo, start: NAME, reward: NAME, ...}",
+    "rounds.judge": "it is called ranker now",
 }
 OLD_STAGE_KEYS: Mapping[str, Mapping[str, str]] = {
     "sft": {"select": "add a stage `select: {start: sft, reward: reward}`"},
@@ -32,6 +36,7 @@ OLD_STAGE_KEYS: Mapping[str, Mapping[str, str]] = {
         "early": "it is called first_epoch_share now",
         "earlier": "it is called previous now, and names RUN:STAGE",
         "judge": "it is called ranker now",
+        "people.enough": "it is called min_ranked_share now",
     },
     "evaluate": {
         "others": "add them to models: {NAME: RUN:STAGE}",
@@ -65,7 +70,7 @@ def imported_as(model: str, out: str, overrides: Sequence[str] = ()) -> RunConfi
 def settings_class(name: str, section: Mapping[str, Any]) -> type:
     """The dataclass of a stage's settings; ConfigError where its kind is unknown."""
     kind = section.get("kind", name)
-    if kind in KINDS:
+    if isinstance(kind, str) and kind in KINDS:
         return KINDS[kind].settings
     near = difflib.get_close_matches(str(kind), KINDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(KINDS)}"
@@ -74,45 +79,60 @@ def settings_class(name: str, section: Mapping[str, Any]) -> type:
     raise ConfigError(f"stages.{name} is no kind of stage, and has no `kind`; {hint}")
 
 
-def _fill_in(tree: dict[str, Any], source: str) -> None:
-    _refuse_old_keys(tree, source)
+def _fill_in(tree: dict[str, Any], where: Where) -> None:
+    _refuse_old_keys(tree, where)
     stages = tree.get("stages")
     if isinstance(stages, dict):
         for name, section in stages.items():
-            _check_name(str(name), source)
+            _check_name(str(name), where)
             if isinstance(section, dict):
-                _refuse_old_stage_keys(str(name), section, source)
+                _refuse_old_stage_keys(str(name), section, where)
                 if name in KINDS:
                     section.setdefault("kind", name)
     _fill_in_base(tree)
 
 
-def _refuse_old_keys(tree: Mapping[str, Any], source: str) -> None:
+def _refuse_old_keys(tree: Mapping[str, Any], where: Where) -> None:
+    _refuse_spellings(OLD_KEYS, tree, "", where)
     for key in tree:
-        if key in OLD_KEYS:
-            raise ConfigError(f"{source}: {key} has another spelling now: {OLD_KEYS[key]}")
+        if key in KINDS and where(key) == COMMAND_LINE:
+            raise ConfigError(
+                f"{COMMAND_LINE}: --{key} is for a stage {key}, and the config has none; add"
+                f" stages: {{{key}: {{...}}}}, or name one of its stages"
+            )
         if key in KINDS:
             raise ConfigError(
-                f"{source}: {key} has another spelling now: write it under stages, as"
+                f"{where(key)}: {key} has another spelling now: write it under stages, as"
                 f" stages: {{{key}: {{...}}}}"
             )
 
 
-def _refuse_old_stage_keys(name: str, section: Mapping[str, Any], source: str) -> None:
+def _refuse_old_stage_keys(name: str, section: Mapping[str, Any], where: Where) -> None:
     old = OLD_STAGE_KEYS.get(str(section.get("kind", name)), {})
-    for key in section:
-        if key in old:
-            raise ConfigError(f"{source}: stages.{name}.{key} has another spelling now: {old[key]}")
+    _refuse_spellings(old, section, f"stages.{name}.", where)
 
 
-def _check_name(name: str, source: str) -> None:
+def _refuse_spellings(
+    old: Mapping[str, str], tree: Mapping[str, Any], prefix: str, where: Where
+) -> None:
+    """`old`: key, or key of a section and key in it -> what to write now."""
+    for key, fix in old.items():
+        section, _, last = key.rpartition(".")
+        place = tree.get(section) if section else tree
+        if isinstance(place, Mapping) and last in place:
+            source = where(prefix + key)
+            raise ConfigError(f"{source}: {prefix}{key} has another spelling now: {fix}")
+
+
+def _check_name(name: str, where: Where) -> None:
     """A stage is a folder in the run folder, and a key on the command line."""
     reserved = (BASE, "data", "tokenizer", "compiled")
     plain = name.replace("_", "").replace("-", "").isalnum() and name.isascii()
-    if not plain or name in reserved:
+    if not plain or name in reserved or len(name) > LONGEST_NAME:
+        place, text = where(f"stages.{name}"), shown(name) or repr(name)
         raise ConfigError(
-            f"{source}: stages.{shorten(name)} cannot be the name of a stage; use letters, digits,"
-            f" _ and -, and none of {', '.join(reserved)}"
+            f"{place}: stages.{text} cannot be the name of a stage; use at most {LONGEST_NAME}"
+            f" letters, digits, _ and -, and none of {', '.join(reserved)}"
         )
 
 
@@ -123,8 +143,8 @@ def _fill_in_base(tree: dict[str, Any]) -> None:
         return  # nothing to fill in, or a mistake that the loader explains
     data = tree.get("data")
     run, _, stage = base.rpartition(":")
-    if run and stage and not Path(base).is_dir():
-        if not (Path(run) / stage / NAME).is_file():
+    if run and stage and not os.path.isdir(base):
+        if not os.path.isfile(os.path.join(run, stage, NAME)):
             return  # the check of the run says it
         spec, _ = read_spec(Path(run), stage)
         own, tokenizer = spec.model, dataclasses.asdict(spec.tokenizer)
@@ -132,6 +152,8 @@ def _fill_in_base(tree: dict[str, Any]) -> None:
             tokenizer["tokenizer"] = tokenizer.pop("place")
             data.update({key: value for key, value in tokenizer.items() if value is not None})
     else:
+        if not is_model(base):
+            return  # as above
         if isinstance(data, dict) and data.get("tokenizer") is None:
             data["tokenizer"] = base
         try:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from instruct_jax.chain import networks, parameters, programs, rankings, supervised
 from instruct_jax.chain.context import Stage, require_room, sample_tokens
+from instruct_jax.chain.graph import Place
 from instruct_jax.chain.kind import Curve, Kind, Line
 from instruct_jax.chain.networks import Network
 from instruct_jax.chain.programs import Learns, Program
@@ -18,7 +19,7 @@ from instruct_jax.errors import require
 from instruct_jax.evaluation import reward_accuracy
 from instruct_jax.evaluation.reward_accuracy import Scored
 from instruct_jax.models.heads import recentred
-from instruct_jax.models.lora import backbone_of, join, scalar_base
+from instruct_jax.models.lora import backbone_of, merge, scalar_base
 from instruct_jax.records import Params, RankingBatch
 from instruct_jax.runtime.loop import Training, train
 from instruct_jax.stages.reward_model import RewardConfig, make_loss
@@ -63,12 +64,19 @@ def set_up(stage: Stage, steps: int, name: str | None = None) -> supervised.Supe
 def _start(stage: Stage, net: Network, name: str) -> Params:
     """The backbone of a policy with a new head, or a reward model as it is."""
     place = stage.used("start")
-    if place.own and stage.run.config.stages[str(place.stage)].leaves == "scalar":
+    if _is_reward_model(stage, place):
         return parameters.scalar(stage.run, place).params
     key = stage.key(f"{name} adapters")
     backbone = parameters.start_params(stage.run, net, place, key)
     head = stage.run.born(net.scalar.init_head, net.layout, stage.key(f"{name} head"))
     return {"backbone": backbone_of(backbone), "head": head}
+
+
+def _is_reward_model(stage: Stage, place: Place) -> bool:
+    """Is it a stage of this kind, of this run or of another?"""
+    if place.own:
+        return stage.run.config.stages[str(place.stage)].leaves == "scalar"
+    return place.stage is not None and "normalisation" in stage.run.output(place)
 
 
 def training(stage: Stage) -> Training:
@@ -139,7 +147,7 @@ def run(stage: Stage) -> dict[str, Any]:
     net, given = stage.network, rankings.gathered(stage)
     ready = training_on(stage, given.train)
     base = scalar_base(parameters.base(stage.run, net))
-    params = join(base, train(ready, stage.folder).params)
+    params = merge(base, train(ready, stage.folder).params)
     shift = _normalisation(stage, net, params)
     params = recentred(params, shift["mean"], shift["scale"])
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name))
@@ -206,6 +214,7 @@ def _gold_accuracy(stage: Stage, rows: list[Scored]) -> float | None:
 
 
 def check(stage: Stage) -> None:
+    rankings.check(stage)
     cfg, text, spec = stage.settings, stage.run.config.text, stage.spec
     longest = text.max_prompt + text.max_completion
     require(

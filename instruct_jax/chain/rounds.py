@@ -33,6 +33,12 @@ def check_rounds(config: RunConfig) -> None:
         f"rounds.count={cfg.count} needs a stage of kind compare, whose samples are ranked in each"
         " round; add one, or remove rounds",
     )
+    for name in config.stages:
+        number = name.removeprefix("round_")
+        require(
+            number == name or not number.isdigit(),
+            f"stages.{name} has the name of the folder of round {number}; give it another name",
+        )
     policies = _learned_policies(config)
     for name in cfg.shares:
         require(
@@ -76,9 +82,16 @@ def _later(config: RunConfig, rounds: list[RunConfig], number: int) -> RunConfig
         rounds[0],
         out=str(Path(config.out) / f"round_{number}"),
         round=number,
-        base=_outside(config, BASE, "base"),
+        base=_base(config),
         stages=stages,
     )
+
+
+def _base(config: RunConfig) -> str | None:
+    """`base` as another run calls it; None where this run has none."""
+    if config.base is None and graph.DEFAULT_BASE not in config.stages:
+        return None
+    return _outside(config, BASE, BASE)
 
 
 def _measured(config: RunConfig, evaluate: str) -> list[str]:

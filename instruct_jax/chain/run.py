@@ -100,7 +100,10 @@ def check_needs(run: Run, chosen: Sequence[str]) -> None:
         for key, place in run.stage(name).uses.items():
             if place.model is not None or (place.own and place.stage in chosen):
                 continue
-            if (run.stage_folder(place) / "done.json").exists():
+            note = run.stage_folder(place) / "done.json"
+            if note.exists():
+                if not place.own:
+                    _check_kind(run.config, name, key, place, read_note(note))
                 continue
             if place.own:
                 raise RunError(
@@ -111,6 +114,15 @@ def check_needs(run: Run, chosen: Sequence[str]) -> None:
                 f"stages.{name}.{key}={place}: {place.run} has not finished a stage"
                 f" {place.stage}; run it there first, or name another"
             )
+
+
+def _check_kind(
+    config: RunConfig, name: str, key: str, place: graph.Place, note: dict[str, Any]
+) -> None:
+    """ConfigError where a finished stage of another run is not what is needed here."""
+    kind = KINDS.get(note.get("kind", ""))
+    if kind is not None:
+        graph.check_leaves(config, name, key, place, kind.settings.leaves)
 
 
 def check_identities(run: Run, chosen: Sequence[str], redo: Sequence[str] = ()) -> None:

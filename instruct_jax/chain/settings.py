@@ -199,7 +199,7 @@ class RunConfig:
         require(
             prompt + completion <= self.model.context,
             f"text.max_prompt={prompt} + text.max_completion={completion} exceeds"
-            f" model.context={self.model.context}",
+            f" model.context={self.model.context}; lower one of them or raise model.context",
         )
 
     def of_kind(self, *kinds: str) -> dict[str, StageSettings]:

@@ -12,7 +12,7 @@ from instruct_jax.chain.networks import Network
 from instruct_jax.chain.programs import Adam, Learns, Program
 from instruct_jax.config import OptimizerConfig
 from instruct_jax.models.lm import parameter_count
-from instruct_jax.models.lora import join
+from instruct_jax.models.lora import merge
 from instruct_jax.records import Metrics, Params, TrainState
 from instruct_jax.runtime.loop import Training
 from instruct_jax.stages.gradient import LossFn, make_step
@@ -49,7 +49,7 @@ def set_up(
 
     def on_base(state: TrainState, base: Params, batch: Any) -> tuple[TrainState, Metrics]:
         def whole_loss(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-            return loss_fn(join(base, params), batch, key)
+            return loss_fn(merge(base, params), batch, key)
 
         return make_step(whole_loss, tx, micro_batches=micro_batches)(state, batch)
 

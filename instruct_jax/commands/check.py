@@ -25,9 +25,10 @@ from instruct_jax.chain.run import check_identities, check_needs, check_tokenize
 from instruct_jax.chain.settings import RunConfig
 from instruct_jax.chain.spec import ModelSpec
 from instruct_jax.config import MESH, ModelConfig
+from instruct_jax.errors import DataError
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel, parameter_count
-from instruct_jax.models.lora import split
+from instruct_jax.models.lora import split_adapters, split_lower_layers
 from instruct_jax.runtime.folders import check_run
 from instruct_jax.text import in_bytes, plural, table
 
@@ -59,9 +60,11 @@ def check(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence
     run = Run(config, Path(config.out))
     check_needs(run, chosen)
     missing = missing_files(config)
+    shapes_known = _are_shapes_known(run, chosen)
+    if shapes_known:
+        check_stages(run, chosen)
     facts = None
     if not missing:
-        check_stages(run, chosen)
         if config.data is not None:
             facts = read_data(run, config.data, chosen)
         if exists:
@@ -75,22 +78,39 @@ def check(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence
         folders = ", ".join(each.out for each in rounds_of(config))
         lines.append(f"rounds         {config.rounds.count}, each as below: {folders}")
     lines.append(f"mesh           {_mesh(config)}")
-    if not missing or config.base is None:
+    if shapes_known:
         lines += ["", *_models(run, chosen)]
     lines += ["", *_stages(run, chosen, facts)]
-    if not missing or config.base is None:
+    if shapes_known:
         lines += ["", *_memory(run, chosen)]
     lines += ["", *_data(config, facts, missing)]
     return "\n".join(lines)
 
 
+def _are_shapes_known(run: Run, chosen: Sequence[str]) -> bool:
+    """False where a stage uses a model that is not here and whose shape the config does not give."""
+    try:
+        for name in chosen:
+            stage = run.stage(name)
+            if stage.settings.leaves in ("policy", "scalar"):
+                _ = stage.spec
+            for place in stage.uses.values():
+                if place.model is not None:
+                    run.spec(place)
+    except DataError:
+        return False
+    return True
+
+
 def sizes(spec: ModelSpec) -> Sizes:
     """Counted on shapes; no array is made."""
     lm = LanguageModel(spec.model, None, spec.lora, spec.frozen_layers)
+    key = jax.eval_shape(lambda: jax.random.key(0))  # no device is started for it
     counts = []
     for init in (lm.init, ScalarModel(lm).init):
-        whole = jax.eval_shape(init, jax.random.key(0))
-        parts = ({}, whole) if spec.whole else split(whole, adapters=spec.lora is not None)
+        whole = jax.eval_shape(init, key)
+        split = split_adapters if spec.lora else split_lower_layers
+        parts = ({}, whole) if spec.whole else split(whole)
         counts.append([parameter_count(part) for part in parts])
     return Sizes(counts[0][0], counts[0][1], counts[1][1])
 

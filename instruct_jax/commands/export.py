@@ -21,7 +21,7 @@ from instruct_jax.errors import RunError, require
 from instruct_jax.huggingface.families import FAMILIES, Family, write_config
 from instruct_jax.huggingface.peft import write_adapter
 from instruct_jax.huggingface.weights import write_params
-from instruct_jax.models.lora import merged
+from instruct_jax.models.lora import fold_adapters
 from instruct_jax.runtime.folders import read_note, require_local
 from instruct_jax.runtime.hosts import barrier, is_main
 
@@ -74,7 +74,7 @@ def export(
         rows = max(rows, net.pad + 1)  # torch looks PAD up
         head = params["head"]
         biased = float(head["bias"]) != 0.0
-        backbone = merged(params["backbone"], lora)
+        backbone = fold_adapters(params["backbone"], lora)
         write_params(partial, family, shape, backbone, dtype=dtype, head=head, vocabulary=rows)
     else:
         params = parameters.policy(run, place).params
@@ -84,7 +84,7 @@ def export(
             base = root.model if root is not None else None
             write_adapter(partial, family, shape, lora, params, base)
         else:
-            write_params(partial, family, shape, merged(params, lora), dtype=dtype)
+            write_params(partial, family, shape, fold_adapters(params, lora), dtype=dtype)
     if is_main():
         if adapter:
             (partial / "README.md").write_text(_card(stage), encoding="utf-8")

@@ -17,7 +17,10 @@ from instruct_jax.records import Params
 
 
 class Adapter(nn.Module):
-    """alpha / rank * (x A) B over the last axes of x, whose logical names `axes` begins with."""
+    """alpha / rank * (x A) B over the last axes of x.
+
+    `axes` names the axes of W: those of x that are contracted, then those of `features`.
+    """
 
     lora: LoraConfig
     features: tuple[int, ...]
@@ -27,8 +30,9 @@ class Adapter(nn.Module):
     @nn.compact
     def __call__(self, x, deterministic):
         contract = len(self.axes) - len(self.features)
-        into, rank = x.shape[-contract:], self.lora.rank
-        bound = math.prod(into) ** -0.5  # as peft begins
+        into = x.shape[-contract:]
+        rank = self.lora.rank
+        bound = math.prod(into) ** -0.5  # as peft initializes A
 
         def uniform(key, shape, dtype=jnp.float32):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -42,30 +46,52 @@ class Adapter(nn.Module):
         return jnp.tensordot(low, b.astype(self.dtype), 1)
 
 
-def split(params: Params, *, adapters: bool = True) -> tuple[Params, Params]:
-    """(what stays as it is, what is trained); join is the inverse.  Trained are adapters and scalar
-    heads; with adapters=False all but the lower layers."""
+def split_adapters(params: Params) -> tuple[Params, Params]:
+    """(frozen parameters, trained ones) where adapters and scalar heads are trained.
+
+    Either may be {}.  `merge` is the inverse.
+    """
     frozen, trained = {}, {}
     for name, part in params.items():
         if name.endswith("_lora") or name == "head":
             trained[name] = part
-        elif name == "lower_layers" and not adapters:
-            frozen[name] = part
         elif isinstance(part, dict):
-            below = split(part, adapters=adapters)
-            for side, own in zip((frozen, trained), below, strict=True):
-                side |= {name: own} if own else {}
+            _put_both(frozen, trained, name, split_adapters(part))
         else:
-            (frozen if adapters else trained)[name] = part
+            frozen[name] = part
     return frozen, trained
 
 
-def join(base: Params | None, params: Params) -> Params:
+def split_lower_layers(params: Params) -> tuple[Params, Params]:
+    """(frozen parameters, trained ones) where all but "lower_layers" is trained; `merge` is the
+    inverse.
+    """
+    frozen, trained = {}, {}
+    for name, part in params.items():
+        if name == "lower_layers":
+            frozen[name] = part
+        elif isinstance(part, dict):
+            _put_both(frozen, trained, name, split_lower_layers(part))
+        else:
+            trained[name] = part
+    return frozen, trained
+
+
+def _put_both(frozen: Params, trained: Params, name: str, parts: tuple[Params, Params]) -> None:
+    """Puts both parts of a subtree under its name, unless they are empty."""
+    for side, part in zip((frozen, trained), parts, strict=True):
+        if part:
+            side[name] = part
+
+
+def merge(base: Params | None, params: Params) -> Params:
     """Both trees in one; the arrays are the same, those of params where both have one."""
     if not isinstance(base, dict) or not base:
         return params
-    both = {name: join(base[name], params[name]) for name in base.keys() & params.keys()}
-    return {**base, **params, **both}
+    whole = {**base, **params}
+    for name in base.keys() & params.keys():
+        whole[name] = merge(base[name], params[name])
+    return whole
 
 
 def backbone_of(params: Params) -> Params:
@@ -78,19 +104,21 @@ def scalar_base(base: Params | None) -> Params:
     return {"backbone": backbone_of(base)} if base else {}
 
 
-def merged(params: Params, lora: LoraConfig | None) -> Params:
+def fold_adapters(params: Params, lora: LoraConfig | None) -> Params:
     """The same function without adapters: W + alpha / rank * A B, float32.
 
-    The identity where there are none.
+    The parameters as they are where there are none.
     """
     if lora is None:
         return params
-    layers = {name: part for name, part in params["layers"].items() if not name.endswith("_lora")}
+    layers, adapters = {}, {}
     for name, part in params["layers"].items():
         if name.endswith("_lora"):
-            own = layers[name.removesuffix("_lora")]
-            change = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(part["a"], part["b"]) * (
-                lora.alpha / lora.rank
-            )
-            layers[name.removesuffix("_lora")] = {**own, "kernel": own["kernel"] + change}
+            adapters[name.removesuffix("_lora")] = part
+        else:
+            layers[name] = part
+    product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))  # of each layer
+    for name, adapter in adapters.items():
+        change = product(adapter["a"], adapter["b"]) * (lora.alpha / lora.rank)
+        layers[name] = {**layers[name], "kernel": layers[name]["kernel"] + change}
     return {**params, "layers": layers}

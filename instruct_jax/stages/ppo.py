@@ -14,7 +14,7 @@ from instruct_jax.config import OptimizerConfig
 from instruct_jax.errors import require
 from instruct_jax.models.heads import ScalarModel
 from instruct_jax.models.lm import LanguageModel
-from instruct_jax.models.lora import join
+from instruct_jax.models.lora import merge
 from instruct_jax.ops.kl_control import adaptive_kl
 from instruct_jax.ops.losses import policy_loss, value_loss
 from instruct_jax.optim import update_ema
@@ -146,7 +146,7 @@ def make_losses(
     ) -> tuple[jax.Array, Metrics]:
         made, weight = batch
         logp, entropy = response_logprobs(
-            policy, join(base, params), made.rollout, config.sampler.temperature
+            policy, merge(base, params), made.rollout, config.sampler.temperature
         )
         loss, metrics = policy_loss(
             logp, made.rollout.logp, made.advantage, weight, clip=config.clip
@@ -157,7 +157,7 @@ def make_losses(
         params: Params, batch: tuple[Experience, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         made, weight = batch
-        values = response_values(value, join(scalars, params), made.rollout)
+        values = response_values(value, merge(scalars, params), made.rollout)
         return value_loss(values, made.value, made.target, weight, clip=config.value_clip)
 
     return policy_fn, value_fn
@@ -187,7 +187,7 @@ def make_update(
     lm_fn = make_lm_loss(policy, "ptx")
 
     def ptx_fn(params: Params, batch: TokenBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        return lm_fn(join(base, params), batch, key)
+        return lm_fn(merge(base, params), batch, key)
 
     rows = config.batch // config.minibatch
 

@@ -13,24 +13,24 @@ def read(text: str) -> list[tuple]:
 
 def test_a_loop_of_a_cpu_says_how_often_it_runs():
     text = """\
-    %body (p: f32[8]) -> f32[8] {
-      %x = f32[8]{0} all-reduce(f32[8]{0} %p), replica_groups={{0,1},{2,3}}, to_apply=%add, metadata={op_name="jit(step)/dot"}
+    %b (p: f32[8]) -> f32[8] {
+      %x = f32[8]{0} all-reduce(%p), replica_groups={{0,1},{2,3}}, metadata={op_name="jit(f)/dot"}
     }
-    %cond (p: f32[8]) -> pred[] {
+    %c (p: f32[8]) -> pred[] {
     }
     ENTRY %main (a: f32[8]) -> f32[8] {
-      %w = f32[8]{0} while(%a), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+      %w = f32[8]{0} while(%a), condition=%c, body=%b, backend_config={"known_trip_count":{"n":"5"}}
     }
     """
     assert read(text) == [("all-reduce", 32, 2, 5)]
-    assert collectives(textwrap.dedent(text))[0].source == "jit(step)/dot"
+    assert collectives(textwrap.dedent(text))[0].source == "jit(f)/dot"
 
 
 def test_a_loop_of_a_tpu_has_its_length_in_its_condition():
     text = """\
     %body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
-      %g = bf16[4,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=1, replica_groups=[2,32]<=[32,2]T(1,0), dimensions={1}
-      %h = bf16[4,8]{1,0} all-gather(%p), replica_groups=mesh['axis_0'=32,'axis_1'=2] {'axis_0','axis_1'}, dimensions={1}
+      %g = bf16[4,8]{1,0:T(8,128)(2,1)} all-gather(%p), replica_groups=[2,32]<=[32,2]T(1,0)
+      %h = bf16[4,8]{1,0} all-gather(%p), replica_groups=mesh['a'=32,'b'=2] {'a','b'}
     }
     %cond (p: (s32[], bf16[4,8])) -> pred[] {
       %constant.1 = s32[]{:T(128)} constant(16)
@@ -56,13 +56,13 @@ def test_a_loop_of_a_tpu_has_its_length_in_its_condition():
 def test_starts_name_their_operand_too_and_a_reduce_scatter_of_a_tpu_is_a_fusion():
     text = """\
     %all-reduce-scatter.1 (input: f32[64,16]) -> f32[64,2] {
-      %all-reduce.75 = f32[64,16]{1,0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+      %all-reduce.75 = f32[64,16]{1,0} all-reduce(%input), replica_groups={{0,1,2,3,4,5,6,7}}
       ROOT %slice = f32[64,2]{1,0} dynamic-slice(%all-reduce.75, %a, %b), dynamic_slice_sizes={64,2}
     }
     ENTRY %main (a: f32[64,16]) -> f32[64,2] {
       %s = (bf16[8]{0}, bf16[8]{0}) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
       %d = bf16[8]{0} collective-permute-done(%s)
-      %r = f32[64,2]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1, metadata={op_name="jit(step)/psum"}
+      %r = f32[64,2]{1,0} fusion(%a), calls=%all-reduce-scatter.1, metadata={op_name="jit(f)/psum"}
     }
     """
     assert read(text) == [("collective-permute", 16, 1, 1), ("reduce-scatter", 512, 8, 1)]

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,15 +40,14 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def split():
-    """The plan of SFT and PPO-ptx on four fake devices."""
+    """The plan of PPO on four fake devices."""
     config = load_run(SMALL, SPLIT)
-    return plan.plan(config, ("sft", "ppo_ptx"), chips.parse_topology("cpu:4"))
+    return plan.plan(config, ("ppo",), chips.parse_topology("cpu:4"))
 
 
 def test_every_step_has_its_row(split):
     steps = [(row["stage"], row["step"]) for row in split]
-    ppo = [("ppo_ptx", step) for step in ("rollout", "experience", "update")]
-    assert steps == [("sft", "step"), *ppo]
+    assert steps == [("ppo", "rollout"), ("ppo", "experience"), ("ppo", "update")]
     for row in split:
         assert set(row) == KEYS  # nothing is known of how fast a fake device is
         assert row["fits"] and row["devices"] == 4 and 0 < row["peak"] < 2**30
@@ -59,7 +59,7 @@ def test_what_waits_is_the_rest_of_the_state(split):
     """Weights, two moments, average; reference and reward model: 24 P + 20 S bytes without
     gradients, as in scale.md, over four parts.
     """
-    rows = {row["step"]: row for row in split if row["stage"] == "ppo_ptx"}
+    rows = {row["step"]: row for row in split}
     policy = rows["rollout"]["parameters"]
     scalar = rows["update"]["parameters"] - policy
     waiting = {step: row["elsewhere"] for step, row in rows.items()}
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_named(monkeypatch, capsys):
     monkeypatch.setitem(chips.CHIPS, "cpu", dataclasses.replace(chips.CHIPS["cpu"], memory=1e4))
     assert main(["plan", "--config", SMALL, "--topology", "cpu:1", "--stages", "reward"]) == 3
     shown = capsys.readouterr().out
-    assert "reward  step  0.000" in shown and "  NO  " in shown
+    assert re.search(r"^reward  step  .* NO ", shown, re.MULTILINE)
     assert "reward step does not fit: " in shown and "of 9.31e-06" in shown
     named = shown.partition("The largest parts, GiB:")[2].split("\n")
     assert [line.split()[1] for line in named[1:4]] == ["temporaries", "Adam", "weights"]
@@ -137,18 +137,19 @@ def test_a_broken_compiler_is_told(monkeypatch, capsys):
     reason="needs the TPU compiler: pip install '.[tpu]'",
 )
 def test_the_compiler_of_tpus(capsys):
-    """SFT and PPO with splash attention on sixteen chips that are not here; 8 x 2 has to split a
-    side of 4 x 4.
+    """PPO with splash attention on sixteen chips that are not here; 8 x 2 has to split a side of
+    4 x 4.
     """
     sizes = "--mesh.fsdp 8 --mesh.tensor 2 --model.dtype bfloat16 --ppo.batch 32".split()
-    stages = ["--topology", "v5e:4x4", "--stages", "sft,ppo"]
+    sizes += ["--model.layers", "1"]
+    stages = ["--topology", "v5e:4x4", "--stages", "ppo"]
     code = main(["plan", "--config", SMOKE, "--json", *stages, *sizes])
     rows = json.loads(capsys.readouterr().out)["steps"]
     steps = [row["step"] for row in rows]
-    assert code == 0 and steps == ["step", "rollout", "experience", "update"]
+    assert code == 0 and steps == ["rollout", "experience", "update"]
     for row in rows:
         assert set(row) == KEYS | {"seconds", "bound", "needs", "mfu"}
         assert row["memory"] == 15.75 * 2**30 and 0 < row["mfu"] <= 1
         assert row["seconds"] == max(row["needs"].values()) == row["needs"][row["bound"]]
-    # of tokens, layers, and sums of each layer
-    assert rows[1]["collectives"]["all-reduce"]["times"] > 19 * 2 * 2
+    # of tokens and of sums of the one layer
+    assert rows[0]["collectives"]["all-reduce"]["times"] > 19 * 2

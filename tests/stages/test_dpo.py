@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from instruct_jax.config import LoraConfig
 from instruct_jax.models.lm import LanguageModel
-from instruct_jax.models.lora import join, split
+from instruct_jax.models.lora import merge, split_adapters
 from instruct_jax.records import RankingBatch
 from instruct_jax.stages import dpo
 from instruct_jax.stages.gradient import accumulate
@@ -157,12 +157,12 @@ def test_a_step_lowers_the_loss_and_raises_the_margin():
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_adapters_start_at_the_reference_and_their_dropout_is_on_in_training_only(dropout):
     lm = LanguageModel(tiny.GPT, lora=LoraConfig(rank=2, dropout=dropout))
-    adapters = split(nn.unbox(jax.jit(lm.init)(KEY)))[1]
+    adapters = split_adapters(nn.unbox(jax.jit(lm.init)(KEY)))[1]
     batch = batch_of(with_prompts(tiny.ranking_batch()))
     loss_fn = dpo.make_loss(lm, BETA)
 
     def loss_of(adapters, batch, key):
-        return loss_fn(join(tiny.params(), adapters), batch, key)
+        return loss_fn(merge(tiny.params(), adapters), batch, key)
 
     grads, metrics = compiled(loss_of, adapters, batch, KEY, 1)
     share = jnp.asarray(batch.rankings.weight).sum()
