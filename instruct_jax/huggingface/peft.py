@@ -42,13 +42,6 @@ def write_adapter(
     params: Params,
     base: str | None,
 ) -> None:
-<<<<<<< HEAD
-    """The adapters among the parameters of a policy.  Where peft has one module for queries, keys
-    and values, its rank is three times ours: the three adapters lie beside each other in A and on
-    the diagonal of B.
-    """
-    arrays, sizes = named_leaves(params), sizes_of(config) | {"r": lora.rank}
-=======
     """Writes the adapters among the parameters of a policy.
 
     `base` names the model that they belong to.  Where peft has one module for queries, keys and
@@ -57,7 +50,6 @@ def write_adapter(
     """
     arrays = named_leaves(params)
     sizes = sizes_of(config) | {"r": lora.rank}
->>>>>>> host
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}  # end of the module's name -> rank
     for weight in family.weights(arrays):

@@ -126,12 +126,6 @@ def _index(folder: Path) -> dict[str, Path]:
         ) from error
 
 
-<<<<<<< HEAD
-def _each(weights: list[Weight], layers: int) -> Iterator[tuple[str, Weight, int | None]]:
-    """(name there, weight, layer) of every tensor; the layer is None where a weight is
-    in no layer.
-    """
-=======
 class Tensor(NamedTuple):
     """One tensor of a model."""
 
@@ -142,7 +136,6 @@ class Tensor(NamedTuple):
 
 def _tensors(weights: list[Weight], layers: int) -> Iterator[Tensor]:
     """All tensors of a model with so many layers."""
->>>>>>> host
     for weight in weights:
         if "{}" not in weight.name:
             yield Tensor(weight.name, weight, None)
@@ -323,34 +316,6 @@ def write_params(
     vocabulary: int | None = None,
     shard_bytes: int = 4 * 2**30,
 ) -> None:
-<<<<<<< HEAD
-    """The inverse of read_params, into a folder that is there; shards hold at most shard_bytes, or
-    one tensor.  Of the embedding the rows of config.vocab_size are written, or as many as
-    `vocabulary` says.
-    """
-    arrays, sizes = (
-        named_leaves(params),
-        sizes_of(config) | ({} if vocabulary is None else {"V": vocabulary}),
-    )
-    plan: list[tuple[str, Weight | None, int | None, int]] = [
-        (name, weight, layer, int(np.prod(weight.shape(sizes))))
-        for name, weight, layer in _each(family.weights(arrays), config.layers)
-    ]
-    own: dict[str, np.ndarray] = {}
-    if head is not None:
-        kernel, bias = sharding.fetch(head["kernel"]), sharding.fetch(head["bias"])
-        own = {"score.weight": kernel[None]} | ({"score.bias": bias[None]} if bias else {})
-        plan += [(name, None, None, x.size) for name, x in own.items()]
-    shards: list[list[Any]] = [[]]
-    room = shard_bytes
-    for entry in plan:
-        size = entry[3] * jnp.dtype(dtype).itemsize
-        if shards[-1] and size > room:
-            shards.append([])
-            room = shard_bytes
-        shards[-1].append(entry)
-        room -= size
-=======
     """The inverse of read_params, into a folder that is there.
 
     Each file holds at most shard_bytes, or one tensor.  Of the embedding the first
@@ -369,7 +334,6 @@ def write_params(
         bytes_of[name] = array.size * itemsize
     by_name = {tensor.name: tensor for tensor in tensors}
     shards = _shards(bytes_of, shard_bytes)
->>>>>>> host
     files = {}
     for number, names in enumerate(shards, 1):
         file = "model.safetensors"

@@ -54,23 +54,16 @@ class Training:
 def train(training: Training, folder: Path, *, save_seconds: float = 600.0) -> TrainState:
     """Runs `state, metrics = step(state, batch_at(step))` until state.step is `total_steps`.
 
-    <<<<<<< HEAD
-        The data position is state.step, so a run that is stopped anywhere and started again ends
-        bitwise where it would have ended without the stop.  The state of `training` is used up.  Row n
-        of folder/metrics.jsonl and checkpoint n belong to n completed steps.  A checkpoint is saved
-        every `save_every` steps, when the last one is `save_seconds` old, and at the end.
-    =======
-        It starts from the newest checkpoint if there is one.  The data position is state.step, so a run
-        that is stopped anywhere and started again ends bitwise where it would have ended without the
-        stop.  The state of `training` is used up.  Row n of folder/metrics.jsonl and checkpoint n
-        belong to n completed steps.  A checkpoint is saved every `save_every` steps, when the last one
-        is `save_seconds` old, and at the end.
-    >>>>>>> host
+    It starts from the newest checkpoint if there is one.  The data position is state.step, so a run
+    that is stopped anywhere and started again ends bitwise where it would have ended without the
+    stop.  The state of `training` is used up.  Row n of folder/metrics.jsonl and checkpoint n
+    belong to n completed steps.  A checkpoint is saved every `save_every` steps, when the last one
+    is `save_seconds` old, and at the end.
 
-        Metrics are fetched while the next step runs, except where `stop_when` must see them first: it
-        gets the metrics of each step, and a string from it, the reason, ends the stage.  `show` names
-        the metrics of the progress bar.  NonFiniteError where a metric is NaN or Inf, Interrupted where
-        a signal stopped the run.
+    Metrics are fetched while the next step runs, except where `stop_when` must see them first: it
+    gets the metrics of each step, and a string from it, the reason, ends the stage.  `show` names
+    the metrics of the progress bar.  NonFiniteError where a metric is NaN or Inf, Interrupted where
+    a signal stopped the run.
     """
     with Checkpoints(
         folder / "checkpoints",
