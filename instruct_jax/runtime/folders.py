@@ -157,11 +157,13 @@ def stage_done(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None
     """What `finish_stage` wrote, or None where the stage is not finished.
 
     inputs: what the stage would be made from now, by name, such as {"settings.epochs": 4,
-    "data.demonstrations": "sha256:..."}; any values that JSON can hold.  RunError where it was made
-    from something else.
+    "data.demonstrations": "sha256:..."}; any values that JSON can hold.  RunError where it was
+    made, or begun, from something else.
     """
-    path = folder / "done.json"
+    path, begun = folder / "done.json", folder / "inputs.json"
     if not path.exists():
+        if begun.exists():
+            _check_inputs(folder, read_note(begun), inputs)
         return None
     done = read_note(path)
     _check_inputs(folder, done.get("inputs", {}), inputs)
@@ -199,7 +201,7 @@ def _check_inputs(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any])
     changed = []
     for key in [*then, *(key for key in now if key not in then)]:
         old, new = _as_json(then, key), _as_json(now, key)
-        if old != new:
+        if _meaning(old) != _meaning(new):
             changed.append(f"  {key}: {_short(old)} then, {_short(new)} now")
     if not changed:
         return
@@ -212,6 +214,12 @@ def _check_inputs(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any])
         + f"\nGive the changed stage another name, make it again with --redo {stage} (which also"
         " makes again what was made from it), or choose another out."
     )
+
+
+def _meaning(value: str) -> str:
+    """A value as it is compared: of records, their hash without the names of their files."""
+    files, colon, digest = value.rpartition("sha256:")
+    return digest if colon else files + digest
 
 
 def _as_json(inputs: Mapping[str, Any], key: str) -> str:
