@@ -18,8 +18,8 @@ from instruct_jax.report.plots.evaluation import models_of
 from instruct_jax.report.plots.style import Picture
 from instruct_jax.report.reward_models import ACCURACY, measured
 from instruct_jax.report.run_data import Run, Stage
-from instruct_jax.report.text import count, duration, listed, prompt_text
-from instruct_jax.text import number, percent
+from instruct_jax.report.text import duration, listed, prompt_text
+from instruct_jax.text import number, percent, plural
 
 SAMPLES_OPEN = 6  # prompts; the others are folded
 ACCURACY_FACTS = {
@@ -85,7 +85,7 @@ def _preferences(evaluation: Evaluation) -> Iterator[str]:
         for model in models:
             share = percent(wins[model].mean)
             shares.append(f"{evaluation.spoken(model)} {share}")
-        prompts = count(wins[models[0]].n, "held-out prompt")
+        prompts = plural(wins[models[0]].n, "held-out prompt")
         yield f"Preferred to {baseline} on {prompts}, judged by {judge}: {listed(shares)}."
     control = wins.get(evaluation.control)
     if control and not control.is_even:
@@ -240,19 +240,19 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def what_held(run: Run) -> Part:
-    found = findings(run)
-    yield from _verdicts(found, "missed", "✗ {} of {}: does not hold")
-    yield from _verdicts(found, "held", "✓ {} of {}: holds")
+    results = findings(run)
+    yield from _verdicts(results, "missed", "✗ {} of {}: does not hold")
+    yield from _verdicts(results, "held", "✓ {} of {}: holds")
 
 
-def _verdicts(found: Sequence[Finding], kind: str, title: str) -> Part:
+def _verdicts(results: Sequence[Finding], kind: str, title: str) -> Part:
     texts = []
-    for finding in found:
+    for finding in results:
         if finding.held == (kind == "held"):
             prefix = f"{finding.evaluation}: " if finding.evaluation else ""
             texts.append(prefix + finding.text)
     if texts:
-        counted = title.format(len(texts), len(found))
+        counted = title.format(len(texts), len(results))
         yield html.verdicts(counted, kind, texts)
 
 
@@ -379,7 +379,7 @@ def samples(evaluation: Evaluation) -> Part:
     yield from cards[:SAMPLES_OPEN]
     rest = cards[SAMPLES_OPEN:]
     if rest:
-        yield html.folded(count(len(rest), "more prompt"), rest)
+        yield html.folded(plural(len(rest), "more prompt"), rest)
 
 
 def _card(evaluation: Evaluation, sample: Numbers) -> Markup:
