@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from instruct_jax.report import html, lineage, reward_models
 from instruct_jax.report.evaluations import BEST_OF_N, Evaluation, Numbers, evaluations
-from instruct_jax.report.findings import Finding, findings, strongest_untuned
+from instruct_jax.report.findings import Finding, findings, mixes_text, strongest_untuned
 from instruct_jax.report.plots import evaluation as evaluation_plots
 from instruct_jax.report.plots import over_optimization, training
 from instruct_jax.report.plots.evaluation import models_of
@@ -340,12 +340,14 @@ def optimization(run: Run) -> Part:
 
 def tax(evaluation: Evaluation) -> Part:
     pictures = html.figures([evaluation_plots.alignment_tax(evaluation)])
-    if pictures:
-        yield html.paragraph(
-            "What tuning costs on ordinary text. PPO-ptx mixes pretraining gradients into PPO to"
-            " keep the cost down."
-        )
-        yield from pictures
+    if not pictures:
+        return
+    text = "What tuning costs on ordinary text."
+    mixed = [model for model in evaluation.ours if mixes_text(evaluation.stage_of(model))]
+    if mixed:
+        text += f" Gradients of pretraining text in {listed(mixed)} keep the cost down."
+    yield html.paragraph(text)
+    yield from pictures
 
 
 def reply_style(evaluation: Evaluation) -> Part:
