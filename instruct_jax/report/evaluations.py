@@ -213,12 +213,12 @@ class Evaluation:
 
 def evaluations(run: Run) -> list[Evaluation]:
     """In the order of the run."""
-    found: list[Evaluation] = []
+    measured: list[Evaluation] = []
     for stage in run.stages.values():
         if stage.evaluation:
-            suffix = f"-{slug(stage.name)}" if found else ""
-            found.append(Evaluation(run, stage, suffix, stage.evaluation))
-    return found
+            suffix = f"-{slug(stage.name)}" if measured else ""
+            measured.append(Evaluation(run, stage, suffix, stage.evaluation))
+    return measured
 
 
 def baseline_of(run: Run) -> str | None:

@@ -115,8 +115,8 @@ def words(run: Run) -> str:
             parts.append(f"starts from {listed(starts)}")
         if others:
             parts.append(f"uses {listed(others)}")
-        made = " and ".join(parts) or "starts from nothing"
-        sentences.append(f"{stage.name} {made}.")
+        origin = " and ".join(parts) or "starts from nothing"
+        sentences.append(f"{stage.name} {origin}.")
     return " ".join(sentences)
 
 
@@ -223,7 +223,7 @@ def _outside(run: Run, ids: dict[Source, str]) -> Iterator[Markup]:
 
 
 def _used_by(run: Run, source: Source) -> tuple[str, str]:
-    """The names of the stages, and the hashes of what they found."""
+    """The names of the stages, and the hashes of what they read."""
     stages: dict[str, None] = {}
     hashes: dict[str, None] = {}
     for stage in run.stages.values():

@@ -25,8 +25,8 @@ def reward(run):
 
 
 def test_a_good_run_shows_every_shape(good):
-    found = findings(good)
-    assert len(found) == 22 and all(finding.held for finding in found)
+    results = findings(good)
+    assert len(results) == 22 and all(finding.held for finding in results)
 
 
 def wins(model, value, temperature="1.0"):

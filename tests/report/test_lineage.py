@@ -19,11 +19,11 @@ def page(folder):
 
 def boxes(page: Page) -> dict[str, str]:
     """The links of the drawing: what they say -> where they lead."""
-    found = {}
+    links = {}
     for tag, attrs in page.tags:
         if tag == "a" and "aria-label" in attrs:
-            found[attrs["aria-label"] or ""] = (attrs["href"] or "").removeprefix("#")
-    return found
+            links[attrs["aria-label"] or ""] = (attrs["href"] or "").removeprefix("#")
+    return links
 
 
 def test_each_stage_and_source_has_a_box_that_leads_to_its_details(page):

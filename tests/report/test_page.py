@@ -55,7 +55,7 @@ def test_every_section_has_its_numbers(page):
         "lineage": ["demonstrations", "from outside", "2 min"],
         "preference": ["select again (control)", "temperature 0.7", "summarization"],
         "optimization": ["n=16", "square-root", "Reward and score over KL"],
-        "tax": ["nats per token", "1.340"],
+        "tax": ["nats per token", "1.340", "pretraining text in ppo_ptx"],
         "reward-model": ["labelers agree with each other: 0.730", "ada"],
         "rankings": ["runs/quick:ppo", "52.5\u00a0%", "74.5\u00a0%"],
         "labelers": ["72.5\u00a0% ± 0.5", "68.0\u00a0% ± 1.0", "bob, cid"],
