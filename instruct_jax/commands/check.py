@@ -88,7 +88,9 @@ def check(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence
 
 
 def _are_shapes_known(run: Run, chosen: Sequence[str]) -> bool:
-    """False where a stage uses a model that is not here and that the config gives no shape of."""
+    """False where a stage uses a model that is not here and whose shape the config does
+    not give.
+    """
     try:
         for name in chosen:
             stage = run.stage(name)

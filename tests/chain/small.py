@@ -17,7 +17,7 @@ from instruct_jax.cli import main
 ADAM = {"learning_rate": 1e-2}
 MODEL = {
     "family": "gpt2",
-    "vocab_size": 20,
+    "vocab_size": len(wordtok.WORDS),
     "context": 16,
     "width": 16,
     "layers": 1,
@@ -40,9 +40,9 @@ PPO = {
 PTX = {"ptx_coef": 1.0, "ptx_batch": 4, "ptx_length": 16}
 EVALUATE = {
     "temperatures": [1.0],
-    "best_of": [1, 2],
+    "best_of": [1],
     "best_of_prompts": 4,
-    "chosen_best_of": 2,
+    "chosen_best_of": 1,
     "samples_shown": 2,
 }
 
@@ -57,9 +57,9 @@ def rankings(seed: int, count: int, sizes: Iterable[int] = (2, 3)) -> list[dict]
     rows = []
     for number in range(count):
         k = sizes[number % len(sizes)]
-        completions = [words(rng, 1, 4) for _ in range(k)]
+        completions = [words(rng, 1, 3) for _ in range(k)]
         ranks = list(range(1, k + 1))
-        rows.append({"prompt": words(rng, 1, 4), "completions": completions, "ranks": ranks})
+        rows.append({"prompt": words(rng, 1, 3), "completions": completions, "ranks": ranks})
     return rows
 
 

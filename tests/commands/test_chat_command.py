@@ -130,7 +130,9 @@ def test_no_reply_commands_the_terminal():
 
 
 def test_a_conversation(say):
-    """A reply has the same words whoever asks for it; the reward is that of the run's reward model."""
+    """A reply has the same words whoever asks for it; the reward is that of the run's
+    reward model.
+    """
     first = say("runs/a --temperature 0 --reward runs/a", "a b")
     assert first == say(
         "runs/a:ppo --reward runs/a:reward", "/temperature 0", "", "a b", "/quit", "c d"
