@@ -27,27 +27,19 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-STAGES = (
-    "pretrain",
-    "sft",
-    "compare",
-    "reward",
-    "select",
-    "ppo_start",
-    "ppo",
-    "ppo_ptx",
-    "evaluate",
-)
+from instruct_jax.chain.graph import order
+from instruct_jax.chain.read import load_run
+
 LEFTOVERS = ("*.partial", "*.tmp", "*orbax-checkpoint-tmp*")
 SEEN = ".killed"  # a file in what a kill left half written, so that it is counted once
-PATIENCE = 600  # seconds that one start may take
+TIMEOUT = 600  # seconds that one start may take
 
 
 class Runs:
     """Starts of one command."""
 
-    def __init__(self, arguments: list[str], out: Path, cache: Path):
-        self.out = out
+    def __init__(self, arguments: list[str], stages: list[str], out: Path, cache: Path):
+        self.out, self.stages = out, stages
         self._command = [sys.executable, "-m", "instruct_jax", "run", *arguments, "--out", str(out)]
         settings = {
             "DIR": str(cache.absolute()),
@@ -66,19 +58,19 @@ class Runs:
     def finish(self) -> float:
         """Runs to the end; returns the seconds before the first stage began."""
         started = time.time()
-        code = self.start().wait(PATIENCE)
+        code = self.start().wait(TIMEOUT)
         if code:
             raise SystemExit(f"exit code {code}, see {self._log.name}")
-        return (self.out / STAGES[0] / "inputs.json").stat().st_mtime - started
+        return (self.out / self.stages[0] / "inputs.json").stat().st_mtime - started
 
     def kill(self, stage: str, due: Callable[[float], bool], startup: float) -> str:
         """Kills the run when `due(seconds since the stage began or went on)`, or the stage is over;
         returns where it was.
         """
         # no other stage is to be done before it
-        next_one = stage == STAGES[0] or (self.out / stage / "inputs.json").exists()
+        next_one = stage == self.stages[0] or (self.out / stage / "inputs.json").exists()
         began = time.monotonic() + startup if next_one else None
-        process, limit = self.start(), time.monotonic() + PATIENCE
+        process, limit = self.start(), time.monotonic() + TIMEOUT
         while process.poll() is None and time.monotonic() < limit and not self.done(stage):
             if began is None and (self.out / stage / "inputs.json").exists():
                 began = time.monotonic()
@@ -90,21 +82,17 @@ class Runs:
             raise SystemExit(
                 f"{stage}: exit code {process.returncode} before the kill, see {self._log.name}"
             )
-        half_written = [path for name in STAGES for path in writing(self.out / name)]
+        half_written = [path for name in self.stages for path in writing(self.out / name)]
         for path in half_written:
             (path / SEEN).touch()
         return ("a checkpoint of " if half_written else "") + self.at()
 
     def at(self) -> str:
         """The stage that is next, or under way."""
-        return next(
-            (
-                name
-                for name in STAGES
-                if (self.out / name / "inputs.json").exists() and not self.done(name)
-            ),
-            "between stages",
-        )
+        for name in self.stages:
+            if (self.out / name / "inputs.json").exists() and not self.done(name):
+                return name
+        return "between stages"
 
     def done(self, stage: str) -> bool:
         return (self.out / stage / "done.json").exists()
@@ -126,30 +114,31 @@ def rows(stage: Path) -> int:
 
 
 def plan(
-    whole: Path, killed: Runs, kills: int, startup: float, rng: random.Random
+    whole: Runs, killed: Runs, kills: int, startup: float, rng: random.Random
 ) -> Iterator[tuple[str, str, Callable[[float], bool]]]:
     """(stage, moment, is it there) of each kill: the stages in their order, as many kills for each;
     those that a stage did not live to see are for the ones after it, and are left out where none
-    is."""
-    stages = [name for name in STAGES if (whole / name).exists()]
+    is.
+    """
+    stages = whole.stages
     for i in range(kills):
         left = [name for name in stages[i * len(stages) // kills :] if not killed.done(name)]
         if not left:
             return
         stage, folder = left[0], killed.out / left[0]
+        total = rows(whole.out / stage)
         # so many for each kill, and the stage is not over too soon
-        steps = rows(whole / stage) * len(stages) // kills
-        seconds = rng.uniform(
-            -startup / 2, json.loads((whole / stage / "done.json").read_text())["seconds"] / 4
-        )
-        reached = min(rows(folder) + rng.randint(1, max(steps, 1)), rows(whole / stage) - 1)
-        if rows(whole / stage) and i % 2 == 0:
+        steps = total * len(stages) // kills
+        lasted = json.loads((whole.out / stage / "done.json").read_text())["seconds"]
+        seconds = rng.uniform(-startup / 2, lasted / 4)
+        reached = min(rows(folder) + rng.randint(1, max(steps, 1)), total - 1)
+        if total and i % 2 == 0:
             yield (
                 stage,
                 "while it writes a checkpoint",
                 lambda _, folder=folder: bool(writing(folder)),
             )
-        elif rows(whole / stage) and i % 4 == 1:
+        elif total and i % 4 == 1:
             yield (
                 stage,
                 f"after step {reached}",
@@ -172,7 +161,7 @@ def arrays(checkpoint: Path) -> dict[str, bytes]:
     }
 
 
-def compare(whole: Path, killed: Path) -> dict[str, int]:
+def compare(stages: list[str], whole: Path, killed: Path) -> dict[str, int]:
     """How many things are the same; SystemExit names the first that is not."""
     same: collections.Counter[str] = collections.Counter()
 
@@ -182,10 +171,8 @@ def compare(whole: Path, killed: Path) -> dict[str, int]:
         same[kind] += 1
 
     for pattern in LEFTOVERS:
-        check(
-            "kinds of leftovers, all absent", pattern, [], [path for path in killed.rglob(pattern)]
-        )
-    for stage in [name for name in STAGES if (whole / name).exists()]:
+        check("kinds of leftovers, all absent", pattern, [], list(killed.rglob(pattern)))
+    for stage in stages:
         a, b = whole / stage, killed / stage
         done = [json.loads((folder / "done.json").read_text())["output"] for folder in (a, b)]
         check("outputs of stages", stage, *done)
@@ -237,25 +224,22 @@ def main() -> None:
     args.out.mkdir(parents=True)
     started = time.monotonic()
     arguments = ["--config", args.config, *overrides]
+    stages = order(load_run(args.config, [*overrides, "--out", str(args.out)]))
     first, whole, killed = (
-        Runs(arguments, args.out / name, args.out / "compiled")
+        Runs(arguments, stages, args.out / name, args.out / "compiled")
         for name in ("first", "whole", "killed")
     )
     first.finish()
     startup = whole.finish()
     hit = collections.Counter()
-    for stage, moment, due in plan(
-        whole.out, killed, args.kills, startup, random.Random(args.seed)
-    ):
+    for stage, moment, due in plan(whole, killed, args.kills, startup, random.Random(args.seed)):
         where = killed.kill(stage, due, startup)
         hit[where] += 1
         print(f"kill {hit.total()}: {stage}, {moment}: hit {where}", flush=True)
     killed.finish()
     print(*(f"{count:4} x {where}" for where, count in hit.items()), sep="\n")
-    print(
-        *(f"same: {count} {kind}" for kind, count in compare(whole.out, killed.out).items()),
-        sep="\n",
-    )
+    same = compare(stages, whole.out, killed.out)
+    print(*(f"same: {count} {kind}" for kind, count in same.items()), sep="\n")
     print(
         f"{hit.total()} kills, seed {args.seed}: the same, bit for bit, after"
         f" {time.monotonic() - started:.0f} s"

@@ -20,12 +20,19 @@ CACHE = (
     / "tests"
 )
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(CACHE / "hypothesis")  # its tables of characters
+# what one process compiles, none of the others compiles again: workers, and runs that tests start.
+# Safe to delete; the second run of the suite compiles little.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from instruct_jax.runtime import hosts  # noqa: E402
+
+pytest_plugins = ["finished_run"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,10 +44,6 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     hosts.settle_fake_devices()
     jax.config.update("jax_debug_key_reuse", True)
-    # safe to delete; the second run of the suite compiles little
-    jax.config.update("jax_compilation_cache_dir", str(CACHE))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     # the same examples every time, on machines of any speed; nothing is left in the tree
     slow = hypothesis.HealthCheck.too_slow
     hypothesis.settings.register_profile(

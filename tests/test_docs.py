@@ -376,8 +376,11 @@ def test_the_worked_example_runs(tmp_path, monkeypatch):
         r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", page("new_algorithm"), re.DOTALL
     )
     assert [name for name, _ in files] == [
-        "instruct_jax/stages/dpo.py", "instruct_jax/pipeline/dpo.py", "configs/dpo_smoke.yaml", "tests/stages/test_dpo.py"
-    ]  # fmt: skip
+        "instruct_jax/stages/dpo.py",
+        "instruct_jax/pipeline/dpo.py",
+        "configs/dpo_smoke.yaml",
+        "tests/stages/test_dpo.py",
+    ]
     assert not any((ROOT / name).exists() for name, _ in files), (
         "DPO is in the code now: take another example"
     )

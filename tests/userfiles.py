@@ -38,7 +38,7 @@ stages:
     sampler: {max_tokens: 6}
   evaluate: {models: [base, select, ppo], baseline: select, reward: reward}
 """
-# of the run that tests/chain/conftest.py finishes
+# of the run that tests/finished_run.py finishes
 OVERRIDES = """
 --data.held_out 0.25 --data.held_out_tokens 32 --text.on_long truncate_left
 --reward.normalize mean_and_std --sft.epochs 2

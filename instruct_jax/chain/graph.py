@@ -3,11 +3,11 @@ Hugging Face.
 """
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from instruct_jax.chain.settings import BASE, RunConfig
+from instruct_jax.chain.settings import BASE, RunConfig, StageSettings
 from instruct_jax.errors import ConfigError, require
 
 DATA = "data"  # the rankings that the data brings
@@ -56,7 +56,7 @@ def resolve(config: RunConfig, name: str, key: str) -> Place:
         )
         return Place(None, name)
     run, _, stage = name.rpartition(":")
-    if run and stage and not Path(name).is_dir():
+    if run and stage and not os.path.isdir(name):
         return Place(run, stage)
     if is_model(name):
         return Place(None, None, name)
@@ -79,11 +79,13 @@ def is_model(name: str) -> bool:
     """Is it the folder of a model of Hugging Face, or does it look like OWNER/NAME of the hub?"""
     if _is_model_folder(name):
         return True
-    return _is_hub_name(name) and not Path(name, "config.yaml").is_file()
+    return _is_hub_name(name) and not os.path.isfile(os.path.join(name, "config.yaml"))
 
 
 def _is_model_folder(name: str) -> bool:
-    return Path(name, "config.json").is_file() or Path(name, "adapter_config.json").is_file()
+    """os.path says False of a name that is too long for a file, where Path raises."""
+    files = (os.path.join(name, file) for file in ("config.json", "adapter_config.json"))
+    return any(map(os.path.isfile, files))
 
 
 def _is_hub_name(name: str) -> bool:
@@ -91,7 +93,7 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _no_place(config: RunConfig, name: str) -> str:
-    if Path(name, "config.yaml").is_file():
+    if os.path.isfile(os.path.join(name, "config.yaml")):
         return f"is a run; name one of its stages: {name}:STAGE"
     near = difflib.get_close_matches(name, config.stages, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(config.stages)}"
@@ -139,6 +141,13 @@ def descendants(config: RunConfig, names: Sequence[str]) -> list[str]:
     return [name for name in order(config) if name in found]
 
 
+def wanted_of(settings: StageSettings, key: str) -> tuple[str, ...]:
+    """What may stand in a key that names a stage; a reward model may start from one too."""
+    if key == "start" and settings.leaves == "scalar":
+        return ("policy", "scalar")
+    return WANTS[key.partition(".")[0]]
+
+
 def check_uses(config: RunConfig) -> None:
     """ConfigError where a stage uses a stage of this run for what it is not."""
     for name in config.stages:
@@ -149,9 +158,7 @@ def check_uses(config: RunConfig) -> None:
 
 def check_leaves(config: RunConfig, name: str, key: str, place: Place, leaves: str) -> None:
     """ConfigError unless `key` of the stage `name` may use a stage that leaves `leaves`."""
-    wanted = WANTS[key.partition(".")[0]]
-    if key == "start" and config.stages[name].leaves == "scalar":
-        wanted = ("policy", "scalar")
+    wanted = wanted_of(config.stages[name], key)
     fitting = [n for n, stage in config.stages.items() if stage.leaves in wanted and n != name]
     if "records" in wanted:
         fitting.append(DATA)

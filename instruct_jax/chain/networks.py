@@ -248,21 +248,30 @@ def same_ids(a: Network, b: Network) -> bool:
     """Do both read the same token ids, made of text in the same way?"""
     if a is b:
         return True
-    one, other = a.fingerprints["tokenizer"], b.fingerprints["tokenizer"]
-    return one == other and a.text == b.text
+    if (a.text.template, a.text.completion_prefix) != (b.text.template, b.text.completion_prefix):
+        return False
+    return a.fingerprints["tokenizer"] == b.fingerprints["tokenizer"]
 
 
 def ids_for(
-    net: Network, other: Network, prompts: Sequence[Record], ids: Sequence[Ids]
+    net: Network,
+    other: Network,
+    prompts: Sequence[Record],
+    ids: Sequence[Ids],
+    longest: int | None = None,
 ) -> Sequence[Ids]:
-    """The prompts as `net` reads them, where `ids` are those of the network `other`."""
+    """The prompts as `net` reads them, where `ids` are those of the network `other`.
+
+    longest: tokens of a prompt, at most; None = text.max_prompt.
+    """
     if same_ids(net, other):
         return ids
-    encoded = encode_prompts(net.tokenizer, prompts, net.text)
+    text = net.text if longest is None else dataclasses.replace(net.text, max_prompt=longest)
+    encoded = encode_prompts(net.tokenizer, prompts, text)
     if len(encoded.items) < len(prompts):
         raise DataError(
             f"{len(prompts) - len(encoded.items)} of {len(prompts)} prompts are too long for"
-            f" {net.spec.tokenizer.place} (text.max_prompt={net.text.max_prompt} tokens); raise"
+            f" {net.spec.tokenizer.place} (text.max_prompt={text.max_prompt} tokens); raise"
             " text.max_prompt, or set text.on_long to truncate_left"
         )
     return encoded.items
@@ -278,15 +287,23 @@ def whole_ids(
     """Prompt + completion as `net` reads them.
 
     ids, and the ids of the completions, are those of the network `other`; where its tokenizer is
-    another one, the text is encoded again.
+    another one, the text is encoded again.  It may then have more tokens, as many as `net` can
+    read; DataError where it has more than that.
     """
     if same_ids(net, other):
         return [[*p, *c.ids] for p, c in zip(ids, completions, strict=True)]
     rows = []
-    prefix = net.text.completion_prefix
-    for prompt, completion in zip(ids_for(net, other, prompts, ids), completions, strict=True):
+    context, prefix = net.spec.model.context, net.text.completion_prefix
+    own = ids_for(net, other, prompts, ids, longest=context)
+    for prompt, completion in zip(own, completions, strict=True):
         reply = encode_completion(net.tokenizer, completion.text, prefix=prefix)
         rows.append([*prompt, *(reply if completion.ended else reply[:-1])])
+    longest = max(map(len, rows), default=0)
+    if longest > context:
+        raise DataError(
+            f"{net.spec.tokenizer.place} makes {longest} tokens of a prompt with its reply, and"
+            f" the model reads {context}; lower text.max_prompt or max_tokens, or drop the prompt"
+        )
     return rows
 
 

@@ -65,12 +65,13 @@ def base(run: Run, net: Network) -> Params:
     root = net.spec.root
     if root is None:
         return {}
-    if net.spec not in run.bases:
+    weights = net.spec.without_text
+    if weights not in run.bases:
         whole = policy(run, root).params
         if net.spec.lora is None:
             whole = net.split_frozen(whole)[0]
-        run.bases[net.spec] = net.cast(whole)
-    return run.bases[net.spec]
+        run.bases[weights] = net.cast(whole)
+    return run.bases[weights]
 
 
 def adapters(run: Run, net: Network, key) -> Params:
@@ -82,7 +83,7 @@ def adapters(run: Run, net: Network, key) -> Params:
 
 def start_params(run: Run, net: Network, place: Place, key) -> Params:
     """The policy of `place` as the first parameters of a stage whose network is `net`."""
-    if net.spec.whole or run.spec(place) == net.spec:
+    if net.spec.whole or run.spec(place).without_text == net.spec.without_text:
         return policy(run, place).params
     if net.spec.lora is None:
         own = net.trained(policy(run, place).params)

@@ -22,7 +22,7 @@ from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
 from instruct_jax.chain.spec import Checkpoint, write_spec
 from instruct_jax.data import batches
 from instruct_jax.data.schemas import Record
-from instruct_jax.data.tokenize import decode_completion
+from instruct_jax.data.tokenize import decode_completion, fingerprint
 from instruct_jax.errors import require
 from instruct_jax.models.lora import backbone_of, merge, scalar_base
 from instruct_jax.records import (
@@ -362,7 +362,6 @@ def _text_scorer(stage: Stage, ready: Ppo) -> Callable[[Rollout, int], jax.Array
     """
     policy, reward = ready.nets.policy, ready.nets.reward
     params = merge(ready.frozen["reward_base"], ready.frozen["reward"])
-    context = reward.spec.model.context
     records, ids, source = _prompt_source(stage, policy)
 
     def score(rollout: Rollout, step: int) -> jax.Array:
@@ -379,12 +378,6 @@ def _text_scorer(stage: Stage, ready: Ppo) -> Callable[[Rollout, int], jax.Array
             [records[i] for i in chosen],
             [ids[i] for i in chosen],
             completions,
-        )
-        longest = max(map(len, rows))
-        require(
-            longest <= context,
-            f"stages.{stage.name}.reward={stage.settings.reward} reads {context} tokens, and a"
-            f" prompt with its reply makes {longest}; lower text.max_prompt or sampler.max_tokens",
         )
         return networks.put(policy, networks.rewards(reward, params, rows))
 
@@ -434,12 +427,12 @@ def check(stage: Stage) -> None:
         f"text.max_prompt + {place}.sampler.max_tokens = {text.max_prompt + reply} exceeds the"
         f" context {reward.model.context} of {place}.reward={cfg.reward}; lower one of them",
     )
-    if cfg.value_init == "reward":
+    own, theirs = stage.spec.tokenizer, reward.tokenizer
+    if cfg.value_init == "reward" and own != theirs:
         require(
-            reward.tokenizer == stage.spec.tokenizer,
+            fingerprint(own.load()) == fingerprint(theirs.load()),
             f"{place}.value_init=reward, but {place}.reward={cfg.reward} has another tokenizer"
-            f" ({reward.tokenizer.place}) than the policy ({stage.spec.tokenizer.place}); set"
-            " value_init to policy",
+            f" ({theirs.place}) than the policy ({own.place}); set value_init to policy",
         )
 
 

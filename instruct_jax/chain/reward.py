@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from instruct_jax.chain import networks, parameters, programs, rankings, supervised
 from instruct_jax.chain.context import Stage, require_room, sample_tokens
+from instruct_jax.chain.graph import Place
 from instruct_jax.chain.kind import Curve, Kind, Line
 from instruct_jax.chain.networks import Network
 from instruct_jax.chain.programs import Learns, Program
@@ -63,12 +64,19 @@ def set_up(stage: Stage, steps: int, name: str | None = None) -> supervised.Supe
 def _start(stage: Stage, net: Network, name: str) -> Params:
     """The backbone of a policy with a new head, or a reward model as it is."""
     place = stage.used("start")
-    if place.own and stage.run.config.stages[str(place.stage)].leaves == "scalar":
+    if _is_reward_model(stage, place):
         return parameters.scalar(stage.run, place).params
     key = stage.key(f"{name} adapters")
     backbone = parameters.start_params(stage.run, net, place, key)
     head = stage.run.born(net.scalar.init_head, net.layout, stage.key(f"{name} head"))
     return {"backbone": backbone_of(backbone), "head": head}
+
+
+def _is_reward_model(stage: Stage, place: Place) -> bool:
+    """Is it a stage of this kind, of this run or of another?"""
+    if place.own:
+        return stage.run.config.stages[str(place.stage)].leaves == "scalar"
+    return place.stage is not None and "normalisation" in stage.run.output(place)
 
 
 def training(stage: Stage) -> Training:

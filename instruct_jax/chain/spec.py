@@ -57,6 +57,11 @@ class ModelSpec:
         """Are all its weights in its own checkpoint?"""
         return self.root is None
 
+    @property
+    def without_text(self) -> "ModelSpec":
+        """The same for all models whose parameters mean the same, however they are asked."""
+        return dataclasses.replace(self, text=TextFormat())
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -72,7 +77,7 @@ def spec_of(config: RunConfig, folder: Path, place: Place) -> ModelSpec:
     if place.model is not None:
         return _of_hub(config, folder, place)
     if place.run is not None:
-        return read_spec(Path(place.run), str(place.stage))[0]
+        return _of_other_run(config, place)
     stage = config.stages[str(place.stage)]
     used = uses(config, str(place.stage))
     if "start" not in used or stage.whole:
@@ -80,11 +85,26 @@ def spec_of(config: RunConfig, folder: Path, place: Place) -> ModelSpec:
     return derived(config, spec_of(config, folder, used["start"]), used["start"])
 
 
+def _of_other_run(config: RunConfig, place: Place) -> ModelSpec:
+    """As it was left there, computed as this run says; `base` is asked as this run asks."""
+    found = read_spec(Path(str(place.run)), str(place.stage))[0]
+    found = dataclasses.replace(found, model=_computed_as(config, found.model))
+    if config.base is not None and resolve(config, BASE, BASE) == place:
+        return dataclasses.replace(found, text=config.text)
+    return found
+
+
+def _computed_as(config: RunConfig, model: ModelConfig) -> ModelConfig:
+    """The shape of a model, with the keys of this run that are ours to choose."""
+    ours = {key: getattr(config.model, key) for key in FREE if key != "vocab_multiple"}
+    return dataclasses.replace(model, **ours)
+
+
 def _new(config: RunConfig, folder: Path, stage: Any, start: Place | None) -> ModelSpec:
     """Of a stage that makes a model whole: from random weights, or a copy of another model."""
     if start is not None:
         found = spec_of(config, folder, start)
-        return dataclasses.replace(found, frozen_layers=config.frozen_layers)
+        return dataclasses.replace(found, frozen_layers=config.frozen_layers, text=config.text)
     model = getattr(stage, "model", None) or config.model
     return ModelSpec(
         model, run_tokenizer(config, folder), config.text, frozen_layers=config.frozen_layers
@@ -92,7 +112,8 @@ def _new(config: RunConfig, folder: Path, stage: Any, start: Place | None) -> Mo
 
 
 def derived(config: RunConfig, start: ModelSpec, place: Place) -> ModelSpec:
-    """Of a stage of this run that trains on from `start`."""
+    """Of a stage of this run that trains on from `start`, asked as this run asks."""
+    start = dataclasses.replace(start, text=config.text)
     if start.whole and config.lora is not None:
         return dataclasses.replace(start, lora=config.lora, root=place)
     if start.whole and config.frozen_layers:
@@ -141,8 +162,7 @@ def _of_hub(config: RunConfig, folder: Path, place: Place) -> ModelSpec:
             config.text,
             frozen_layers=config.frozen_layers,
         )
-    ours = {key: getattr(config.model, key) for key in FREE if key != "vocab_multiple"}
-    model = dataclasses.replace(hub_config(name), **ours)
+    model = _computed_as(config, hub_config(name))
     data = config.data
     source = TokenizerSource(
         name, data.pad_token if data else None, data.eos_token if data else None

@@ -234,7 +234,7 @@ def letter(at: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Typed text, with \\n for the \\r\\n of forms, and without control characters."""
+    r"""Typed text, with \\n for the \\r\\n of forms, and without control characters."""
     return schemas.CONTROL.sub("", text.replace("\r\n", "\n")).strip("\n").rstrip()
 
 

@@ -35,7 +35,8 @@ def write_adapter(
 ) -> None:
     """The adapters among the parameters of a policy.  Where peft has one module for queries, keys
     and values, its rank is three times ours: the three adapters lie beside each other in A and on
-    the diagonal of B."""
+    the diagonal of B.
+    """
     arrays, sizes = named_leaves(params), sizes_of(config) | {"r": lora.rank}
     tensors: dict[str, np.ndarray] = {}
     targets: dict[str, int] = {}  # end of the module's name -> rank

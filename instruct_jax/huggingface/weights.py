@@ -114,7 +114,9 @@ def _index(folder: Path) -> dict[str, Path]:
 
 
 def _each(weights: list[Weight], layers: int) -> Iterator[tuple[str, Weight, int | None]]:
-    """(name there, weight, layer) of every tensor; the layer is None where a weight is in no layer."""
+    """(name there, weight, layer) of every tensor; the layer is None where a weight is
+    in no layer.
+    """
     for weight in weights:
         for layer in range(layers) if "{}" in weight.name else (None,):
             yield weight.name if layer is None else weight.name.format(layer), weight, layer
@@ -299,7 +301,8 @@ def write_params(
 ) -> None:
     """The inverse of read_params, into a folder that is there; shards hold at most shard_bytes, or
     one tensor.  Of the embedding the rows of config.vocab_size are written, or as many as
-    `vocabulary` says."""
+    `vocabulary` says.
+    """
     arrays, sizes = (
         named_leaves(params),
         sizes_of(config) | ({} if vocabulary is None else {"V": vocabulary}),

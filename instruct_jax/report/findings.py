@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Iterator
 
 from instruct_jax.report.evaluations import (
-    BASE,
     BEST_OF_N,
     PROMPTED,
     Evaluation,
@@ -88,18 +87,19 @@ def _judge(evaluation: Evaluation) -> Iterator[Finding]:
 
 
 def _prompting(evaluation: Evaluation) -> Iterator[Finding]:
-    base = evaluation.wins.get(BASE)
-    prompted = evaluation.wins.get(PROMPTED)
-    if base is None or prompted is None:
-        return
-    values = f"{number(prompted.mean)} against {number(base.mean)}"
-    if prompted.mean <= base.mean:
-        yield Finding(False, f"The prompted base is not above the base: {values}.")
-    elif prompted.overlaps(base):
-        text = f"The prompted base is above the base: {values}, though the intervals overlap."
-        yield Finding(False, text)
-    else:
-        yield Finding(True, f"The prompted base is above the base: {values}.")
+    for model in evaluation.untuned:
+        without = evaluation.wins[model]
+        prompted = evaluation.wins.get(f"{model}{PROMPTED}")
+        if prompted is None:
+            continue
+        values = f"{number(prompted.mean)} against {number(without.mean)}"
+        if prompted.mean <= without.mean:
+            yield Finding(False, f"Prompted {model} is not above {model}: {values}.")
+        elif prompted.overlaps(without):
+            text = f"Prompted {model} is above {model}: {values}, though the intervals overlap."
+            yield Finding(False, text)
+        else:
+            yield Finding(True, f"Prompted {model} is above {model}: {values}.")
 
 
 def strongest_untuned(evaluation: Evaluation) -> str | None:

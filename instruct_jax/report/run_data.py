@@ -93,6 +93,12 @@ class Run:
                 seconds[name] = stage.done["seconds"]
         return seconds
 
+    @property
+    def bases(self) -> set[str]:
+        """Models from outside the run that stages start from."""
+        starts = {stage.uses.get("start", "") for stage in self.stages.values()}
+        return starts - set(self.stages)
+
     def starts(self, name: str) -> list[str]:
         """What a stage started from, nearest first; the last one may be from outside the run."""
         chain: list[str] = []

@@ -413,7 +413,7 @@ def lineage_graph(run: Run) -> Part:
     if run.stages:
         yield html.paragraph(
             "What each stage was made from, from left to right: a solid line is where it started,"
-            " a dashed line what else it used. A box leads to the details of its stage."
+            " a dashed line what else it used, a dotted line data. A box leads to the details."
         )
         yield lineage.graph(run)
 

@@ -66,6 +66,7 @@ def build_study(out: Path, runs: Sequence[ArmRun]) -> Path:
     names = listed(list(arms))
     seeds = listed(_seeds(arms))
     page = html.page(
+        command="study",
         name=out.resolve().name,
         started=_started(arms),
         abstract=f"A study of {names}, each over the seeds {seeds}.",

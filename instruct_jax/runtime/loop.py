@@ -56,9 +56,9 @@ def train(training: Training, folder: Path, *, save_seconds: float = 600.0) -> T
     from the newest checkpoint if there is one.
 
     The data position is state.step, so a run that is stopped anywhere and started again ends
-    bitwise where it would have ended without the stop.  The state of `training` is used up.  Row n of
-    folder/metrics.jsonl and checkpoint n belong to n completed steps.  A checkpoint is saved every
-    `save_every` steps, when the last one is `save_seconds` old, and at the end.
+    bitwise where it would have ended without the stop.  The state of `training` is used up.  Row n
+    of folder/metrics.jsonl and checkpoint n belong to n completed steps.  A checkpoint is saved
+    every `save_every` steps, when the last one is `save_seconds` old, and at the end.
 
     Metrics are fetched while the next step runs, except where `stop_when` must see them first: it
     gets the metrics of each step, and a string from it, the reason, ends the stage.  `show` names
@@ -120,8 +120,8 @@ def train(training: Training, folder: Path, *, save_seconds: float = 600.0) -> T
                     write(pending)
                     if int(state.step) != step:
                         raise RuntimeError(
-                            f"{folder.name}: state.step is {int(state.step)} after step {step}; step_fn"
-                            " must add 1 to it"
+                            f"{folder.name}: state.step is {int(state.step)} after step {step};"
+                            " the step must add 1 to it"
                         )
                     file.sync()
                     checkpoints.save(state)
@@ -135,8 +135,9 @@ def train(training: Training, folder: Path, *, save_seconds: float = 600.0) -> T
                 progress.note(f"ended after step {step} of {training.total_steps}: {reason}")
         if request.caught:
             raise Interrupted(
-                f"{folder.name} was stopped by {request.name} after step {step} of {training.total_steps}; all"
-                " of it is saved.  Run the same command again to resume from there.",
+                f"{folder.name} was stopped by {request.name} after step {step} of"
+                f" {training.total_steps}; all of it is saved.  Run the same command again to"
+                " resume from there.",
                 request.exit_code,
             )
         return state

@@ -1,36 +1,29 @@
-"""A step that is not finite ends the run, is not applied, and comes out the same again from what
-the run kept of it.
+"""A step with NaN or Inf ends the run, is not applied, and comes out the same again from what the
+run kept of it.
 """
 
 import dataclasses
-import json
 import math
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from userfiles import OVERRIDES
 
-from instruct_jax.chain.load import load_config
-from instruct_jax.chain.settings import RunConfig
-from instruct_jax.chain.task import open_task
-from instruct_jax.chain.train import training_of
-from instruct_jax.chain.workspace import Workspace
+from instruct_jax.chain.context import Run
+from instruct_jax.chain.kinds import KINDS
+from instruct_jax.chain.read import load_run
 from instruct_jax.cli import main
 from instruct_jax.commands.replay import find, replay
 from instruct_jax.data import batches
 from instruct_jax.runtime.checkpoints import Checkpoints
 from instruct_jax.runtime.loop import freed
 
-BEFORE = {
-    "sft": ["pretrain"],
-    "ppo": ["pretrain", "ppo_start", "sft", "compare", "reward", "select"],
-}
-
 
 @pytest.fixture
 def stopped(request, finished, place, tmp_path, monkeypatch, capfd):
-    """(run folder, stage, what was said) of a run whose third batch of text rows weighs NaN."""
+    """(run folder, stage, message) of a run whose third batch of text rows weighs NaN."""
     stage, good = request.param, batches.token_batches
 
     def token_batches(*args, **options):
@@ -38,53 +31,41 @@ def stopped(request, finished, place, tmp_path, monkeypatch, capfd):
 
         def batch_at(step, rows=None):
             batch = source.batch_at(step, rows)
-            return (
-                dataclasses.replace(batch, weight=batch.weight * np.float32("nan"))
-                if step == 2
-                else batch
-            )
+            if step != 2:
+                return batch
+            return dataclasses.replace(batch, weight=batch.weight * np.float32("nan"))
 
         return dataclasses.replace(source, batch_at=batch_at)
 
     monkeypatch.chdir(place)
-    start = json.dumps({"folder": str(finished), "stages": BEFORE[stage]})
-    command = [
-        "run",
-        "--config",
-        "run.yaml",
-        *OVERRIDES,
-        "--out",
-        str(tmp_path / "run"),
-        "--start",
-        start,
-        "--ppo.save_every",
-        "1",
-    ]
+    ignored = shutil.ignore_patterns(stage, "evaluate")
+    shutil.copytree(finished, tmp_path / "run", ignore=ignored)
+    command = ["run", "--config", "run.yaml", *OVERRIDES, "--out", str(tmp_path / "run")]
+    command += ["--ppo.save_every", "1", "--ppo.iterations", "3", "--stages", stage]
     with monkeypatch.context() as patch:
         patch.setattr(batches, "token_batches", token_batches)
-        code = main([*command, "--ppo.iterations", "3", "--stages", stage])
-    assert code == 1
+        assert main(command) == 1
     return tmp_path / "run", stage, capfd.readouterr().err
 
 
-def restored(run, stage, folder):
-    config = load_config(RunConfig, run / "config.yaml")
-    training = training_of(Workspace(config, run, open_task(config, run)), stage)
+def restored(run, name, folder):
+    stage = Run(load_run(run / "config.yaml"), run).stage(name)
+    make = KINDS[stage.settings.kind].training
+    assert make is not None
+    training = make(stage)
     with Checkpoints(folder, fingerprints=training.fingerprints) as checkpoints:
         return checkpoints.restore(freed(training.state))
 
 
 @pytest.mark.parametrize("stopped", ["sft", "ppo"], indirect=True)
 def test_it_stops_and_comes_out_the_same_again(stopped, capfd):
-    run, stage, said = stopped
+    run, stage, message = stopped
     # an iteration has two updates
     step, name = {"sft": (3, "sft/nll"), "ppo": (2, "ptx/nll")}[stage]
     place = run / stage / f"nonfinite_step_{step}"
-    assert (
-        f"{stage} step {step}: " in said
-        and f"{name} is nan" in said
-        and f"instruct-jax replay {place}" in said
-    )
+    assert f"{stage} step {step}: " in message
+    assert f"{name} is nan" in message
+    assert f"instruct-jax replay {place}" in message
     before = restored(run, stage, place / "state")
     assert int(before.step) == step - 1
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(before.replace(key=None)))

@@ -2,9 +2,11 @@
 
 import json
 
+import jax
 import pytest
 import userfiles
 
+from instruct_jax.chain import networks
 from instruct_jax.cli import main
 from instruct_jax.commands import sample
 from instruct_jax.commands.open_model import open_policy
@@ -62,16 +64,17 @@ def test_batches_of_prompts_are_one_program(folder, monkeypatch):
     """
     model = open_policy("runs/a:sft", ["--sample_batch", "2"])
     records = [{"prompt": " ".join("abcdefg"[:n])} for n in (1, 5, 2, 6, 3)]
-    widths = []
-    put = model.ws.put
-    monkeypatch.setattr(
-        model.ws, "put", lambda batch: widths.append(batch.tokens.shape) or put(batch)
-    )
-    import jax
+    shapes = []
+    put = networks.put
 
+    def noted(net, batch):
+        shapes.append(batch.tokens.shape)
+        return put(net, batch)
+
+    monkeypatch.setattr(networks, "put", noted)
     found = sample._draw(model, records, SamplerConfig(max_tokens=4), jax.random.key(0), 2)
     assert sorted(found) == [0, 1, 2, 3, 4] and all(len(made) == 2 for made in found.values())
-    assert len(widths) == 3 and len(set(widths)) == 1
+    assert len(shapes) == 3 and len(set(shapes)) == 1
 
 
 BAD = {

@@ -7,10 +7,11 @@ import userfiles
 from data.wordtok import gpt2_folder
 from rich.console import Console
 
-from instruct_jax.chain.load import load_config
-from instruct_jax.chain.settings import RunConfig
+from instruct_jax.chain.read import load_run
 from instruct_jax.cli import main
 from instruct_jax.commands.show_tokens import show_tokens
+
+CHECK = ["check", "--config", "run.yaml"]
 
 
 @pytest.fixture
@@ -36,18 +37,8 @@ def test_each_token_with_what_becomes_of_it(place, capsys):
         for role, text in (("user", "i"), ("assistant", "b"), ("user", "c"))
     ]
     userfiles.write(place / "demos.jsonl", [{"prompt": turns, "completion": "d"}])
-    argv = [
-        "check",
-        "--config",
-        "run.yaml",
-        "--text.max_prompt",
-        "9",
-        "--model.context",
-        "20",
-        "--show-tokens",
-        "1",
-    ]
-    assert main(argv) == 0
+    longer = ["--text.max_prompt", "9", "--model.context", "20"]
+    assert main([*CHECK, *longer, "--show-tokens", "1"]) == 0
     shown = capsys.readouterr().out
     assert "\x1b" not in shown  # no colours where it is piped
     found = tables(shown.partition("dropped or cut 0")[2])
@@ -82,16 +73,8 @@ def test_each_token_with_what_becomes_of_it(place, capsys):
 def test_colours_on_a_terminal_and_control_characters_in_sight(place):
     text = io.StringIO()
     gpt2_folder(place / "bytes")
-    config = load_config(
-        RunConfig,
-        "run.yaml",
-        [
-            "--files.tokenizer",
-            "bytes",
-            "--text",
-            r"{template: '{prompt}\n', max_completion: 6, max_prompt: 8}",
-        ],
-    )
+    text_format = r"{template: '{prompt}\n', max_completion: 6, max_prompt: 8}"
+    config = load_run("run.yaml", ["--data.tokenizer", "bytes", "--text", text_format])
     userfiles.write(place / "prompts.jsonl", [{"prompt": "\t[b]é"}])
     show_tokens(config, 1, Console(file=text, force_terminal=True, width=80))
     assert "\x1b[32mlearned" in text.getvalue() and "\x1b[1;35mreward" in text.getvalue()
@@ -110,11 +93,7 @@ def test_the_world_has_records_before_it_is_run(tmp_path, monkeypatch, capsys, r
 
 
 def test_a_number_below_one(place, capsys):
-    userfiles.refused(
-        main,
-        ["check", "--config", "run.yaml", "--show-tokens", "x"],
-        ("invalid int value: 'x'",),
-        capsys,
-    )
-    assert main(["check", "--config", "run.yaml", "--show-tokens", "0"]) == 2
+    argv = [*CHECK, "--show-tokens", "x"]
+    userfiles.refused(main, argv, ("invalid int value: 'x'",), capsys)
+    assert main([*CHECK, "--show-tokens", "0"]) == 2
     assert "--show-tokens 0 must be at least 1" in capsys.readouterr().err

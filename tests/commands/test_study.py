@@ -1,4 +1,4 @@
-"""Runs that begin with another run's stages, and studies made of them."""
+"""Runs that use the stages of another run, and studies made of them."""
 
 import json
 import os
@@ -11,31 +11,44 @@ from pathlib import Path
 import pytest
 import userfiles
 
-from instruct_jax.chain.settings import ON_REQUEST, STAGES
 from instruct_jax.cli import main
 from instruct_jax.commands import study
 
-GIVEN = ["pretrain", "sft", "compare", "reward", "select", "ppo_start"]
+GIVEN = ("pretrain", "sft", "reward", "select", "ppo_start")
 
 
 def write_study(place: Path, **keys) -> Path:
     path = place / "study.yaml"
-    # JSON is YAML
-    path.write_text(json.dumps({"out": "runs/study", "base": "run.yaml", "arms": {"a": {}}} | keys))
+    tree = {"out": "runs/study", "base": "run.yaml", "arms": {"a": {}}} | keys
+    path.write_text(json.dumps(tree))  # JSON is YAML
     return path
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
 def studied(finished: Path) -> Path:
-    """A study whose one arm begins with all that `finished` learned before PPO, keeps each PPO
-    checkpoint, and measures its twin.
+    """A study whose one arm makes PPO from the stages of `finished`, keeps each checkpoint of it,
+    and measures other policies of that run beside it.
     """
-    arm = {
-        "start": {"folder": str(finished), "stages": GIVEN},
+    models = {
+        "base": "base",
+        "select": f"{finished}:select",
+        "ppo": "ppo",
+        "twin": f"{finished}:sft",
+        "twin_base": f"{finished}:pretrain",
+    }
+    arm = dict.fromkeys(GIVEN) | {
+        "base": f"{finished}:pretrain",
+        "ppo.start": f"{finished}:ppo_start",
+        "ppo.reward": f"{finished}:reward",
         "ppo.iterations": 2,
         "ppo.save_every": 1,
         "ppo.keep_every": 1,
-        "evaluation.others": {"twin": f"{finished}:sft", "twin_base": f"{finished}:pretrain"},
+        "evaluate.models": models,
+        "evaluate.reward": f"{finished}:reward",
     }
     place = finished.parents[1]
     path = write_study(place, base=str(finished / "config.yaml"), arms={"again": arm})
@@ -46,44 +59,40 @@ def studied(finished: Path) -> Path:
     return place / "runs" / "study"
 
 
-def test_given_stages_are_linked_and_not_run_again(studied, finished):
+@pytest.fixture
+def evaluation(studied) -> dict:
+    return read(studied / "again" / "seed_0" / "evaluate" / "evaluation.json")
+
+
+def test_stages_of_another_run_are_used_and_not_made_again(studied, finished):
     folder = studied / "again" / "seed_0"
-    for stage in GIVEN:
-        assert (folder / stage).resolve() == (finished / stage).resolve()
-    assert not (folder / "ppo").is_symlink() and not (folder / "evaluate").is_symlink()
-    inputs = [
-        json.loads((run / "ppo" / "done.json").read_text())["inputs"] for run in (folder, finished)
-    ]
-    assert inputs[0] == inputs[1]  # the lineage names the same files
+    assert {path.parent.name for path in folder.glob("*/done.json")} == {"ppo", "evaluate"}
+    ours, theirs = (read(run / "ppo" / "done.json")["inputs"] for run in (folder, finished))
+    for key in ("uses.start", "uses.reward"):
+        assert ours[key] == theirs[key]  # the lineage names the same files
 
 
-def test_the_way_through_the_kept_checkpoints_begins_at_sft(studied):
-    evaluation = json.loads(
-        (studied / "again" / "seed_0" / "evaluate" / "evaluation.json").read_text()
-    )
-    rows = evaluation["over_optimisation"]["ppo"]
+def test_the_path_through_the_kept_checkpoints_starts_at_the_baseline(evaluation):
+    rows = evaluation["over_optimization"]["ppo"]
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert rows[0]["kl"] == 0 and len({row["kl"] for row in rows}) == 3  # three different policies
     assert all(row["reward"] == row["gold"] for row in rows)  # no judge of its own
 
 
-def test_models_of_other_runs_are_measured_beside_ours(studied):
-    evaluation = json.loads(
-        (studied / "again" / "seed_0" / "evaluate" / "evaluation.json").read_text()
-    )
-    assert evaluation["pretrain_nll"]["twin_base"] == evaluation["pretrain_nll"]["base"]
+def test_models_of_other_runs_are_measured_beside_ours(studied, evaluation):
+    nll = evaluation["pretrain_nll"]
+    assert nll["twin_base"] == nll["base"]
     # its last epoch, or the chosen one
-    assert evaluation["pretrain_nll"]["twin"] == pytest.approx(
-        evaluation["pretrain_nll"]["sft"], abs=0.1
-    )
-    assert {"twin", "twin_base"} <= set(evaluation["win_rate_vs_sft"]["1.0"])
-    assert set(evaluation["win_rate_vs_others"]) == {"twin", "twin_base"}
-    assert {"base", "sft", "ppo"} <= set(evaluation["win_rate_vs_others"]["twin"])
+    assert nll["twin"] == pytest.approx(nll["select"], abs=0.1)
+    assert {"twin", "twin_base"} <= set(evaluation["win_rate"]["1.0"])
+    against = evaluation["win_rate_vs"]
+    assert {"base", "select", "twin", "twin_base"} <= set(against)
+    assert {"ppo", "best_of_n"} <= set(against["twin"])
     assert "against twin_base" in (studied / "again" / "seed_0" / "report.html").read_text()
 
 
 def test_the_study_sums_up_its_arms(studied):
-    found = json.loads((studied / "summary.json").read_text())["again"]
+    found = read(studied / "summary.json")["again"]
     assert found["models"]["ppo"]["0"]["win_rate"] >= 0 and len(found["path"]["ppo"]) == 3
     page = (studied / "study.html").read_text()
     assert "Reward and score over KL" in page and "twin_base" in page
@@ -100,22 +109,19 @@ def test_arms_are_ordinary_commands(tmp_path):
     userfiles.make(tmp_path)
     arms = {
         "a": {"stages": ["pretrain", "sft"]},
-        "b": {"ppo.kl_coef": 0.5, "evaluation.others": {"a": "{out}/a/seed_{seed}:sft"}},
+        "b": {
+            "ppo.kl_coef": 0.5,
+            "evaluate.models": {"select": "select", "a": "{out}/a/seed_{seed}:sft"},
+        },
     }
     _, runs = study.load_study(write_study(tmp_path, arms=arms, seeds=[3, 4]), [])
     assert [(run.arm, run.seed) for run in runs] == [("a", 3), ("b", 3), ("a", 4), ("b", 4)]
     only = ["--stages", "pretrain,sft", "--out", "runs/study/a/seed_3", "--seed", "3"]
     assert runs[0].command == ["run", "--config", str(tmp_path / "run.yaml"), *only]
-    assert runs[3].command[3:7] == [
-        "--ppo.kl_coef",
-        "0.5",
-        "--evaluation.others",
-        '{"a": "runs/study/a/seed_4:sft"}',
-    ]
-    # its config lacks these sections
-    assert runs[3].stages == tuple(
-        name for name in STAGES if name not in ("ppo_start", "ppo_ptx", *ON_REQUEST)
-    )
+    named = {"select": "select", "a": "runs/study/a/seed_4:sft"}
+    own = ["--ppo.kl_coef", "0.5", "--evaluate.models", json.dumps(named)]
+    assert runs[3].command[-4:] == own
+    assert runs[3].stages == ("pretrain", "sft", "reward", "select", "ppo", "evaluate")
 
 
 BAD = {
@@ -125,7 +131,7 @@ BAD = {
     ),
     "impossible arm": (
         {"arms": {"a": {"ppo.minibatch": 3}}},
-        ("arms.a", "section ppo: batch=8 must be a multiple of minibatch=3"),
+        ("arms.a", "section stages.ppo: batch=8 must be a multiple of minibatch=3"),
     ),
     "unknown stage of an arm": (
         {"arms": {"a": {"stages": ["pretrian"]}}},
@@ -133,7 +139,7 @@ BAD = {
     ),
     "arm without a stage": (
         {"arms": {"a": {"stages": []}}},
-        ("arms.a: stages=[] must name one besides report",),
+        ("arms.a: stages=[] must name at least one",),
     ),
     "arm that is no section": ({"arms": {"a": 3}}, ("arms=", "must be a section of names")),
     "no arms": ({"arms": {}}, ("arms and seeds must each name at least one",)),
@@ -187,7 +193,7 @@ def test_a_signal_is_left_to_the_child(tmp_path):
     (tmp_path / "child.py").write_text(CHILD)
     script = (
         "import signal, sys; from pathlib import Path; signal.signal(signal.SIGINT,"
-        " signal.default_int_handler); from instruct_jax.pipeline import study; study.PROGRAM ="
+        " signal.default_int_handler); from instruct_jax.commands import study; study.PROGRAM ="
         " [sys.executable, 'child.py']; sys.exit(study._wait([], Path('compiled')))"
     )
     env = os.environ | {"PYTHONPATH": str(Path(study.__file__).parents[2])}
@@ -205,52 +211,48 @@ def test_a_signal_is_left_to_the_child(tmp_path):
         assert parent.wait(20) == 130
 
 
-STARTS = {
-    "folder without the stage": (
-        "--start.folder runs/none",
-        ("start.folder=runs/none has not finished the stage pretrain", "run it there"),
+PLACES = {
+    "base without the stage": (
+        "--pretrain null --base runs/none:pretrain --data.tokenizer tok",
+        ("runs/none:pretrain", "runs/none has not finished a stage pretrain", "run it there first"),
     ),
-    "no stages": (
-        "--start.folder x --start.stages []",
-        ("start.stages=[] must name at least one",),
+    "model without a stage": (
+        "--evaluate.models [select,./runs/x]",
+        ("stages.evaluate.models../runs/x=./runs/x", "no RUN:STAGE"),
     ),
-    "no folder": ("--start.stages [sft]", ("start.folder is missing",)),
-    "others without a stage": (
-        "--evaluation.others={a:\\ runs/x}",
-        ("evaluation.others.a='runs/x' must be FOLDER:STAGE",),
-    ),
-    "others that are not there": (
-        "--evaluation.others={a:\\ runs/x:sft}",
-        ("evaluation.others.a=runs/x:sft", "run that first"),
+    "model that is not there": (
+        "--evaluate.models.select select --evaluate.models.a runs/x:sft",
+        ("stages.evaluate.models.a=runs/x:sft", "run it there first"),
     ),
     "kept but not saved": (
         "--ppo.keep_every 7",
-        ("ppo.keep_every=7 must be a multiple of ppo.save_every=50",),
+        ("keep_every=7 must be a multiple of save_every=50",),
     ),
 }
 
 
-@pytest.mark.parametrize("args, message", STARTS.values(), ids=STARTS)
-def test_bad_start(args, message, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("args, message", PLACES.values(), ids=PLACES)
+def test_bad_places(args, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(userfiles.make(tmp_path))
     for verb in ("check", "run"):
         userfiles.refused(main, [verb, "--config", "run.yaml", *shlex.split(args)], message, capsys)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_start_of_another_model_is_refused(finished, monkeypatch, capsys):
+def test_a_base_of_another_shape_is_refused(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished.parents[1])
-    base = [
-        "run",
-        "--config",
-        str(finished / "config.yaml"),
-        "--out",
-        "runs/other",
-        "--start.folder",
-        str(finished),
-    ]
-    assert main([*base, "--model.width", "32"]) == 2
-    assert "was run with model.width: 16, and here it is 32" in capsys.readouterr().err
-    assert main([*base, "--pretrain.batch", "8"]) == 2
-    assert "was run with pretrain.batch: 4, and here it is 8" in capsys.readouterr().err
+    argv = ["run", "--config", str(finished / "config.yaml"), "--out", "runs/other"]
+    argv += ["--pretrain", "null", "--base", f"{finished}:pretrain", "--model.width", "32"]
+    assert main(argv) == 2
+    assert f"model.width=32, but {finished}:pretrain has 16" in capsys.readouterr().err
     assert not Path("runs/other").exists()
+
+
+def test_an_edited_stage_is_refused(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished.parents[1])
+    before = (finished / "config.yaml").read_bytes()
+    argv = ["run", "--config", str(finished / "config.yaml"), "--pretrain.batch", "8"]
+    assert main(argv) == 2
+    message = capsys.readouterr().err
+    assert "settings.batch: 4 then, 8 now" in message and "--redo pretrain" in message
+    assert (finished / "config.yaml").read_bytes() == before

@@ -79,9 +79,12 @@ def gpt2(folder: Path) -> None:
 
 
 def llama(folder: Path) -> None:
-    split = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(LLAMA), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    ])  # fmt: skip
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     names = [
         "<|begin_of_text|>",
         "<|end_of_text|>",

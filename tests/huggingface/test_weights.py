@@ -13,9 +13,20 @@ from instruct_jax.config import ModelConfig
 from instruct_jax.huggingface.families import FAMILIES, sizes_of
 
 CONFIG = ModelConfig(
-    family="llama", vocab_size=50_000, context=64, width=1024, layers=24, heads=8, mlp_width=4096, positions="rotary", norm="rmsnorm",
-    activation="silu", gated=True, bias=False, tied=True,
-)  # fmt: skip
+    family="llama",
+    vocab_size=50_000,
+    context=64,
+    width=1024,
+    layers=24,
+    heads=8,
+    mlp_width=4096,
+    positions="rotary",
+    norm="rmsnorm",
+    activation="silu",
+    gated=True,
+    bias=False,
+    tied=True,
+)
 IMPORT = """
     import dataclasses, json, sys, threading, time
     import flax.linen as nn
@@ -28,7 +39,8 @@ IMPORT = """
     from instruct_jax.huggingface.weights import read_params
 
     def held():  # bytes of this process's own; pages of files can be dropped at any time
-        return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) * 1024
+        status = open("/proc/self/status")
+        return int(next(l for l in status if l.startswith("RssAnon")).split()[1]) * 1024
 
     config = ModelConfig(**json.loads(sys.argv[2]))
     lm = LanguageModel(config)
@@ -40,7 +52,8 @@ IMPORT = """
             peak[0] = max(peak[0], held())
             time.sleep(0.002)
     threading.Thread(target=watch, daemon=True).start()
-    params = jax.block_until_ready(read_params(Path(sys.argv[1]), FAMILIES["llama"], config, boxed, layout))
+    folder, family = Path(sys.argv[1]), FAMILIES["llama"]
+    params = jax.block_until_ready(read_params(folder, family, config, boxed, layout))
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     print(json.dumps({"more": peak[0] - before, "parameters": size}))
 """
@@ -68,8 +81,24 @@ def test_a_model_of_many_shards_needs_one_tensor_of_host_memory(tmp_path):
             largest, total = max(largest, 4 * int(np.prod(shape))), total + 4 * int(np.prod(shape))
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     assert total > 1.5 * 2**30  # or a whole copy would go unseen
-    keys = {key: getattr(CONFIG, key) for key in ("family", "vocab_size", "context", "width", "layers", "heads", "mlp_width", "positions",
-                                                  "norm", "activation", "gated", "bias", "tied")}  # fmt: skip
+    keys = {
+        key: getattr(CONFIG, key)
+        for key in (
+            "family",
+            "vocab_size",
+            "context",
+            "width",
+            "layers",
+            "heads",
+            "mlp_width",
+            "positions",
+            "norm",
+            "activation",
+            "gated",
+            "bias",
+            "tied",
+        )
+    }
     argv = [sys.executable, "-c", textwrap.dedent(IMPORT), str(tmp_path), json.dumps(keys)]
     found = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
     assert found["parameters"] == total

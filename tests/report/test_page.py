@@ -52,7 +52,7 @@ def test_every_section_has_its_numbers(page):
             "pretrain: copy probes, echo",
         ],
         "findings": ["22 of 22: holds", "ppo is preferred to select"],
-        "lineage": ["demonstrations", "from outside", "2 min 25 s"],
+        "lineage": ["demonstrations", "from outside", "2 min"],
         "preference": ["select again (control)", "temperature 0.7", "summarization"],
         "optimization": ["n=16", "square-root", "Reward and score over KL"],
         "tax": ["nats per token", "1.340"],

@@ -1,13 +1,13 @@
-"""One finished run on files, which the tests of this folder look at and begin from."""
+"""One finished run on files, which tests of several folders look at and start from.
+
+tests/conftest.py makes its fixtures known to all of them.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import userfiles
-
-from instruct_jax.chain.read import load_run
-from instruct_jax.chain.run import run
 
 
 def words(rng, least: int, most: int) -> str:
@@ -47,6 +47,9 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def finished(place) -> Path:
     """A run folder after all stages."""
+    from instruct_jax.chain.read import load_run
+    from instruct_jax.chain.run import run
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         return place / run(load_run("run.yaml", userfiles.OVERRIDES))

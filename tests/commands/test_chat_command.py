@@ -1,4 +1,4 @@
-"""The chat verb as a user types into it: on the finished run, and on folders of torch models."""
+"""The chat command as a user types into it: on the finished run, and on folders of torch models."""
 
 import io
 import re
@@ -11,9 +11,10 @@ import pytest
 import userfiles
 from data import wordtok
 
+from instruct_jax.chain import networks
 from instruct_jax.cli import main
 from instruct_jax.commands import chat
-from instruct_jax.commands.open_model import open_policy, open_reward
+from instruct_jax.commands.open_model import Opened, open_policy, open_reward
 from instruct_jax.data.encode import TextFormat
 from instruct_jax.data.packing import pad_prompts
 from instruct_jax.data.tokenize import MESSAGES, encode_prompt, load_tokenizer
@@ -89,23 +90,23 @@ def test_the_oldest_exchanges_go_first():
 # --- what is answered ---
 
 
+def sampled(model: Opened, ids, width: int, sampler: SamplerConfig, key) -> list[int]:
+    """The reply of the sampler."""
+    batch = PromptBatch(*pad_prompts([ids], width, pad=0))
+    rollout = model.net.rollout(sampler)(model.params, batch, key)
+    return np.asarray(rollout.tokens[0])[np.asarray(rollout.mask[0])].tolist()
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_tokens_are_those_of_the_sampler(temperature, finished, place, monkeypatch):
     monkeypatch.chdir(place)
     model = open_policy("runs/a")
-    sampler, speaker = (
-        SamplerConfig(max_tokens=6, temperature=temperature),
-        chat.Speaker(model, 16, 6),
-    )
+    sampler = SamplerConfig(max_tokens=6, temperature=temperature)
+    speaker = chat.ChatModel(model, 16, 6)
     for number, prompt in enumerate(("<bos> a", "<bos> a b c d e f g h i")):
-        ids, key = wordtok.ids(prompt), lambda n=number: jax.random.key(n)
-        rollout = model.ws.rollout(sampler)(
-            model.params, PromptBatch(*pad_prompts([ids], 12, pad=0)), key()
-        )  # type: ignore[arg-type]
-        assert (
-            list(speaker.reply(ids, sampler, key()))
-            == np.asarray(rollout.tokens[0])[np.asarray(rollout.mask[0])].tolist()
-        )
+        ids = wordtok.ids(prompt)
+        reply = list(speaker.reply(ids, sampler, jax.random.key(number)))
+        assert reply == sampled(model, ids, 12, sampler, jax.random.key(number))
 
 
 def test_characters_are_shown_once_they_are_whole(tmp_path):
@@ -129,18 +130,17 @@ def test_no_reply_commands_the_terminal():
 
 
 def test_a_conversation(say):
-    """A reply has the same words whoever asks for it; the reward is that of the run's reward model."""
+    """A reply has the same words whoever asks for it; the reward is that of the run's
+    reward model.
+    """
     first = say("runs/a --temperature 0 --reward runs/a", "a b")
     assert first == say(
         "runs/a:ppo --reward runs/a:reward", "/temperature 0", "", "a b", "/quit", "c d"
     )
     model, judge = open_policy("runs/a:ppo"), open_reward("runs/a")
     prompt = encode_prompt(WORDS, "a b")
-    rollout = model.ws.rollout(SamplerConfig(8, 0.0))(
-        model.params, PromptBatch(*pad_prompts([prompt], 8, pad=0)), jax.random.key(0)
-    )
-    reply = rollout.tokens[0][rollout.mask[0]].tolist()
-    [reward] = judge.ws.rewards(judge.params, [[*prompt, *reply]])
+    reply = sampled(model, prompt, 8, SamplerConfig(8, 0.0), jax.random.key(0))
+    [reward] = networks.rewards(judge.net, judge.params, [[*prompt, *reply]])
     assert first == [
         " ".join(WORDS.convert_ids_to_tokens(reply)),
         f"cut off by --max_tokens, 8 tokens, reward {reward:.3f}",
@@ -175,11 +175,9 @@ def test_the_conversation_stays_within_the_context(say):
 def test_two_models_side_by_side(say, monkeypatch):
     def another(name, overrides):
         model = open_policy(name, overrides)
-        return (
-            model._replace(params=jax.tree.map(lambda x: -x, model.params))
-            if name.endswith("pretrain")
-            else model
-        )
+        if name.endswith("pretrain"):
+            return model._replace(params=jax.tree.map(lambda x: -x, model.params))
+        return model
 
     monkeypatch.setattr(chat, "open_policy", another)  # after one step the two would say the same
     a, b = (
@@ -216,7 +214,7 @@ def test_two_models_side_by_side(say, monkeypatch):
 
 
 def test_ctrl_c_stops_a_reply_and_keeps_what_was_said(say, monkeypatch):
-    asked, reply = [], chat.Speaker.reply
+    asked, reply = [], chat.ChatModel.reply
     after = iter([2, 0])
 
     def stopped(self, ids, sampler, key):
@@ -227,7 +225,7 @@ def test_ctrl_c_stops_a_reply_and_keeps_what_was_said(say, monkeypatch):
                 raise KeyboardInterrupt
             yield token
 
-    monkeypatch.setattr(chat.Speaker, "reply", stopped)
+    monkeypatch.setattr(chat.ChatModel, "reply", stopped)
     shown = say("runs/a --temperature 0 --max_tokens 5", "a b", "c", "d")
     assert (
         shown[1:4] == ["stopped by Ctrl-C, 2 tokens", "", "stopped by Ctrl-C"] and len(shown) == 6
@@ -251,11 +249,13 @@ BAD = {
     "./nowhere": ("nowhere: no such model folder",),
     "tok": ("tok: no config of a model",),
     "nowhere:ppo": ("nowhere is no run folder", "give RUN:STAGE"),
-    "runs/a:reward": ("reward is no language model", "ppo"),
-    "begun": ("begun has not finished the stage pretrain; run it first",),
+    "runs/a:reward": ("reward is no stage of this run that leaves a policy; use one of", "ppo"),
+    "begun": ("begun has no finished stage that leaves a policy; run it first",),
     "begun:sft": ("begun has not finished the stage sft; run it first",),
-    "runs/a --reward runs/a:sft": ("sft is no reward model; use runs/a:reward",),
-    "runs/a --reward begun": ("begun has not finished the stage reward",),
+    "runs/a --reward runs/a:sft": (
+        "sft is no stage of this run that leaves a reward model; use one of reward",
+    ),
+    "runs/a --reward begun": ("begun has no finished stage that leaves a reward model",),
     "runs/a --temperature -1": ("temperature=-1.0 must not be negative",),
     "runs/a --temperature much": ("--temperature", "much"),
     "runs/a --max_tokens 16": (
@@ -288,12 +288,11 @@ def folders(tmp_path_factory):
 
     place = tmp_path_factory.mktemp("folders")
     models = {}
-    for name, head in {"policy": False, "judge": True, "other": True}.items():
-        models[name] = torch_models.model_of("qwen3", seed=3, head=head)
+    tokenizers = {"policy": WORDS, "judge": WORDS, "other": wordtok.words(eos_token="j")}
+    for name, tok in tokenizers.items():
+        models[name] = torch_models.model_of("qwen3", seed=3, head=name != "policy")
         torch_models.save(models[name], place / name)
-        (wordtok.words() if name != "other" else wordtok.words(eos_token="j")).save_pretrained(
-            place / name
-        )
+        tok.save_pretrained(place / name)
     return place, models
 
 
@@ -306,13 +305,8 @@ def test_folders(folders, say, monkeypatch):
     ids = encode_prompt(WORDS, [{"role": "user", "content": "a b"}])
     said = list(ids)
     while said[-1] != wordtok.EOS and len(said) < len(ids) + 6:
-        said.append(
-            int(
-                torch_models.logits(models["policy"], np.array([said]), np.ones((1, len(said))))[
-                    0, -1
-                ].argmax()
-            )
-        )
+        logits = torch_models.logits(models["policy"], np.array([said]), np.ones((1, len(said))))
+        said.append(int(logits[0, -1].argmax()))
     reward = torch_models.logits(models["judge"], np.array([said]), np.ones((1, len(said))))[0, 0]
     shown = say("policy --reward judge --temperature 0 --max_tokens 6", "a b")
     assert shown[-1].endswith(f"{len(said) - len(ids)} tokens, reward {reward:.3f}")
@@ -321,10 +315,8 @@ def test_folders(folders, say, monkeypatch):
 def test_another_tokenizer(folders, monkeypatch, capsys):
     monkeypatch.chdir(folders[0])
     message = (
-        (
-            "--reward other has another tokenizer than policy (16 ids with eos 16 there, 16 with"
-            " eos 2 here)"
-        ),
+        "--reward other has another tokenizer than policy (16 ids with eos 16 there, 16 with eos 2"
+        " here)",
         "the same one",
     )
     userfiles.refused(main, ["chat", "policy", "--reward", "other"], message, capsys)

@@ -1,0 +1,288 @@
+"""What a config can say with named stages, each from run to export, chat, evaluation and report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+from data import wordtok
+
+from instruct_jax.chain import ppo
+from instruct_jax.cli import main
+from instruct_jax.data.tokenize import load_tokenizer
+
+SFT_OF_BASE = "runs/base:sft"  # where runs start that are not about SFT
+JUDGED = {"reward": "reward", **small.EVALUATE}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(tmp_path_factory):
+    """A folder with the files and runs/base, in which the tests of this file work."""
+    folder = small.make_files(tmp_path_factory.mktemp("stages"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        small.base_run()
+        yield folder
+
+
+@pytest.fixture
+def used(monkeypatch, capsys):
+    """Exports a stage, chats with it, and looks for it in the report; returns the export."""
+
+    def use(run: Path, stage: str, *, chat: bool = True) -> Path:
+        out = Path("exports", run.name, stage)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        assert main(["export", f"{run}:{stage}", "--out", str(out)]) == 0
+        assert (out / "model.safetensors").exists()
+        assert f"stage {stage}" in (out / "README.md").read_text()
+        if chat:
+            assert small.said_in_chat(f"{run}:{stage}", monkeypatch, capsys).strip()
+        assert main(["report", str(run)]) == 0
+        assert stage in (run / "report.html").read_text()
+        return out
+
+    return use
+
+
+def evaluation(run: Path, stage: str = "evaluate") -> dict:
+    return small.note(run, stage, "evaluation.json")
+
+
+def logp_of_export(folder: Path, text: str) -> float:
+    """log p of the words after the first one, by torch."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.tensor([wordtok.ids(text)])
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        return -float(model(ids, labels=ids).loss)
+
+
+def test_sft_alone(used):
+    """Without a reward model there is no judge: style, KL, loss and samples are what is left."""
+    evaluate = {"models": ["base", "sft"], **small.EVALUATE}
+    run = small.run(small.config("alone", {"sft": small.SFT, "evaluate": evaluate}))
+    used(run, "sft")
+    found = evaluation(run)
+    assert (found["judge"], found["baseline"], found["win_rate"]) == (None, "base", {})
+    assert set(found["style"]) == set(found["kl"]) == set(found["pretrain_nll"]) == {"base", "sft"}
+    assert found["kl"]["base"] == pytest.approx(0, abs=1e-4) and found["kl"]["sft"] != 0
+    completions = found["samples"][0]["completions"]
+    assert set(completions) == {"base", "sft"} and "reward" not in completions["sft"]
+    assert json.loads((run / "summary.json").read_text())["reward_models"] == {}
+
+
+def test_a_reward_model_alone(used, monkeypatch, capsys):
+    """On the rankings of files, from an SFT model of another run."""
+    run = small.run(small.config("scorer", {"reward": small.REWARD}, base=SFT_OF_BASE))
+    used(run, "reward", chat=False)
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary["reward_models"]) == {"reward"}
+    assert 0 <= summary["reward_models"]["reward"]["accuracy_heldout_prompts"] <= 1
+    said = small.said_in_chat(SFT_OF_BASE, monkeypatch, capsys, "--reward", f"{run}:reward")
+    assert "reward" in said
+    # a policy is no reward model, nor the other way round
+    assert main(["chat", f"{run}:reward"]) == 2
+    assert "reward is no stage of this run that leaves a policy" in capsys.readouterr().err
+    stages = {"ppo": {"reward": SFT_OF_BASE, **small.PPO}}
+    assert small.command(small.config("wrong", stages, base=SFT_OF_BASE)) == 2
+    assert "stages.ppo.reward=runs/base:sft leaves a policy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}], ids=["full", "lora"])
+def test_sft_and_dpo(lora, used):
+    """On rankings of files, pairs and three completions; without any reward model."""
+    name = "dpo" if lora is None else "dpo_lora"
+    stages = {
+        "sft": small.SFT,
+        "dpo": {"start": "sft", **small.DPO},
+        "evaluate": {"models": ["base", "sft", "dpo"], "baseline": "sft", **small.EVALUATE},
+    }
+    run = small.run(small.config(name, stages, lora=lora))
+    first, *_, last = small.metrics(run, "dpo")
+    assert first["dpo/loss"] == pytest.approx(np.log(2), abs=1e-5)  # it begins at its reference
+    assert last["dpo/loss"] != first["dpo/loss"]
+    assert small.note(run, "dpo")["output"]["rankings"] == 10  # of 16: whole prompts are held out
+    kl = evaluation(run)["kl"]
+    assert kl["sft"] == pytest.approx(0, abs=1e-4) and kl["dpo"] != 0
+    exported = logp_of_export(used(run, "dpo"), "a b c d")
+    assert exported != logp_of_export(used(run, "sft", chat=False), "a b c d")
+
+
+def test_policies_side_by_side(used):
+    """PPO, PPO-ptx and DPO in one evaluation and one report; two reward models of different seeds,
+    and a policy on each; a policy of another run as the baseline of a second evaluation.
+    """
+    reward = {"kind": "reward", "start": "sft", **small.REWARD}
+    learns = {"kind": "ppo", "start": "sft", **small.PPO}
+    names = ["base", "sft", "ppo", "ppo_ptx", "ppo_b", "dpo"]
+    stages = {
+        "sft": small.SFT,
+        "reward": reward,
+        "reward_b": {"seed": 1, **reward},
+        "ppo": {"reward": "reward", **learns},
+        "ppo_ptx": {"reward": "reward", **learns, **small.PTX},
+        "ppo_b": {"reward": "reward_b", **learns},
+        "dpo": {"start": "sft", **small.DPO},
+        "evaluate": {"models": names, "baseline": "sft", **JUDGED},
+        "against_other": {
+            "kind": "evaluate",
+            "models": {"ours": "ppo", "theirs": SFT_OF_BASE},
+            "baseline": "theirs",
+            **JUDGED,
+        },
+    }
+    run = small.run(small.config("chain", stages))
+    for stage in ("ppo", "ppo_ptx", "ppo_b", "dpo"):
+        used(run, stage, chat=stage == "ppo_ptx")
+        used_by = evaluation(run)["win_rate"]["1.0"]
+        assert 0 <= used_by[stage]["mean"] <= 1
+    assert "sft_control" in evaluation(run)["win_rate"]["1.0"]
+    assert evaluation(run)["judge"] == "reward model"
+    # PPO-ptx trains on text too, and only it
+    assert "ptx/nll" in small.metrics(run, "ppo_ptx")[0]
+    assert "ptx/nll" not in small.metrics(run, "ppo")[0]
+    # other seeds give other reward models, and these other policies
+    outputs = [small.note(run, name)["output"] for name in ("reward", "reward_b")]
+    assert outputs[0]["normalisation"]["mean"] != outputs[1]["normalisation"]["mean"]
+    scores = [small.metrics(run, name)[0]["ppo/score"] for name in ("ppo", "ppo_b")]
+    assert scores[0] != scores[1]
+    other = evaluation(run, "against_other")
+    assert other["baseline"] == "theirs"
+    assert set(other["win_rate"]["1.0"]) == {"ours", "theirs_control", "best_of_n"}
+    assert set(other["win_rate_vs"]) == {"theirs"}
+    page = (run / "report.html").read_text()
+    assert all(name in page for name in stages) and SFT_OF_BASE in page
+    assert set(json.loads((run / "summary.json").read_text())["evaluations"]) == {
+        "evaluate",
+        "against_other",
+    }
+
+
+def test_a_reward_model_larger_than_the_policy(used):
+    """It starts from an SFT model of its own size, as the paper's 6B beside 1.3B; so does the value
+    function.
+    """
+    large = small.MODEL | {"width": 32, "layers": 2}
+    stages = {
+        "pretrain_large": {"kind": "pretrain", "model": large, **small.PRETRAIN},
+        "sft_large": {"kind": "sft", "start": "pretrain_large", **small.SFT},
+        "reward": {"start": "sft_large", **small.REWARD},
+        "ppo": {"reward": "reward", **small.PPO},
+        "evaluate": {"models": ["base", "sft_large", "ppo"], **JUDGED},
+    }
+    run = small.run(small.config("large", stages, base=SFT_OF_BASE))
+    reward, policy = used(run, "reward", chat=False), used(run, "ppo")
+    sizes = [json.loads((folder / "config.json").read_text()) for folder in (reward, policy)]
+    assert [(size["n_embd"], size["n_layer"]) for size in sizes] == [(32, 2), (16, 1)]
+    value = small.note(run, "ppo", "model.json")["spec"]["model"]
+    assert (value["width"], value["layers"]) == (16, 1)
+    assert 0 <= evaluation(run)["win_rate"]["1.0"]["sft_large"]["mean"] <= 1
+
+
+# --- a reward model that somebody else trained ---
+
+
+def their_reward(folder: Path, tokenizer) -> Path:
+    """A folder for sequence classification, of torch."""
+    import torch
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=64,
+        n_embd=24,
+        n_layer=2,
+        n_head=2,
+        num_labels=1,
+        initializer_range=0.5,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    GPT2ForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def scores_by_hand(folder: Path, tokenizer, texts: list[tuple[str, bool]]) -> np.ndarray:
+    """What torch says of whole texts; those that have ended get an EOS."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    scores = []
+    for text, ended in texts:
+        bos = [] if tokenizer.bos_token_id == tokenizer.eos_token_id else [tokenizer.bos_token_id]
+        ids = bos + tokenizer.encode(text, add_special_tokens=False)
+        ids += [tokenizer.eos_token_id] * ended
+        with torch.no_grad():  # at the last token; their own search for it stops before a PAD
+            states = model.transformer(torch.tensor([ids])).last_hidden_state
+            scores.append(float(model.score(states[0, -1])[0]))
+    return np.array(scores)
+
+
+@pytest.fixture
+def rollouts(monkeypatch):
+    """The rollouts of PPO, with the metrics that their scores went into."""
+    seen = []
+    compile_experience = ppo.compile_experience
+
+    def compiled(*args):
+        make = compile_experience(*args)
+
+        def watched(params, frozen, rollout, scores, kl_coef):
+            made, metrics = make(params, frozen, rollout, scores, kl_coef)
+            seen.append((rollout, scores, metrics))
+            return made, metrics
+
+        return watched
+
+    monkeypatch.setattr(ppo, "compile_experience", compiled)
+    return seen
+
+
+def texts_of(rollout) -> list[tuple[str, bool]]:
+    """Prompt and reply as words, and whether the reply has ended."""
+    found = []
+    for row, ended in enumerate(np.asarray(rollout.ended)):
+        prompt = np.asarray(rollout.prompt)[row][np.asarray(rollout.prompt_mask)[row]]
+        reply = np.asarray(rollout.tokens)[row][np.asarray(rollout.mask)[row]]
+        ids = [*prompt.tolist(), *reply.tolist()]
+        words = [wordtok.WORDS[i] for i in ids if i not in (wordtok.BOS, wordtok.EOS)]
+        found.append((" ".join(words), bool(ended)))
+    return found
+
+
+@pytest.mark.parametrize("reads", ["the same words", "bytes"])
+def test_a_reward_model_of_somebody_else(reads, used, rollouts):
+    """As the reward of PPO and as a judge; where it has a tokenizer of its own, it reads text."""
+    if reads == "bytes":
+        tokenizer = load_tokenizer(wordtok.gpt2_folder(Path("bytes_tok")))
+    else:
+        tokenizer = wordtok.words()
+    name = reads.split()[-1]
+    theirs = their_reward(Path(f"their_{name}"), tokenizer)
+    # no template and no PAD tell where a word begins: replies begin with a space, for bytes
+    text = {"max_prompt": 6, "max_completion": 6, "completion_prefix": " "}
+    stages = {
+        "ppo": {"reward": f"./{theirs}", "value_init": "policy", **small.PPO},
+        "evaluate": {"models": ["base", "ppo"], **JUDGED, "reward": f"./{theirs}"},
+    }
+    run = small.run(small.config(f"by_{name}", stages, base=SFT_OF_BASE, text=text))
+    assert len(rollouts) == small.PPO["iterations"]
+    for rollout, scores, metrics in rollouts:
+        expected = scores_by_hand(theirs, tokenizer, texts_of(rollout))
+        assert np.ptp(expected) > 0.1
+        assert float(metrics["ppo/score"]) == pytest.approx(expected.mean(), abs=1e-4)
+        assert (scores is not None) == (reads == "bytes")
+        if scores is not None:
+            np.testing.assert_allclose(np.asarray(scores), expected, atol=1e-4)
+    rows = (run / "evaluate" / "completions.jsonl").read_text().splitlines()
+    completions = [json.loads(row) for row in rows][:8]
+    whole = [(f"{row['prompt']} {row['completion']}", row["ended"]) for row in completions]
+    judged = [row["reward"] for row in completions]
+    np.testing.assert_allclose(judged, scores_by_hand(theirs, tokenizer, whole), atol=1e-4)
+    assert evaluation(run)["judge"] == "reward model"
+    used(run, "ppo", chat=False)
