@@ -151,7 +151,7 @@ def test_public_data_have_a_source(name):
     """The comment says for each folder that the config reads where its files are from."""
     path = FOLDER / f"{name}.yaml"
     comment, config = path.read_text().split("\nout:")
-    read = {SETS.get(set_, set_) for set_ in re.findall(r"(\w+):data/public", config)}
+    read = {SETS[prefix] for prefix in re.findall(r"(\w+):data/public", config)}
     read |= set(re.findall(r"data/public/(\w+)", config))
     known = FOLDER.joinpath("real_small.yaml").read_text().split("\nout:")[0] + comment
     described = set(re.findall(r"^#   (\w+)/\S+", known, re.MULTILINE))

@@ -126,8 +126,8 @@ def _check_kind(
 
 
 def check_identities(run: Run, chosen: Sequence[str], redo: Sequence[str] = ()) -> None:
-    """RunError where a finished stage, of those chosen or of what they are made from, was made from
-    something else.
+    """RunError where a stage that was begun, of those chosen or of what they are made from, was
+    made from something else.
     """
     again = set(graph.descendants(run.config, redo)) if redo else set()
     wanted = set(chosen)
@@ -136,17 +136,18 @@ def check_identities(run: Run, chosen: Sequence[str], redo: Sequence[str] = ()) 
             wanted |= {str(p.stage) for p in run.stage(name).uses.values() if p.own}
     for name in graph.order(run.config):
         stage = run.stage(name)
-        if name in again or name not in wanted or not (stage.folder / "done.json").exists():
+        begun = any((stage.folder / note).exists() for note in ("inputs.json", "done.json"))
+        if name in again or name not in wanted or not begun:
             continue
         with contextlib.suppress(_Unfinished):
-            stage_done(stage.folder, _identity_of_done(stage))
+            stage_done(stage.folder, _identity_of_begun(stage))
 
 
 class _Unfinished(Exception):
-    """Something that a finished stage uses is not finished."""
+    """Something that a stage uses is not finished."""
 
 
-def _identity_of_done(stage: Stage) -> dict[str, Any]:
+def _identity_of_begun(stage: Stage) -> dict[str, Any]:
     for place in stage.uses.values():
         if place.stage and not (stage.run.stage_folder(place) / "done.json").exists():
             raise _Unfinished

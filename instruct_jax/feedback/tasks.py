@@ -1,5 +1,6 @@
-"""The tasks of labelers: they are made from samples, show outputs in some order, and their replies
-are checked.  All pure.
+"""The tasks of labelers: made from samples, with an order of their outputs, and checked replies.
+
+All pure.
 """
 
 import dataclasses

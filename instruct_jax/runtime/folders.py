@@ -42,7 +42,7 @@ SHOWN_CHANGES = 3  # of the inputs of a stage, in a message
 def require_local(path: str | Path, key: str) -> None:
     """RunError where the path is an address such as gs://bucket/run, which nothing here can write.
 
-    Path() makes a local folder called "gs:" of it, so this is asked before anything is written.
+    Path() makes a local folder called "gs:" of it, so call this before anything is written.
     """
     address = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(path))
     if address is None:
@@ -157,11 +157,13 @@ def stage_done(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None
     """What `finish_stage` wrote, or None where the stage is not finished.
 
     inputs: what the stage would be made from now, by name, such as {"settings.epochs": 4,
-    "data.demonstrations": "sha256:..."}; any values that JSON can hold.  RunError where it was made
-    from something else.
+    "data.demonstrations": "sha256:..."}; any values that JSON can hold.  RunError where it was
+    made, or begun, from something else.
     """
-    path = folder / "done.json"
+    path, begun = folder / "done.json", folder / "inputs.json"
     if not path.exists():
+        if begun.exists():
+            _check_inputs(folder, read_note(begun), inputs)
         return None
     done = read_note(path)
     _check_inputs(folder, done.get("inputs", {}), inputs)
@@ -199,7 +201,7 @@ def _check_inputs(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any])
     changed = []
     for key in [*then, *(key for key in now if key not in then)]:
         old, new = _as_json(then, key), _as_json(now, key)
-        if old != new:
+        if _meaning(old) != _meaning(new):
             changed.append(f"  {key}: {_short(old)} then, {_short(new)} now")
     if not changed:
         return
@@ -212,6 +214,12 @@ def _check_inputs(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any])
         + f"\nGive the changed stage another name, make it again with --redo {stage} (which also"
         " makes again what was made from it), or choose another out."
     )
+
+
+def _meaning(value: str) -> str:
+    """A value as it is compared: of records, their hash without the names of their files."""
+    files, colon, digest = value.rpartition("sha256:")
+    return digest if colon else files + digest
 
 
 def _as_json(inputs: Mapping[str, Any], key: str) -> str:
@@ -281,7 +289,7 @@ def _commit() -> str | None:
 
     None outside a repository.
     """
-    describe = "git describe --always --dirty --abbrev=40 --exclude=*".split()
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     here = Path(__file__).parent
     try:
         done = subprocess.run(describe, cwd=here, capture_output=True, text=True, check=True)

@@ -24,7 +24,7 @@ from instruct_jax.chain.context import Run
 from instruct_jax.chain.parameters import Model
 from instruct_jax.chain.read import load_run
 from instruct_jax.cli import main
-from instruct_jax.models.lora import merged
+from instruct_jax.models.lora import fold_adapters
 from instruct_jax.runtime.folders import file_hash
 
 CHAINS = {
@@ -37,7 +37,7 @@ CHAINS = {
 }
 CONFIG = """
 out: run
-base: base
+base: ./base
 sample_batch: 8
 data:
   texts: [texts.jsonl, plain.txt]
@@ -227,7 +227,7 @@ def test_adapters_go_to_peft_and_back(chain, capsys):
     keys = ["--data.tokenizer", "base", "--model.vocab_multiple", "8"]
     assert main(["import", "adapter", "--out", "from_adapter", *keys]) == 0
     back = policy(opened(Path("from_adapter")), "import").params
-    whole = merged(model.params, run.config.lora)
+    whole = fold_adapters(model.params, run.config.lora)
     for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -242,7 +242,7 @@ def test_what_went_out_comes_in_again(chain):
     assert main(["import", str(out), "--out", "imported", "--model.vocab_multiple", "8"]) == 0
     run = opened(chain / "run")
     back = policy(opened(Path("imported")), "import").params
-    went = merged(policy(run, "sft").params, run.config.lora)
+    went = fold_adapters(policy(run, "sft").params, run.config.lora)
     lower = went.pop("lower_layers", None)
     if lower:
         went["layers"] = jax.tree.map(
@@ -254,7 +254,7 @@ def test_what_went_out_comes_in_again(chain):
 def test_a_run_starts_from_what_came_in(chain):
     shared = opened(chain / "run").config.frozen_layers
     keys = ["--model.vocab_multiple", "8", "--frozen_layers", str(shared)]
-    assert main(["import", "base", "--out", "begun", *keys]) == 0
+    assert main(["import", "./base", "--out", "begun", *keys]) == 0
     argv = ["run", "--config", "run.yaml", "--stages", "sft", "--out", "second"]
     assert main([*argv, "--base", "begun:import"]) == 0
     ours, theirs = (
@@ -289,4 +289,4 @@ def test_a_config_that_contradicts_its_base(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     make(tmp_path, "gpt2")
     argv = ["check", "--config", "run.yaml", "--model.width", "64"]
-    userfiles.refused(main, argv, ("model.width=64, but base has 30",), capsys)
+    userfiles.refused(main, argv, ("model.width=64, but ./base has 30",), capsys)

@@ -3,7 +3,6 @@ many devices; one stopped, one killed; resumed elsewhere.
 """
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import userfiles
 from userfiles import OVERRIDES
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
@@ -33,7 +33,7 @@ def start(
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    env = userfiles.environment(devices)
     command = [*COMMAND, "--out", out, *(mesh or ("--mesh.data", "2", "--mesh.fsdp", "2"))]
     if processes > 1:
         command += ["--coordinator", f"localhost:{port}", "--processes", str(processes)]
