@@ -341,7 +341,8 @@ def _other_verbs(verbs: Verbs) -> None:
 @contextlib.contextmanager
 def _sigterm_stops() -> Iterator[None]:
     """SIGTERM raises Terminated.  While a stage trains, its loop takes the signal, to finish the
-    step and save; jax does, of several processes."""
+    step and save; jax does, of several processes.
+    """
 
     def stop(*_: object) -> None:
         raise Terminated
@@ -381,7 +382,9 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
             validate(following, own, again)
             folder = run(following, own, again)
     except jax.errors.JaxRuntimeError as error:
-        raise hosts.HostLostError(error) from error if hosts.is_multihost() else error
+        if not hosts.is_multihost():
+            raise
+        raise hosts.HostLostError(error) from error
     if hosts.is_main():
         report = f", see {folder / 'report.html'}" if stages is None else ""
         print(f"done: {folder}{report}")
@@ -590,8 +593,8 @@ def _explain(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, OSError) and error.errno in NO_WRITING and error.filename:
         print(
-            f"error: cannot write {error.filename}: {error.strerror}.  Make room on the disk, or let"
-            " this user write there, and run the same command again: it resumes from the last"
+            f"error: cannot write {error.filename}: {error.strerror}.  Make room on the disk, or"
+            " let this user write there, and run the same command again: it resumes from the last"
             " checkpoint",
             file=sys.stderr,
         )

@@ -19,7 +19,9 @@ def shown(name: str, limit: int = 60) -> str:
 
 
 def names(found: Iterable[Any], limit: int = 200) -> str:
-    """The sorted names in brackets, at most `limit` characters: a field may be named by a megabyte."""
+    """The sorted names in brackets, at most `limit` characters: a field may be named by
+    a megabyte.
+    """
     return shorten(sorted(found), limit)
 
 

@@ -130,7 +130,9 @@ def fetch(tree: Any) -> Any:
 
 
 def reshard(params: Params, boxed: Params, layout: Layout) -> Params:
-    """The same parameters in another layout of the same mesh; nothing moves where it is the same."""
+    """The same parameters in another layout of the same mesh; nothing moves where it is
+    the same.
+    """
     return jax.device_put(params, shardings_of(boxed, layout))
 
 
@@ -227,7 +229,8 @@ def ahead_of_time(
     step: Callable, state: TrainState, base: Params, examples: Iterable[Any]
 ) -> Callable:
     """A jitted step (state, base, batch), on its base and compiled for the shapes of all example
-    batches before the first step, so that nothing compiles later on."""
+    batches before the first step, so that nothing compiles later on.
+    """
     shape_of = lambda batch: tuple(x.shape for x in jax.tree.leaves(batch))  # noqa: E731
     compiled = {
         shape: step.lower(state, base, batch).compile()

@@ -73,5 +73,5 @@ def unseen(char: str) -> bool:
 
 
 def code_of(char: str) -> str:
-    """The character as it would be written in Python: \\u202e."""
+    r"""The character as it would be written in Python: \\u202e."""
     return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"

@@ -95,13 +95,21 @@ def row(item: str, args: argparse.Namespace, bench: Bench) -> dict[str, Any]:
         for phase, seconds in laps[name].items()
     }
     found = {
-        "bench": item, "size": args.size, "dtype": args.dtype, "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
-        "threads": args.threads, **work.settings, **{clock: summary(seconds) for clock, seconds in total.items()},
+        "bench": item,
+        "size": args.size,
+        "dtype": args.dtype,
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "threads": args.threads,
+        **work.settings,
+        **{clock: summary(seconds) for clock, seconds in total.items()},
         "phases": {phase: summary(seconds) for phase, seconds in laps[name].items()},
         "gflops": {phase: round(x / 1e9, 1) for phase, x in rate.items()},
         "utilization": {phase: round(x / matmul, 3) for phase, x in rate.items()},
-        "matmul_gflops": round(matmul / 1e9, 1), "memory_gbps": round(memory / 1e9, 1), "jax": jax.__version__,
-    }  # fmt: skip
+        "matmul_gflops": round(matmul / 1e9, 1),
+        "memory_gbps": round(memory / 1e9, 1),
+        "jax": jax.__version__,
+    }
     if item == "sample":
         median = statistics.median(total[name])
         found["tokens_per_s"] = round(work.settings["rows"] * work.settings["response"] / median)

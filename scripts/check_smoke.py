@@ -1,4 +1,6 @@
-"""Asserts on what the smoke run left behind:  python scripts/check_smoke.py runs/quickstart_smoke"""
+"""Asserts on what the smoke run left behind:  python scripts/check_smoke.py
+runs/quickstart_smoke
+"""
 
 import json
 import math

@@ -118,7 +118,8 @@ def plan(
 ) -> Iterator[tuple[str, str, Callable[[float], bool]]]:
     """(stage, moment, is it there) of each kill: the stages in their order, as many kills for each;
     those that a stage did not live to see are for the ones after it, and are left out where none
-    is."""
+    is.
+    """
     stages = whole.stages
     for i in range(kills):
         left = [name for name in stages[i * len(stages) // kills :] if not killed.done(name)]
@@ -170,9 +171,7 @@ def compare(stages: list[str], whole: Path, killed: Path) -> dict[str, int]:
         same[kind] += 1
 
     for pattern in LEFTOVERS:
-        check(
-            "kinds of leftovers, all absent", pattern, [], [path for path in killed.rglob(pattern)]
-        )
+        check("kinds of leftovers, all absent", pattern, [], list(killed.rglob(pattern)))
     for stage in stages:
         a, b = whole / stage, killed / stage
         done = [json.loads((folder / "done.json").read_text())["output"] for folder in (a, b)]

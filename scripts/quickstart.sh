@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole pipeline on the embedded world, from pretraining to report.html:  bash scripts/quickstart.sh [--dotted.key value ...]
-# An interrupted run goes on with the same command.
+# The same command resumes an interrupted run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh

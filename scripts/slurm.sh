@@ -38,7 +38,7 @@ session() {
 # In the job, on its first node.  SLURM sends SIGTERM to the processes 120 s before the time limit, and when the job is preempted.
 job() {
     local out=$2 code
-    for _ in 1 2 3; do # a process that dies takes all down; mostly the next try goes on
+    for _ in 1 2 3; do # a process that dies takes all down; mostly the next try succeeds
         code=0
         session "$@" || code=$?
         [ ! -e "$out/report.html" ] || exit 0

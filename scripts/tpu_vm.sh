@@ -3,8 +3,9 @@
 #   bash scripts/tpu_vm.sh [--dry-run] [--spot] NAME TYPE ZONE BUCKET CONFIG [--dotted.key value ...]
 #   bash scripts/tpu_vm.sh --spot paper-6b v5p-64 us-east5-a my-bucket configs/instructgpt_6b.yaml --ppo.kl_coef 0.05
 # Sends this checkout to all workers and mounts the bucket there as runs/; the run folder is gs://BUCKET/NAME.  A slice that is taken away
-# is requested again and the run goes on, until report.html is there; then, or when the run cannot go on, the slice is deleted.
-# Ctrl-C leaves the slice as it is; the same command goes on.  --dry-run prints the commands of one session and calls nothing.
+# is requested again and the run resumes, until report.html is there; then, or when the run cannot
+# resume, the slice is deleted.
+# Ctrl-C leaves the slice as it is; the same command resumes.  --dry-run prints the commands of one session and calls nothing.
 # Run it where the network holds, such as in tmux on a small VM.
 # Needs gcloud with a project, its key in the ssh agent (ssh-add ~/.ssh/google_compute_engine), and a bucket with hierarchical namespace,
 # where renaming a folder is one step, near the slice.
@@ -99,7 +100,7 @@ fi
 
 give_up() {
     release || true
-    echo "$name: $1; the slice is deleted, gs://$bucket/$name stays and the same command goes on" >&2
+    echo "$name: $1; the slice is deleted, gs://$bucket/$name stays and the same command resumes" >&2
     exit "$2"
 }
 failures=0 # in a row, without an hour of work or a preemption between them

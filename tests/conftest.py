@@ -13,6 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    # most of the suite's time is compiling, and this halves it; tiny models run fast enough
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 CACHE = (
     pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
@@ -35,9 +38,23 @@ from instruct_jax.runtime import hosts  # noqa: E402
 pytest_plugins = ["finished_run"]
 
 
+# what takes longest comes first, so that no worker has it left at the end
+FIRST = ("test_hosts.py", "finished_run")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that no worker has it left at the end."""
-    items.sort(key=lambda item: item.path.name != "test_hosts.py")
+    """A worker takes a file at a time, and one of them all files that look at the finished run."""
+    sharing = {item.path for item in items if "finished" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = "finished_run" if item.path in sharing else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+    def rank(item: pytest.Item) -> int:
+        name = "finished_run" if item.path in sharing else item.path.name
+        return FIRST.index(name) if name in FIRST else len(FIRST)
+
+    items.sort(key=rank)
 
 
 def pytest_configure(config: pytest.Config) -> None:

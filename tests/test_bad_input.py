@@ -676,6 +676,11 @@ CASES = [
         "--ppo.start zebra",
     ),
     Case(
+        "start of 300 letters",
+        ("stages.ppo.start=aaa", "is no stage of this run"),
+        f"--ppo.start {'a' * 300}",
+    ),
+    Case(
         "start left out",
         ("stages.ppo.start=select is no stage of this run", "the stages are pretrain, sft"),
         "--select null",

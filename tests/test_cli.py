@@ -1,4 +1,4 @@
-"""The verbs as a user calls them."""
+"""The commands as a user calls them."""
 
 import errno
 import importlib.metadata
@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import userfiles
 
 from instruct_jax.cli import Terminated, main
+from instruct_jax.errors import NonFiniteError
 from instruct_jax.runtime.signals import Interrupted
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +25,11 @@ ROOT = Path(__file__).parents[1]
 def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return userfiles.make(tmp_path)
+
+
+def fake_run(monkeypatch: pytest.MonkeyPatch, run: Callable[..., object]) -> None:
+    """Puts `run(config, stages, redo)` in the place of the chain."""
+    monkeypatch.setattr("instruct_jax.chain.run.run", run)
 
 
 def process(*args: str) -> subprocess.CompletedProcess:
@@ -39,16 +46,15 @@ def process(*args: str) -> subprocess.CompletedProcess:
 def test_the_good_config_runs(place, monkeypatch, capsys):
     begun = []
 
-    def run(config, stages):
-        begun.append((config.out, stages))
+    def run(config, stages, redo):
+        begun.append((config.out, stages, redo))
         return Path(config.out)
 
-    userfiles.fake_run(monkeypatch, run)
-    assert main(["run", "--config", "run.yaml", "--stages", "sft, reward"]) == 0
-    assert begun == [("runs/a", ("sft", "reward"))] and capsys.readouterr() == (
-        "done: runs/a\n",
-        "",
-    )
+    fake_run(monkeypatch, run)
+    words = ["--stages", "pretrain, sft", "--redo", "sft"]
+    assert main(["run", "--config", "run.yaml", *words]) == 0
+    assert begun == [("runs/a", ["pretrain", "sft"], ["sft"])]
+    assert capsys.readouterr() == ("done: runs/a\n", "")
     assert main(["run", "--config", "run.yaml"]) == 0
     assert capsys.readouterr().out == "done: runs/a, see runs/a/report.html\n"
 
@@ -57,23 +63,35 @@ def test_check_shows_what_the_files_make(place, capsys):
     """4 demonstrations of 6 tokens are 2 rows of 16, a batch of 4; 3 of 4 rankings are left to
     learn from.
     """
-    assert (
-        main(["check", "--config", "run.yaml", "--stages", "sft,reward,ppo", "--sft.batch", "1"])
-        == 0
-    )
+    stages = "pretrain,sft,reward,select,ppo"
+    assert main(["check", "--config", "run.yaml", "--stages", stages, "--sft.batch", "1"]) == 0
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    table = shown[shown.index("stage steps batch tokens") :]
-    assert table[1:5] == [
-        "sft 2 (1 epoch) 1 x 16 32",
-        "reward about 1 (1 epoch) 4 prompts x 3 x 12 -",
-        "ppo 1 8 x (6 + 6), 2 updates of 4 8 episodes, at most 48 sampled",
+    table = shown[shown.index("stage kind steps batch tokens uses") :]
+    assert table[1:7] == [
+        "pretrain pretrain 1 4 x 16 64 -",
+        "sft sft 2 (1 epoch) 1 x 16 32 start pretrain",
+        "reward reward about 1 (1 epoch) 4 prompts x 3 x 12 - start sft",
+        "select select - 1 epoch x 256 prompts - start sft, reward reward",
+        "ppo ppo 1 8 x (6 + 6), 2 updates of 4 8 episodes, at most 48 sampled start select,"
+        " reward reward",
         "",
     ]
+    models = shown.index("model of parameters trained shape")
+    assert shown[models + 1].startswith("pretrain, sft, reward, select, ppo 3,888 all 1 layer,")
     assert {
         "tokenizer 17 ids of 20 in the model",
-        "4 demonstrations in 2 rows",
+        "4 demonstrations, 2 rows in sft",
         "4 rankings of 12 completions",
     } <= set(shown)
+
+
+def test_check_names_what_is_used_from_outside(place, capsys):
+    words = ["--ppo.reward", "owner/scorer", "--evaluate.reward", "owner/scorer"]
+    stages = ["pretrain", "sft", "reward", "select", "ppo", "evaluate"]
+    assert main(["check", "--config", "run.yaml", "--stages", ",".join(stages), *words]) == 0
+    shown = capsys.readouterr().out
+    assert "start select, reward owner/scorer" in shown
+    assert "would stop here):\n  owner/scorer\n" in shown
 
 
 @pytest.mark.parametrize("rule", ["drop", "truncate_left", "truncate_right"])
@@ -92,7 +110,7 @@ def test_long_prompts_are_counted(rule, place, capsys):
 def test_bad_records_are_skipped_and_listed(place, capsys):
     tied = {"prompt": "a", "completions": ["b", "c", "d"], "ranks": [1, 1, 1]}
     userfiles.write(place / "ranks.jsonl", [*userfiles.DATA["ranks.jsonl"], tied])
-    assert main(["check", "--config", "run.yaml", "--files.on_bad_record", "skip"]) == 0
+    assert main(["check", "--config", "run.yaml", "--data.on_bad_record", "skip"]) == 0
     shown = capsys.readouterr().out
     assert (
         "4 rankings of 12 completions" in shown
@@ -101,7 +119,7 @@ def test_bad_records_are_skipped_and_listed(place, capsys):
 
 
 ENDS = {
-    "not finite": (FloatingPointError("ppo step 3: ppo/kl is nan"), 1, "error: ppo step 3"),
+    "not finite": (NonFiniteError("ppo step 3: ppo/kl is nan"), 1, "error: ppo step 3"),
     "Ctrl-C outside of a stage": (
         KeyboardInterrupt(),
         130,
@@ -129,10 +147,10 @@ ENDS = {
 
 @pytest.mark.parametrize("error, code, message", ENDS.values(), ids=ENDS)
 def test_other_ends(error, code, message, place, monkeypatch, capsys):
-    def run(config, stages):
+    def run(config, stages, redo):
         raise error
 
-    userfiles.fake_run(monkeypatch, run)
+    fake_run(monkeypatch, run)
     assert main(["run", "--config", "run.yaml"]) == code
     shown = capsys.readouterr().err
     assert shown.startswith(message) and shown.count("\n") == 1
@@ -140,20 +158,20 @@ def test_other_ends(error, code, message, place, monkeypatch, capsys):
 
 def test_sigterm_is_heard_during_a_run_only(place, monkeypatch, capsys):
     before = signal.getsignal(signal.SIGTERM)
-    userfiles.fake_run(monkeypatch, lambda config, stages: os.kill(os.getpid(), signal.SIGTERM))
+    fake_run(monkeypatch, lambda config, stages, redo: os.kill(os.getpid(), signal.SIGTERM))
     assert main(["run", "--config", "run.yaml"]) == 0
     assert capsys.readouterr().err.startswith("stopped by SIGTERM; run the same command again")
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_bug_keeps_its_traceback(place, monkeypatch):
-    userfiles.fake_run(monkeypatch, lambda config, stages: {}["a bug"])
+    fake_run(monkeypatch, lambda config, stages, redo: {}["a bug"])
     with pytest.raises(KeyError):
         main(["run", "--config", "run.yaml"])
 
 
 def test_bad_input_in_a_process(place):
-    found = process("run", "--config", "run.yaml", "--files.prompts", "[nowhere.jsonl]")
+    found = process("run", "--config", "run.yaml", "--data.prompts", "[nowhere.jsonl]")
     assert found.returncode == 2 and not found.stdout
     assert (
         found.stderr.startswith("error: nowhere.jsonl: no such file")

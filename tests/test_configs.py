@@ -1,4 +1,6 @@
-"""The configs that come with the code, on a machine without their models, their data and a network."""
+"""The configs that come with the code, where neither their models, nor their data, nor a network
+are.
+"""
 
 import dataclasses
 import json
@@ -34,6 +36,13 @@ ROPE = {
     "high_freq_factor": 4.0,
     "low_freq_factor": 1.0,
     "original_max_position_embeddings": 8192,
+}
+SETS = {  # prefix of a public data set -> its folder
+    "novels": "gutenberg",
+    "wikitext": "wikitext2",
+    "self_instruct": "self_instruct_seed",
+    "oasst": "oasst_en100",
+    "hh": "hh_rlhf_harmless_test",
 }
 PUBLISHED = {  # what config.json of the hub says about the shape
     "gpt2_hh": {
@@ -137,23 +146,23 @@ def test_lines_have_100_columns(path):
     assert max(len(line) for line in path.read_text().splitlines()) <= 100
 
 
-@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
-def test_data_that_are_not_in_the_repository_have_a_source(path):
-    """A folder beside the clone is of use only where the comment says what belongs there."""
-    if "../" not in path.read_text():
-        return
-    comment = path.read_text().split("\nout:")[0]
-    for folder in re.findall(r"^#   (\w+)/\S+", comment, re.MULTILINE):
-        assert folder in {
-            "gpt2_bpe",
-            "gutenberg",
-            "wikitext2",
-            "self_instruct_seed",
-            "oasst_en100",
-            "hh_rlhf_harmless_test",
-            "mt_bench",
-        }
+@pytest.mark.parametrize("name", ["real_small", "clean"])
+def test_public_data_have_a_source(name):
+    """The comment says for each folder that the config reads where its files are from."""
+    path = FOLDER / f"{name}.yaml"
+    comment, config = path.read_text().split("\nout:")
+    read = {SETS[prefix] for prefix in re.findall(r"(\w+):data/public", config)}
+    read |= set(re.findall(r"data/public/(\w+)", config))
+    known = FOLDER.joinpath("real_small.yaml").read_text().split("\nout:")[0] + comment
+    described = set(re.findall(r"^#   (\w+)/\S+", known, re.MULTILINE))
+    assert read and read <= described
     assert "do not come with the code" in comment and "from GitHub" in comment
+
+
+def test_no_other_config_names_data_of_ours():
+    for path in ALL:
+        if path.stem not in ("real_small", "clean"):
+            assert "data/public" not in path.read_text() and "../" not in path.read_text()
 
 
 def test_the_config_of_data_clean():

@@ -1,4 +1,4 @@
-"""The launch scripts: their dry runs, and how they go on after a preemption, with commands of the
+"""The launch scripts: their dry runs, and how they resume after a preemption, with commands of the
 same names that only take notes.
 """
 
@@ -271,13 +271,13 @@ def test_a_worker_installs_mounts_and_runs(commands, checkout):
         "bucket",
         "my-run",
         CONFIG,
-        "--files.texts",
+        "--data.texts",
         "[a, b]",
     ]
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 3
     *_, mount, _, _, run = calls(commands)
     assert mount.startswith("gcsfuse --implicit-dirs ") and mount.endswith(" bucket runs")
-    assert run == f"instruct-jax run --config {CONFIG} --files.texts [a, b] --out runs/my-run"
+    assert run == f"instruct-jax run --config {CONFIG} --data.texts [a, b] --out runs/my-run"
 
 
 def test_an_installation_that_fails_is_no_bad_input(commands, checkout):
@@ -431,7 +431,7 @@ def test_jobset_for_gpus(commands):
 
 
 def test_jobset_keeps_the_words_of_the_user(commands):
-    words = ["--files.texts", '["a&b", "c\\d"]', "@NAME@ @IMAGE@", "$HOME 'x'"]
+    words = ["--data.texts", '["a&b", "c\\d"]', "@NAME@ @IMAGE@", "$HOME 'x'"]
     assert container_of(manifest("gpu:1x8", *words))["args"][2:6] == words
 
 

@@ -17,8 +17,7 @@ from data import wordtok
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from instruct_jax.chain.load import load_config
-from instruct_jax.chain.settings import RunConfig
+from instruct_jax.chain.read import load_run
 from instruct_jax.data import encode, readers
 from instruct_jax.data import public_sets as adapters
 from instruct_jax.data.tokenize import encode_completion, encode_prompt, load_tokenizer
@@ -253,7 +252,7 @@ def test_config(place):
     path, good = place / "run.yaml", yaml.safe_load(userfiles.CONFIG)
     trees = (almost([good]) | JSON).map(lambda tree: yaml.safe_dump(tree).encode())
     words = st.lists(
-        st.sampled_from(["--seed", "--ppo.batch=8", "--mesh", "--", "--out", "--files.x"]) | TEXTS,
+        st.sampled_from(["--seed", "--ppo.batch=8", "--mesh", "--", "--out", "--data.x"]) | TEXTS,
         max_size=3,
     )
 
@@ -264,7 +263,7 @@ def test_config(place):
     @example(b"out: !!python/object:os.system x", [])
     def run(content, overrides):
         path.write_bytes(content)
-        clean(lambda: load_config(RunConfig, path, overrides), "" if overrides else str(path))
+        clean(lambda: load_run(path, overrides), "" if overrides else str(path))
 
     run()
 

@@ -19,9 +19,24 @@ GPT = ModelConfig(
     vocab_size=32, context=24, width=16, layers=2, heads=2, init_std=0.3, logprob_chunk=8
 )
 LLAMA = ModelConfig(
-    vocab_size=32, context=24, width=16, layers=3, heads=4, kv_heads=2, head_width=6, mlp_width=24, positions="rotary", rotary_base=100.0,
-    norm="rmsnorm", activation="silu", gated=True, bias=False, tied=False, init_std=0.3, logprob_chunk=64,
-)  # fmt: skip
+    vocab_size=32,
+    context=24,
+    width=16,
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    head_width=6,
+    mlp_width=24,
+    positions="rotary",
+    rotary_base=100.0,
+    norm="rmsnorm",
+    activation="silu",
+    gated=True,
+    bias=False,
+    tied=False,
+    init_std=0.3,
+    logprob_chunk=64,
+)
 CONFIGS = {"gpt": GPT, "llama": LLAMA}
 
 

@@ -3,6 +3,7 @@ over them; all tiny.
 """
 
 import json
+import os
 import re
 import sys
 import types
@@ -72,6 +73,13 @@ def write(path: Path, content: bytes | list) -> None:
         if isinstance(content, bytes)
         else "".join(json.dumps(record) + "\n" for record in content).encode()
     )
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of a process with so many CPU devices; it compiles as the suite does."""
+    count = "--xla_force_host_platform_device_count="
+    flags = re.sub(rf"{count}\d+", f"{count}{devices}", os.environ["XLA_FLAGS"])
+    return os.environ | {"XLA_FLAGS": flags}
 
 
 def fake_run(monkeypatch: pytest.MonkeyPatch, run: Callable[..., object]) -> None:

@@ -227,7 +227,7 @@ def _draw(stage: Stage, prompts: list[Record], purpose: str) -> list[Record]:
 Replies = dict[str, list[list[Completion]]]  # model -> completions of each prompt
 
 
-def _of_start(stage: Stage, ids: list[Ids], purpose: str) -> Replies:
+def _of_start(stage: Stage, ids: Sequence[Ids], purpose: str) -> Replies:
     """By the policy that the stage starts from, and by its first epoch."""
     cfg, place = stage.settings, stage.used("start")
     count = cfg.max_completions - sum(_counts(cfg).values())
@@ -244,7 +244,7 @@ def _of_start(stage: Stage, ids: list[Ids], purpose: str) -> Replies:
 
 
 def _of_others(
-    stage: Stage, net: Network, prompts: list[Record], ids: list[Ids], purpose: str
+    stage: Stage, net: Network, prompts: list[Record], ids: Sequence[Ids], purpose: str
 ) -> Replies:
     found: Replies = {}
     for number, (name, samples) in enumerate(_counts(stage.settings).items(), 1):

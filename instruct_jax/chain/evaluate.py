@@ -34,7 +34,7 @@ from instruct_jax.evaluation.preference import (
     win_rate,
 )
 from instruct_jax.runtime.checkpoints import kept_steps
-from instruct_jax.runtime.folders import write_atomic
+from instruct_jax.runtime.folders import read_note, write_atomic
 from instruct_jax.runtime.hosts import is_main
 from instruct_jax.stages.rollout import SamplerConfig
 
@@ -137,7 +137,7 @@ class Contestant(NamedTuple):
     name: str
     place: Place
     key: str  # of its random numbers: a policy that `select` chose has that of its SFT stage
-    kind: str | None  # of the stage that made it, in this run
+    kind: str | None  # of the stage that made it; None of a model of Hugging Face
 
 
 class Evaluator:
@@ -215,6 +215,9 @@ def contestants(stage: Stage) -> list[Contestant]:
     for name, value in stage.settings.named.items():
         place = stage.uses[f"models.{name}"]
         key, kind = name, None
+        note = stage.run.stage_folder(place) / "done.json" if place.run is not None else None
+        if note is not None and note.exists():
+            kind = read_note(note).get("kind")
         if place.own:
             kind = stage.run.config.stages[str(place.stage)].kind
             spec_file = stage.run.folder / str(place.stage) / NAME
@@ -312,19 +315,10 @@ def _prompted(
 ) -> ScoredSamples | None:
     """A base model with examples before the prompt."""
     examples = evaluator.stage.task.examples(evaluator.cfg.shots)
-    if contestant.kind != "pretrain" and not _pretrained_elsewhere(evaluator.stage, contestant):
-        return None
-    if not examples:
+    if contestant.kind != "pretrain" or not examples:
         return None
     purpose = f"{contestant.key} prompted"
     return evaluator.sample_and_score(model, temperature, purpose, prefix=examples)
-
-
-def _pretrained_elsewhere(stage: Stage, contestant: Contestant) -> bool:
-    """Is it the stage of another run that made a whole model?"""
-    if contestant.place.run is None:
-        return False
-    return stage.run.spec(contestant.place).whole and contestant.place.stage == "pretrain"
 
 
 def _require_room_for_examples(stage: Stage, net: Network) -> None:

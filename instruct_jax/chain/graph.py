@@ -3,8 +3,8 @@ Hugging Face.
 """
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from instruct_jax.chain.settings import BASE, RunConfig, StageSettings
@@ -56,7 +56,7 @@ def resolve(config: RunConfig, name: str, key: str) -> Place:
         )
         return Place(None, name)
     run, _, stage = name.rpartition(":")
-    if run and stage and not Path(name).is_dir():
+    if run and stage and not os.path.isdir(name):
         return Place(run, stage)
     if is_model(name):
         return Place(None, None, name)
@@ -65,7 +65,10 @@ def resolve(config: RunConfig, name: str, key: str) -> Place:
 
 def _base(config: RunConfig, key: str) -> Place:
     if config.base is not None:
-        require(config.base != BASE, "base=base names itself; name a stage or a model")
+        require(
+            config.base != BASE,
+            "base=base names itself; name a stage or a model, ./base if that is a folder",
+        )
         return resolve(config, config.base, BASE)
     if DEFAULT_BASE in config.stages:
         return Place(None, DEFAULT_BASE)
@@ -79,11 +82,13 @@ def is_model(name: str) -> bool:
     """Is it the folder of a model of Hugging Face, or does it look like OWNER/NAME of the hub?"""
     if _is_model_folder(name):
         return True
-    return _is_hub_name(name) and not Path(name, "config.yaml").is_file()
+    return _is_hub_name(name) and not os.path.isfile(os.path.join(name, "config.yaml"))
 
 
 def _is_model_folder(name: str) -> bool:
-    return Path(name, "config.json").is_file() or Path(name, "adapter_config.json").is_file()
+    """os.path says False of a name that is too long for a file, where Path raises."""
+    files = (os.path.join(name, file) for file in ("config.json", "adapter_config.json"))
+    return any(map(os.path.isfile, files))
 
 
 def _is_hub_name(name: str) -> bool:
@@ -91,7 +96,7 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _no_place(config: RunConfig, name: str) -> str:
-    if Path(name, "config.yaml").is_file():
+    if os.path.isfile(os.path.join(name, "config.yaml")):
         return f"is a run; name one of its stages: {name}:STAGE"
     near = difflib.get_close_matches(name, config.stages, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(config.stages)}"

@@ -32,8 +32,9 @@ def identity(stage: Stage) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": stage.settings.kind, "seed": stage.seed}
     found |= flat("settings", _settings(stage.settings, (*HOW, *kind.how)))
     for key in kind.run_keys:
-        value = getattr(stage.run.config, key)
-        found |= flat(key, dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value)
+        value: Any = getattr(stage.run.config, key)
+        tree = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        found |= flat(key, tree)
     found |= _of_model(stage)
     for name, records in kind.records(stage).items():
         found[f"data.{name}"] = _named_files(stage, name) + records_hash(records)

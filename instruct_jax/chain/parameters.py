@@ -14,8 +14,8 @@ from instruct_jax.chain.spec import (
     their_config,
 )
 from instruct_jax.data.hub import model_folder
-from instruct_jax.huggingface import peft
 from instruct_jax.huggingface.families import family_of
+from instruct_jax.huggingface.peft import PeftAdapter
 from instruct_jax.huggingface.weights import read_params
 from instruct_jax.models.lora import merge, scalar_base, split_adapters
 from instruct_jax.records import Params
@@ -124,7 +124,7 @@ def _of_hub(net: Network, place: Place, *, head: bool = False) -> Params:
     if net.abstract:
         return sharding.abstract(boxed, net.layout)
     folder, adapter = base_and_adapter(model_folder(str(place.model)))
-    added = None if adapter is None else peft.Added(adapter)
+    lora = None if adapter is None else PeftAdapter(adapter)
     params = read_params(
         folder,
         family_of(their_config(folder)),
@@ -132,8 +132,8 @@ def _of_hub(net: Network, place: Place, *, head: bool = False) -> Params:
         boxed,
         net.layout,
         head=head,
-        added=added,
+        change=None if lora is None else lora.change,
     )
-    if added is not None:
-        added.check_used()
+    if lora is not None:
+        lora.check_used()
     return params

@@ -33,7 +33,7 @@ def source_uses(value: str | tuple[str, ...]) -> dict[str, str]:
 def gathered(stage: Stage) -> Rankings:
     """All rankings that the stage names, in the order named."""
     parts = [_of_source(stage, name) for name in sources(stage.settings.rankings)]
-    groups = {}
+    groups: dict[str, Any] = {}
     for group in GROUPS:
         groups[group] = [record for part in parts for record in getattr(part, group)]
     agreements = [part.agreement for part in parts if part.agreement is not None]
@@ -64,7 +64,7 @@ def _of_source(stage: Stage, name: str) -> Rankings:
     if not (folder / "done.json").exists():
         raise RunError(f"{folder} is not finished; run the stage {place} first")
     output = read_note(folder / "done.json")["output"]
-    groups = {group: read_jsonl(folder, group) for group in GROUPS}
+    groups: dict[str, Any] = {group: read_jsonl(folder, group) for group in GROUPS}
     return Rankings(**groups, agreement=output.get("labeler_agreement"))
 
 

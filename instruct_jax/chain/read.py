@@ -5,6 +5,7 @@ filled in.
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def imported_as(model: str, out: str, overrides: Sequence[str] = ()) -> RunConfi
         "out": out,
         "base": model,
         "data": {"tokenizer": model},
-        "text": {"max_prompt": 1, "max_completion": 1},  # fits every model; nothing is trained
+        "text": {"max_prompt": 1, "max_completion": 2},  # fits every model; nothing is trained
         "stages": {"import": {}},
     }
     return build_run(tree, "command line", overrides)
@@ -142,8 +143,8 @@ def _fill_in_base(tree: dict[str, Any]) -> None:
         return  # nothing to fill in, or a mistake that the loader explains
     data = tree.get("data")
     run, _, stage = base.rpartition(":")
-    if run and stage and not Path(base).is_dir():
-        if not (Path(run) / stage / NAME).is_file():
+    if run and stage and not os.path.isdir(base):
+        if not os.path.isfile(os.path.join(run, stage, NAME)):
             return  # the check of the run says it
         spec, _ = read_spec(Path(run), stage)
         own, tokenizer = spec.model, dataclasses.asdict(spec.tokenizer)

@@ -32,7 +32,7 @@ class WorldConfig:
             f"world.demonstrations={self.demonstrations} must be at least 1",
         )
         require(
-            0 <= self.careless and 0 <= self.lazy and self.careless + self.lazy <= 1,
+            self.careless >= 0 and self.lazy >= 0 and self.careless + self.lazy <= 1,
             "world.careless + world.lazy must lie in [0, 1]",
         )
 

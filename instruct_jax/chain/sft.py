@@ -1,6 +1,7 @@
 """Kind sft: a policy from demonstrations, one checkpoint for each epoch."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,12 +55,7 @@ def training(stage: Stage) -> Training:
     source = batches.token_batches(rows, batch=cfg.batch - mixed, seed=stage.seed)
     batch_at = networks.batches_on_mesh(net, source, cfg.batch)
     if mixed:
-        text_rows = texts.rows_of(net, _mixed_texts(stage), cfg.length)
-        text = batches.token_batches(text_rows, batch=mixed, seed=stage.seed)
-
-        def batch_at(step: int) -> TokenBatch:
-            return networks.put(net, _joined(source.batch_at(step), text.batch_at(step)))
-
+        batch_at = _mixed_batches(stage, source, mixed)
     steps, per_epoch = cfg.epochs * source.steps_per_epoch, source.steps_per_epoch
     return supervised.training(
         set_up(stage, steps),
@@ -87,6 +83,16 @@ def run(stage: Stage) -> dict[str, Any]:
 def mixed_rows(cfg: SftConfig) -> int:
     """Rows of a batch that are pretraining text."""
     return round(cfg.batch * cfg.pretrain_mix)
+
+
+def _mixed_batches(
+    stage: Stage, source: batches.Batches[TokenBatch], rows: int
+) -> Callable[[int], TokenBatch]:
+    """step -> a batch of demonstrations with so many rows of pretraining text below them."""
+    net = stage.network
+    text_rows = texts.rows_of(net, _mixed_texts(stage), stage.settings.length)
+    text = batches.token_batches(text_rows, batch=rows, seed=stage.seed)
+    return lambda step: networks.put(net, _joined(source.batch_at(step), text.batch_at(step)))
 
 
 def _mixed_texts(stage: Stage) -> list[Record]:

@@ -180,7 +180,7 @@ def base_and_adapter(folder: Path, *, weights: bool = True) -> tuple[Path, Path 
     """(the folder of the model, that of an adapter on it): an adapter of peft names its base."""
     if not (folder / peft.CONFIG).is_file():
         return folder, None
-    base = str(peft.Added(folder).about.get("base_model_name_or_path"))
+    base = str(peft.PeftAdapter(folder).config.get("base_model_name_or_path"))
     return model_folder(base, weights=weights), folder
 
 

@@ -1,3 +1,1 @@
-"""Hygiene of record files before a run: duplicates, length, language, overlap, personal data,
-splits.
-"""
+"""Makes records fit to learn from: length, language, overlap, duplicates, personal data, splits."""

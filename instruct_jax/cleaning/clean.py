@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from instruct_jax.cleaning import filters, overlap, personal, summary
 from instruct_jax.cleaning.filters import (
     KINDS,
+    Bad,
     Cleaned,
     Drop,
     Dropped,
@@ -123,7 +124,7 @@ class CleanConfig:
     per_user: int | None = 200  # prompts of each kind; null = any number
     valid: float = 0.1  # share of users
     test: float = 0.1
-    pii: PersonalConfig | None = PersonalConfig()  # null = not looked for
+    pii: PersonalConfig | None = PersonalConfig()  # null = not searched for
 
     def __post_init__(self):
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
@@ -198,13 +199,12 @@ def cleaned(config: CleanConfig) -> Cleaned:
         dropped += private
     items = filters.distinct_ids([item for item, _ in written])
     parts = [part for _, part in written]
-    return Cleaned(list(zip(items, parts, strict=True)), dropped, bad, found)
+    written = list(zip(items, parts, strict=True))
+    return Cleaned(written, dropped, bad, found)
 
 
 def _tools(config: CleanConfig) -> Tools:
-    """All of them before any record is read, so that what is not installed or not here is refused
-    at once.
-    """
+    """Makes all tools before any record is read, so that a missing one is refused at once."""
     identify = evaluation = finder = None
     if config.languages:
         identify = identifier(config.languages.keep)
@@ -227,8 +227,8 @@ def _evaluation_text(config: OverlapConfig) -> EvaluationText:
     return overlap.evaluation_text(texts, config.ngram)
 
 
-def _read(data: CleanData, tools: Tools) -> tuple[list[Item], list[tuple[str, str]]]:
-    """The items of all files, and (kind, message) of the lines that are no records."""
+def _read(data: CleanData, tools: Tools) -> tuple[list[Item], list[Bad]]:
+    """The items of all files, and the lines that are no records."""
     items, bad = [], []
     for kind in KINDS:
         for path in getattr(data, kind):
@@ -294,7 +294,9 @@ def _without_personal_data(
 
     def masked(pair: Written) -> tuple[Record, dict[str, int]]:
         item, part = pair
-        return personal.masked(item.record, finder) if part == "train" else ({}, {})
+        if part != "train":
+            return {}, {}
+        return personal.masked(item.record, finder)
 
     kept: list[Written] = []
     dropped: list[Dropped] = []

@@ -37,6 +37,7 @@ class Item:
 
     @property
     def source(self) -> str:
+        """Whether a user or a labeler wrote the prompt."""
         return "labeler" if self.user is None else "user"
 
 
@@ -52,6 +53,7 @@ class Drop:
 Drops = dict[int, Drop]  # index of an item -> why it goes
 Written = tuple[Item, str]  # with its split
 Dropped = tuple[Item, Drop]
+Bad = tuple[str, str]  # kind and message of a line that is no record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Cleaned:
 
     written: list[Written]
     dropped: list[Dropped]
-    bad: list[tuple[str, str]]  # (kind, message) of lines that are no records
+    bad: list[Bad]
     personal: dict[str, int]  # kind of personal data -> pieces found in the training split
 
 
@@ -72,7 +74,7 @@ def make_item(
     completion_tokens: tuple[int, ...],
     identify: Identify | None,
 ) -> Item:
-    """The item of a record; without `identify`, its language is not looked for."""
+    """The item of a record; without `identify`, its language is not identified."""
     turns = contents(record["prompt"])
     prompt = normal("\n\n".join(turns))
     user = record.get("user_id")

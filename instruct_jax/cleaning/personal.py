@@ -151,9 +151,7 @@ def mask(text: str, spans: Sequence[Span]) -> str:
 
 
 def masked(record: Record, finder: Find) -> tuple[Record, dict[str, int]]:
-    """The record with its prompt and completions masked, and how many pieces of each kind that
-    took.
-    """
+    """The record with masks in prompt and completions, and how many of each kind there are."""
     counts: collections.Counter[str] = collections.Counter()
 
     def clean(text: str) -> str:

@@ -221,9 +221,7 @@ def use_case(item: Item) -> str:
 
 
 def _frequent_first(counts: Counter[Names]) -> list[Names]:
-    """The keys, of which the last part is a name: within the other parts, the most frequent name
-    first.
-    """
+    """The keys, in the order of all parts but the last, and then the most frequent one first."""
 
     def rank(key: Names) -> tuple[Any, ...]:
         *kind, _ = key
@@ -232,7 +230,7 @@ def _frequent_first(counts: Counter[Names]) -> list[Names]:
     return sorted(counts, key=rank)
 
 
-def _rank(names: Iterable[str]) -> tuple[tuple[int, str], ...]:
+def _rank(names: Iterable[str]) -> tuple[Any, ...]:
     """Kinds and splits in the order of the paper, all else by name."""
     ranks = []
     for name in names:

@@ -88,7 +88,9 @@ def check(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence
 
 
 def _are_shapes_known(run: Run, chosen: Sequence[str]) -> bool:
-    """False where a stage uses a model that is not here and whose shape the config does not give."""
+    """False where a stage uses a model that is not here and whose shape the config does
+    not give.
+    """
     try:
         for name in chosen:
             stage = run.stage(name)
@@ -105,9 +107,10 @@ def _are_shapes_known(run: Run, chosen: Sequence[str]) -> bool:
 def sizes(spec: ModelSpec) -> Sizes:
     """Counted on shapes; no array is made."""
     lm = LanguageModel(spec.model, None, spec.lora, spec.frozen_layers)
+    key = jax.eval_shape(lambda: jax.random.key(0))  # no device is started for it
     counts = []
     for init in (lm.init, ScalarModel(lm).init):
-        whole = jax.eval_shape(init, jax.random.key(0))
+        whole = jax.eval_shape(init, key)
         split = split_adapters if spec.lora else split_lower_layers
         parts = ({}, whole) if spec.whole else split(whole)
         counts.append([parameter_count(part) for part in parts])

@@ -25,9 +25,11 @@ from instruct_jax.models.lora import fold_adapters
 from instruct_jax.runtime.folders import read_note, require_local
 from instruct_jax.runtime.hosts import barrier, is_main
 
-BIASED = '''"""A reward model whose score has a bias: load it with AutoModelForSequenceClassification and trust_remote_code=True.
+BIASED = '''"""A reward model whose score has a bias: load it with trust_remote_code=True by
+AutoModelForSequenceClassification.
 
-Without trust_remote_code the same weights load as {base}, whose rewards are larger by the same number for every text.
+Without trust_remote_code the same weights load as {base}, whose rewards are larger by the same
+number for every text.
 """
 
 from torch import nn

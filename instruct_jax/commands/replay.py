@@ -29,7 +29,8 @@ def replay(folder: Path) -> tuple[Path, dict[str, float]]:
     config = load_run(run_folder / "config.yaml")
     require(
         name in config.stages,
-        f"{place}: {name} is no stage of {run_folder / 'config.yaml'}; put that file back as it was",
+        f"{place}: {name} is no stage of {run_folder / 'config.yaml'}; put that file back as it"
+        " was",
     )
     check_mesh(config, jax.device_count())
     stage = Run(config, run_folder).stage(name)

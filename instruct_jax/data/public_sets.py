@@ -246,7 +246,7 @@ def _records(schema: schemas.Schema, raw: list[Record], root: str | Path) -> Rec
 
 
 def _turns(transcript: Any) -> Messages:
-    """Messages of "\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nAssistant:".
+    r"""Messages of "\\n\\nHuman: ...\\n\\nAssistant: ...\\n\\nAssistant:".
 
     Turns without text, such as the last one here, are left out.
     """

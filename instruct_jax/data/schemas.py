@@ -181,7 +181,8 @@ def _pair(raw: Record) -> Record:
         chosen, rejected = chosen[-1]["content"], rejected[-1]["content"]
     elif "prompt" not in raw:
         chosen, rejected = _text(chosen, "chosen"), _text(rejected, "rejected")
-        start = os.path.commonprefix([chosen, rejected]).rfind(ASSISTANT)
+        common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071  of characters is meant
+        start = common.rfind(ASSISTANT)
         if start < 0:
             raise FieldError(
                 "chosen",

@@ -326,7 +326,7 @@ def encode_completion(tok: PreTrainedTokenizerBase, text: str, *, prefix: str = 
     text = text.removesuffix(str(tok.eos_token))
     if not text.startswith(prefix):
         text = prefix + text
-    return _plain(tok, text) + [tok.eos_token_id]  # pyright: ignore
+    return [*_plain(tok, text), tok.eos_token_id]  # pyright: ignore
 
 
 def decode_completion(tok: PreTrainedTokenizerBase, ids: Iterable[int], *, prefix: str = "") -> str:

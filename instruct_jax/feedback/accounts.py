@@ -23,6 +23,8 @@ NOBODY = "00" * 16 + "$" + "00" * 64
 
 @dataclasses.dataclass(frozen=True)
 class Labeler:
+    """An account that can log in."""
+
     name: str
     team: Group
     admin: bool
@@ -149,10 +151,12 @@ def labeler(db: sqlite3.Connection, name: str, generation: int | None = None) ->
 
 
 def exists(db: sqlite3.Connection, name: str) -> bool:
+    """Whether there is an account with this name, open or closed."""
     return db.execute("SELECT 1 FROM labelers WHERE name = ?", (name,)).fetchone() is not None
 
 
 def end_sessions(db: sqlite3.Connection, name: str) -> None:
+    """Logs the labeler out everywhere."""
     with writing(db):
         db.execute("UPDATE labelers SET generation = generation + 1 WHERE name = ?", (name,))
 

@@ -1,5 +1,7 @@
-"""The pages of admins: progress, labelers and how far they agree, every answer, invitations,
-instructions, and the export.
+"""The pages of admins.
+
+They show progress, labelers and how far they agree, every answer, invitations, instructions, and
+the export.
 """
 
 import collections
@@ -27,6 +29,7 @@ ROWS = 50  # answers on a page
 
 
 def routes(site: Site) -> list[Route]:
+    """The routes of the pages of admins."""
     return [
         route(site, "/admin", overview, who="admin"),
         route(site, "/admin/invite", overview, post=invite, who="admin"),
@@ -69,6 +72,7 @@ def _measured(path: Path, answers: int) -> Measured:
 
 
 def overview(visit: Visit) -> Response:
+    """Progress, plots, labelers, invitations and the export on one page."""
     return _overview(visit)
 
 
@@ -138,15 +142,18 @@ def invite(visit: Visit) -> Response:
 
 
 def close(visit: Visit) -> Response:
+    """Ends an account."""
     accounts.close(visit.db, visit.form.get("name", ""))
     return to("/admin")
 
 
 def edit_instructions(visit: Visit) -> Response:
+    """The form of a new version of the instructions, and all older ones."""
     return visit.page("edit.html", versions=instructions.versions(visit.db))
 
 
 def write_instructions(visit: Visit) -> Response:
+    """Adds a version of the instructions."""
     text = clean(visit.form.get("text", ""))
     if not text:
         return visit.problem(422, NOT_STORED + "The instructions are empty.")
@@ -173,6 +180,7 @@ def browse(visit: Visit) -> Response:
 
 
 def one_answer(visit: Visit) -> Response:
+    """One answer in full."""
     query = visit.request.query_params
     given = store.answers(visit.db, labeler=query.get("labeler", ""), task=query.get("task", ""))
     if not given:

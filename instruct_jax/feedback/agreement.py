@@ -20,7 +20,7 @@ Two = Callable[[Answer, Answer], bool]
 
 
 class Vote(NamedTuple):
-    """What two people said about one task: pairs of completions, or flags."""
+    """How two people compare on one task, over pairs of completions or over flags."""
 
     task_id: str
     alike: int  # in how many they agree
@@ -58,9 +58,7 @@ def pairwise(answers: Sequence[Answer], together: Two = lambda a, b: True) -> Sh
 
 
 def by_group(answers: Sequence[Answer]) -> dict[str, Share]:
-    """Agreement among the labelers who make the training data, among the held-out ones, and between
-    the two groups.
-    """
+    """Agreement within the training labelers, within the held-out ones, and between the two."""
     return {
         "training": pairwise(answers, lambda a, b: not a.held_out and not b.held_out),
         "held-out": pairwise(answers, lambda a, b: a.held_out and b.held_out),

@@ -63,6 +63,7 @@ def cookie_name(secret: str) -> str:
 
 
 def home(visit: Visit) -> Response:
+    """The first page of a labeler."""
     return visit.page(
         "home.html",
         stored=store.count(visit.db, visit.name),
@@ -72,10 +73,12 @@ def home(visit: Visit) -> Response:
 
 
 def login_page(visit: Visit) -> Response:
+    """The form to log in."""
     return to("/") if visit.me else visit.page("login.html", problem="", name="")
 
 
 def log_in(visit: Visit) -> Response:
+    """Begins a session, or shows the form again with what is wrong."""
     name = visit.form.get("name", "").strip()
     password = visit.form.get("password", "")[: accounts.LONGEST]
     client = visit.request.client
@@ -108,6 +111,7 @@ def log_out(visit: Visit) -> Response:
 
 
 def join_page(visit: Visit) -> Response:
+    """The form with which an invited labeler chooses a password."""
     return _join_page(visit, 200, "")
 
 
@@ -128,6 +132,7 @@ def _join_page(visit: Visit, status: int, problem: str) -> Response:
 
 
 def join(visit: Visit) -> Response:
+    """Accepts an invitation and begins a session."""
     password = visit.form.get("password", "")
     if not accounts.SHORTEST <= len(password) <= accounts.LONGEST:
         limits = f"{accounts.SHORTEST} to {accounts.LONGEST} characters"
@@ -141,11 +146,13 @@ def join(visit: Visit) -> Response:
 
 
 def read_instructions(visit: Visit) -> Response:
+    """The newest instructions."""
     newest = instructions.versions(visit.db)[0]
     return visit.page("instructions.html", version=newest.version, text=rendered(newest.text))
 
 
 def next_task(visit: Visit) -> Response:
+    """Sends the labeler to the next task, where one is left."""
     task_id = store.lease(visit.db, visit.name, visit.now, visit.site.lease)
     if task_id is None:
         return visit.page("done.html")

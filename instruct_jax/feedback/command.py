@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     import_ = action(
         "import",
         _import,
-        "writes what people said in Label Studio or Argilla as rankings.jsonl and"
+        "writes the answers given in Label Studio or Argilla as rankings.jsonl and"
         " demonstrations.jsonl",
     )
     import_.add_argument(

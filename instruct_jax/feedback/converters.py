@@ -243,7 +243,7 @@ def to_argilla(tasks: Mapping[str, LabelTask], answers: Sequence[Answer]) -> lis
 
 
 def _responses(answer: Answer) -> Iterator[tuple[str, Any]]:
-    """(question, value)"""
+    """Pairs (question, value)."""
     if answer.ranks is not None:
         ranks = []
         for i, rank in enumerate(answer.ranks, 1):

@@ -27,6 +27,7 @@ def versions(connection: sqlite3.Connection) -> list[Version]:
 
 
 def newest(connection: sqlite3.Connection) -> int:
+    """The number of the newest version."""
     return connection.execute("SELECT max(version) FROM instructions").fetchone()[0]
 
 

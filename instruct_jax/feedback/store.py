@@ -155,11 +155,13 @@ def writing(connection: sqlite3.Connection, *, synced: bool = True) -> Iterator[
 
 
 def setting(connection: sqlite3.Connection, name: str) -> str | None:
+    """A setting of the store; None where it was never set."""
     row = connection.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
     return None if row is None else row["value"]
 
 
 def set_setting(connection: sqlite3.Connection, name: str, value: str) -> None:
+    """Sets a setting of the store."""
     with writing(connection):
         connection.execute(
             "INSERT INTO settings VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
@@ -268,7 +270,7 @@ def open_lease(connection: sqlite3.Connection, task: str, labeler: str) -> Lease
 def renew(
     connection: sqlite3.Connection, task: str, labeler: str, now: float, seconds: float
 ) -> None:
-    """Begins the lease anew, under the newest instructions."""
+    """Extends the lease, under the newest instructions."""
     with writing(connection, synced=False):
         _hold(connection, task, labeler, now, seconds)
 

@@ -1,5 +1,6 @@
-"""The tasks of labelers: they are made from samples, show outputs in some order, and their replies
-are checked.  All pure.
+"""The tasks of labelers: made from samples, with an order of their outputs, and checked replies.
+
+All pure.
 """
 
 import dataclasses
@@ -234,7 +235,7 @@ def letter(at: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Typed text, with \\n for the \\r\\n of forms, and without control characters."""
+    r"""Typed text, with \\n for the \\r\\n of forms, and without control characters."""
     return schemas.CONTROL.sub("", text.replace("\r\n", "\n")).strip("\n").rstrip()
 
 

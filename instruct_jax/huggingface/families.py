@@ -1,15 +1,16 @@
-"""The families of Hugging Face models that are our decoder: for each, its config and its names of
-weights, in both directions.
+"""The families of Hugging Face models that our decoder can be.
 
-A family is data.  A row of its weights is (module there, module here, layout of its weight there),
-where {} is the number of a layer. A layout names the axes in order, brackets flatten: "(H 3 C) D"
-is one matrix of queries, keys and values, by head.  The axes are those of records.py, and S
-positions.  Linear layers hold [out, in], the Conv1D of GPT-2 [in, out].
+A family is data: how its config and the names of its weights are translated, in both directions.  A
+row of its weights is (their module, our module, layout of their weight), where @ stands for the
+layer.  A layout names the axes in order, and brackets flatten: "(H 3 C) D" is one matrix of
+queries, keys and values, by head.  The axes are those of records.py, and S positions.  Their Linear
+layers hold [out, in], the Conv1D of GPT-2 [in, out].
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,107 +40,128 @@ AXES = {  # of our weights; the first group is what a projection reads, the seco
     "gate": ("D", "F"),
     "down": ("F", "D"),
 }
-# of old files; no weights
+# tensors of old files that are no weights
 BUFFERS = re.compile(r"(\.attn|\.attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 
 
 class Weight(NamedTuple):
-    """One tensor there, one or, where it is split along 3, three of our arrays."""
+    """One of their tensors, which is one of our arrays or, where it is split along 3, three."""
 
-    name: str
+    name: str  # theirs; {} stands for the number of the layer
     ours: tuple[str, ...]  # dotted paths in our parameters
-    layout: tuple[str, ...]  # groups of axes, of each axis there
+    layout: tuple[str, ...]  # the axes that each axis of theirs is made of
     axes: tuple[str, ...]  # of ours
 
+    @property
+    def flat(self) -> list[str]:
+        """The axes of their tensor, when none is flattened."""
+        return " ".join(self.layout).split()
+
+    @property
+    def own(self) -> list[str]:
+        """The axes of one of our arrays, in their order."""
+        return [axis for axis in self.flat if axis != "3"]
+
     def unpack(self, tensor: np.ndarray, sizes: Mapping[str, int]) -> list[np.ndarray]:
-        """Views of one tensor there, or of a layer's part of it, as ours."""
-        flat = [axis for group in self.layout for axis in group.split()]
+        """Views of one of their tensors as our arrays, or as one layer of these."""
+        flat = self.flat
         x = tensor.reshape([sizes[axis] for axis in flat])
-        parts = np.moveaxis(x, flat.index("3"), 0) if "3" in flat else x[None]
-        left = [axis for axis in flat if axis != "3"]
-        return [part.transpose([left.index(axis) for axis in self.axes]) for part in parts]
+        parts = [x]
+        if "3" in flat:
+            parts = np.moveaxis(x, flat.index("3"), 0)
+        order = [self.own.index(axis) for axis in self.axes]
+        return [part.transpose(order) for part in parts]
 
     def pack(self, arrays: list[np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
         """The inverse of unpack."""
-        flat = [axis for group in self.layout for axis in group.split()]
-        left = [axis for axis in flat if axis != "3"]
-        parts = np.stack([x.transpose([self.axes.index(axis) for axis in left]) for x in arrays])
-        x = np.moveaxis(parts, 0, flat.index("3")) if "3" in flat else parts[0]
+        order = [self.axes.index(axis) for axis in self.own]
+        parts = [array.transpose(order) for array in arrays]
+        x = parts[0]
+        if "3" in self.flat:
+            x = np.moveaxis(np.stack(parts), 0, self.flat.index("3"))
         return x.reshape(self.shape(sizes))
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Of the tensor there."""
-        return tuple(int(np.prod([sizes[axis] for axis in group.split()])) for group in self.layout)
+        """The shape of their tensor."""
+        shape = []
+        for group in self.layout:
+            shape.append(math.prod(sizes[axis] for axis in group.split()))
+        return tuple(shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
+    """How a family of models is written by transformers."""
+
     name: str  # model_type of config.json
     classes: str  # GPT2 of GPT2LMHeadModel
-    prefix: str  # of all names but those of the head
+    prefix: str  # of the names of all tensors, except that of the head
     rows: tuple[Row, ...]
     read: Callable[[Any], Keys]  # their config -> keys of ModelConfig
     write: Callable[[ModelConfig], Keys]  # the inverse
     head: str = "lm_head"
-    unit: str = "layers.{}."  # of the names of a layer
-    causal: str = "ForCausalLM"  # the end of the names of their classes
+    unit: str = "layers.{}."  # how the names of the tensors of a layer begin
+    causal: str = "ForCausalLM"  # the end of the name of the class of a language model
     # GPT2 of GPT2ForSequenceClassification, where it is not `classes`
     classifier: str | None = None
 
     @property
     def scalar(self) -> str:
-        """Of the name of the class with a score."""
+        """The beginning of the name of the class with a score."""
         return self.classifier or self.classes
 
-    def weights(self, names: Mapping[str, Any]) -> list[Weight]:
-        """Of a model with these parameters of ours; a layer's names still hold {}."""
-        found = []
-        for theirs, ours, layout in (*self.rows, (self.head, "unembedding", "V D")):
-            prefix = "" if theirs == self.head else self.prefix
-            found += [
-                w
-                for w in _expand(prefix + theirs.replace("@", self.unit), ours, layout)
-                if set(w.ours) <= set(names)
-            ]
-        return found
+    def weights(self, names: Iterable[str]) -> list[Weight]:
+        """The weights of a model whose parameters have these names with us."""
+        present = set(names)
+        rows = [(self.prefix + theirs, ours, layout) for theirs, ours, layout in self.rows]
+        rows.append((self.head, "unembedding", "V D"))
+        weights = []
+        for theirs, ours, layout in rows:
+            for weight in _expand(theirs.replace("@", self.unit), ours, layout):
+                if present.issuperset(weight.ours):
+                    weights.append(weight)
+        return weights
 
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:
     """The sizes of the axes in layouts."""
-    c = config
-    axes = {
-        "V": c.vocab_size,
-        "D": c.width,
-        "F": c.mlp_size,
-        "H": c.heads,
-        "G": c.groups,
-        "C": c.head_size,
+    return {
+        "V": config.vocab_size,
+        "D": config.width,
+        "F": config.mlp_size,
+        "H": config.heads,
+        "G": config.groups,
+        "C": config.head_size,
+        "S": config.context + config.position_offset,
         "3": 3,
     }
-    return axes | {"S": c.context + c.position_offset}
 
 
 def _expand(theirs: str, ours: str, layout: str) -> list[Weight]:
     """The tensors of one row: a table, a norm, or a projection and its bias."""
     groups = tuple(group.strip("()") for group in re.findall(r"\([^)]*\)|\S+", layout))
     name = ours.rpartition(".")[2]
+    weight, bias = f"{theirs}.weight", f"{theirs}.bias"
     if name in ("embedding", "unembedding", "position"):
-        return [Weight(f"{theirs}.weight", (ours,), groups, AXES[name])]
+        return [Weight(weight, (ours,), groups, AXES[name])]
     if name.endswith("norm"):
         axes = tuple(" ".join(groups).split())
         return [
-            Weight(f"{theirs}.{kind}", (f"{ours}.{part}",), groups, axes)
-            for kind, part in (("weight", "scale"), ("bias", "bias"))
+            Weight(weight, (f"{ours}.scale",), groups, axes),
+            Weight(bias, (f"{ours}.bias",), groups, axes),
         ]
     modules = ("q", "k", "v") if name == "qkv" else (name,)
-    into, out = (tuple(group.split()) for group in AXES[modules[0]])
-    written = next(group for group in groups if set(group.split()) - {"3"} == set(out))
-    kernels, biases = (
-        tuple(f"layers.{module}.{part}" for module in modules) for part in ("kernel", "bias")
-    )
+    reads, writes = AXES[modules[0]]
+    read_axes, written_axes = tuple(reads.split()), tuple(writes.split())
+    kernels = tuple(f"layers.{module}.kernel" for module in modules)
+    biases = tuple(f"layers.{module}.bias" for module in modules)
+    bias_groups = ()
+    for group in groups:
+        if set(group.split()) - {"3"} == set(written_axes):
+            bias_groups = (group,)
     return [
-        Weight(f"{theirs}.weight", kernels, groups, (*into, *out)),
-        Weight(f"{theirs}.bias", biases, (written,), out),
+        Weight(weight, kernels, groups, (*read_axes, *written_axes)),
+        Weight(bias, biases, bias_groups, written_axes),
     ]
 
 
@@ -156,7 +178,7 @@ def _activation(name: str) -> str:
 
 
 def _refuse(hf: Any, **wanted: Any) -> None:
-    """What the decoder does not have."""
+    """ConfigError where their config asks for something that the decoder does not have."""
     for key, value in wanted.items():
         found = getattr(hf, key, value)
         require(
@@ -181,25 +203,23 @@ def _scaling(rope: Mapping[str, Any], context: int) -> RopeScaling | None:
         kind in known,
         f"config.json: rope_type={kind!r} is not one of {', '.join(known)}; use another model",
     )
-    odd = {key for key in ("mscale", "mscale_all_dim") if rope.get(key)} | (
-        {"truncate"} if rope.get("truncate", True) is False else set()
-    )
+    odd = [key for key in ("mscale", "mscale_all_dim") if rope.get(key)]
+    if rope.get("truncate", True) is False:
+        odd.append("truncate")
     require(
         not odd,
-        f"config.json: rope_parameters has {', '.join(sorted(odd))}, which is not supported; use"
-        " another model",
+        f"config.json: rope_parameters has {', '.join(odd)}, which is not supported; use another"
+        " model",
     )
     if kind == "default":
         return None
-    original = (
-        {}
-        if kind == "linear"
-        else {"original_context": rope.get("original_max_position_embeddings") or context}
-    )
-    found = {
-        ours: rope[theirs] for ours, theirs in known[kind].items() if rope.get(theirs) is not None
-    }
-    return RopeScaling(kind=kind, factor=rope["factor"], **original, **found)
+    keys = {}
+    if kind != "linear":
+        keys["original_context"] = rope.get("original_max_position_embeddings") or context
+    for ours, theirs in known[kind].items():
+        if rope.get(theirs) is not None:
+            keys[ours] = rope[theirs]
+    return RopeScaling(kind=kind, factor=rope["factor"], **keys)
 
 
 def _rope(rope: Mapping[str, Any], context: int) -> Keys:
@@ -212,32 +232,31 @@ def _rope(rope: Mapping[str, Any], context: int) -> Keys:
 
 
 def _rope_parameters(config: ModelConfig) -> Keys:
-    scaling, found = config.rope_scaling, {"rope_type": "default", "rope_theta": config.rotary_base}
+    keys: Keys = {"rope_type": "default", "rope_theta": config.rotary_base}
     if config.rotary_fraction != 1:
-        found["partial_rotary_factor"] = config.rotary_fraction
+        keys["partial_rotary_factor"] = config.rotary_fraction
+    scaling = config.rope_scaling
     if scaling is None:
-        return found
-    found |= {"rope_type": scaling.kind, "factor": scaling.factor}
+        return keys
+    keys |= {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind == "llama3":
-        found |= {
+        keys |= {
             "low_freq_factor": scaling.low_frequency,
             "high_freq_factor": scaling.high_frequency,
         }
     if scaling.kind == "yarn":
-        found |= {
+        keys |= {
             "beta_fast": scaling.beta_fast,
             "beta_slow": scaling.beta_slow,
             "attention_factor": scaling.attention_factor,
         }
-    return (
-        found
-        if scaling.kind == "linear"
-        else found | {"original_max_position_embeddings": scaling.original_context}
-    )
+    if scaling.kind != "linear":
+        keys["original_max_position_embeddings"] = scaling.original_context
+    return keys
 
 
 def _windows(hf: Any) -> Keys:
-    """sliding_window and the kinds of layers."""
+    """Our keys for their sliding_window and layer_types."""
     kinds = getattr(hf, "layer_types", None) or ["sliding_attention"] * hf.num_hidden_layers
     odd = sorted(set(kinds) - {"sliding_attention", "full_attention"})
     require(
@@ -252,15 +271,16 @@ def _windows(hf: Any) -> Keys:
 
 
 def _layer_types(config: ModelConfig) -> list[str]:
-    whole = range(config.layers) if config.window is None else config.full_layers
-    return [
-        "full_attention" if layer in whole else "sliding_attention"
-        for layer in range(config.layers)
-    ]
+    if config.window is None:
+        return ["full_attention"] * config.layers
+    kinds = ["sliding_attention"] * config.layers
+    for layer in config.full_layers:
+        kinds[layer] = "full_attention"
+    return kinds
 
 
 def _read_llama(hf: Any) -> Keys:
-    return {
+    keys = {
         "vocab_size": hf.vocab_size,
         "context": hf.max_position_embeddings,
         "width": hf.hidden_size,
@@ -277,11 +297,29 @@ def _read_llama(hf: Any) -> Keys:
         "mlp_bias": bool(getattr(hf, "mlp_bias", False)),
         "tied": hf.tie_word_embeddings,
         "init_std": hf.initializer_range,
-    } | (
-        _rope(hf.rope_parameters, hf.max_position_embeddings)
-        if "rope_theta" in hf.rope_parameters
-        else {}
-    )
+    }
+    if "rope_theta" in hf.rope_parameters:
+        keys |= _rope(hf.rope_parameters, hf.max_position_embeddings)
+    return keys
+
+
+def _write_llama_itself(config: ModelConfig) -> Keys:
+    return _write_llama(config) | {"mlp_bias": bool(config.mlp_bias)}
+
+
+def _read_mistral(hf: Any) -> Keys:
+    keys = _read_llama(hf)
+    if hf.sliding_window is not None:
+        keys["window"] = hf.sliding_window
+    return keys
+
+
+def _write_mistral(config: ModelConfig) -> Keys:
+    return _write_llama(config) | {"sliding_window": config.window}
+
+
+def _read_olmo2(hf: Any) -> Keys:
+    return _read_llama(hf) | {"norm_place": "post", "qk_norm": "width"}
 
 
 def _write_llama(config: ModelConfig) -> Keys:
@@ -307,20 +345,21 @@ def _read_qwen2(hf: Any) -> Keys:
     return _read_llama(hf) | _windows(hf) | {"qkv_bias": True}
 
 
-def _write_qwen(config: ModelConfig) -> Keys:
-    windows = {
+def _write_qwen2(config: ModelConfig) -> Keys:
+    keys = _write_qwen3(config)
+    del keys["head_dim"], keys["attention_bias"]
+    return keys
+
+
+def _read_qwen3(hf: Any) -> Keys:
+    return _read_llama(hf) | _windows(hf) | {"qk_norm": "head"}
+
+
+def _write_qwen3(config: ModelConfig) -> Keys:
+    return _write_llama(config) | {
         "use_sliding_window": config.window is not None,
         "sliding_window": config.window,
         "layer_types": _layer_types(config),
-    }
-    return _write_llama(config) | windows
-
-
-def _write_qwen2(config: ModelConfig) -> Keys:
-    return {
-        key: value
-        for key, value in _write_qwen(config).items()
-        if key not in ("head_dim", "attention_bias")
     }
 
 
@@ -330,22 +369,23 @@ def _read_gemma(hf: Any) -> Keys:
 
 
 def _read_gemma2(hf: Any) -> Keys:
-    caps = {
-        "attention_softcap": hf.attn_logit_softcapping,
-        "logit_softcap": hf.final_logit_softcapping,
-    }
     return (
         _read_gemma(hf)
         | _windows(hf)
-        | caps
-        | {"norm_place": "both", "query_scale": hf.query_pre_attn_scalar**-0.5}
+        | {
+            "attention_softcap": hf.attn_logit_softcapping,
+            "logit_softcap": hf.final_logit_softcapping,
+            "norm_place": "both",
+            "query_scale": hf.query_pre_attn_scalar**-0.5,
+        }
     )
 
 
 def _write_gemma2(config: ModelConfig) -> Keys:
+    scale = config.query_scale or config.head_size**-0.5
     return _write_llama(config) | {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": _whole((config.query_scale or config.head_size**-0.5) ** -2),
+        "query_pre_attn_scalar": _whole(scale**-2),
         "sliding_window": config.window,
         "layer_types": _layer_types(config),
         "attn_logit_softcapping": config.attention_softcap,
@@ -354,24 +394,30 @@ def _write_gemma2(config: ModelConfig) -> Keys:
 
 
 def _whole(x: float) -> float | int:
+    """The nearest integer, where x differs from it by rounding alone."""
     return round(x) if abs(x - round(x)) < 1e-6 * x else x
 
 
 def _read_gemma3(hf: Any) -> Keys:
-    whole, local = hf.rope_parameters["full_attention"], hf.rope_parameters["sliding_attention"]
+    full = hf.rope_parameters["full_attention"]
+    local = hf.rope_parameters["sliding_attention"]
     require(
         local.get("rope_type", "default") == "default",
         "config.json: rope_parameters of sliding_attention are scaled; use another model",
     )
-    found = _read_gemma2(hf) | _rope(whole, hf.max_position_embeddings) | {"qk_norm": "head"}
-    return found | ({"local_rotary_base": float(local["rope_theta"])} if "window" in found else {})
+    keys = _read_gemma2(hf) | _rope(full, hf.max_position_embeddings) | {"qk_norm": "head"}
+    if "window" in keys:
+        keys["local_rotary_base"] = float(local["rope_theta"])
+    return keys
 
 
 def _write_gemma3(config: ModelConfig) -> Keys:
-    local = {"rope_type": "default", "rope_theta": config.local_rotary_base or config.rotary_base}
-    return _write_gemma2(config) | {
-        "rope_parameters": {"full_attention": _rope_parameters(config), "sliding_attention": local}
+    local_base = config.local_rotary_base or config.rotary_base
+    rope_parameters = {
+        "full_attention": _rope_parameters(config),
+        "sliding_attention": {"rope_type": "default", "rope_theta": local_base},
     }
+    return _write_gemma2(config) | {"rope_parameters": rope_parameters}
 
 
 def _read_gpt2(hf: Any) -> Keys:
@@ -410,7 +456,11 @@ def _write_gpt2(config: ModelConfig) -> Keys:
 
 
 def _their_activation(config: ModelConfig) -> str:
-    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
+    """The first of their names for our activation."""
+    for theirs, ours in ACTIVATIONS.items():
+        if ours == config.activation:
+            return theirs
+    raise ConfigError(f"model.activation={config.activation!r} has no name in Hugging Face configs")
 
 
 def _read_neox(hf: Any) -> Keys:
@@ -445,9 +495,8 @@ def _write_neox(config: ModelConfig) -> Keys:
         "layer_norm_eps": config.norm_eps,
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tied,
-        "rope_parameters": (
-            _rope_parameters(config) | {"partial_rotary_factor": config.rotary_fraction}
-        ),
+        "rope_parameters": _rope_parameters(config)
+        | {"partial_rotary_factor": config.rotary_fraction},
     }
 
 
@@ -558,76 +607,105 @@ _OPT: tuple[Row, ...] = (
     ("final_layer_norm", "final_norm", "D"),
 )
 
-FAMILIES = {
-    family.name: family
-    for family in (
-        Family(
-            "gpt2",
-            "GPT2",
-            "transformer.",
-            _GPT2,
-            _read_gpt2,
-            _write_gpt2,
-            unit="h.{}.",
-            causal="LMHeadModel",
-        ),
-        Family(
-            "gpt_neox", "GPTNeoX", "gpt_neox.", _NEOX, _read_neox, _write_neox, head="embed_out"
-        ),
-        Family("opt", "OPT", "model.decoder.", _OPT, _read_opt, _write_opt),
-        Family(
-            "llama",
-            "Llama",
-            "model.",
-            _LLAMA,
-            _read_llama,
-            lambda c: _write_llama(c) | {"mlp_bias": bool(c.mlp_bias)},
-        ),
-        Family(
-            "mistral",
-            "Mistral",
-            "model.",
-            _LLAMA,
-            lambda hf: (
-                _read_llama(hf)
-                | ({} if hf.sliding_window is None else {"window": hf.sliding_window})
-            ),
-            lambda c: _write_llama(c) | {"sliding_window": c.window},
-        ),
-        Family("qwen2", "Qwen2", "model.", _LLAMA, _read_qwen2, _write_qwen2),
-        Family(
-            "qwen3",
-            "Qwen3",
-            "model.",
-            _LLAMA + _QK_NORM,
-            lambda hf: _read_llama(hf) | _windows(hf) | {"qk_norm": "head"},
-            _write_qwen,
-        ),
-        Family("gemma", "Gemma", "model.", _LLAMA, _read_gemma, _write_llama),
-        Family("gemma2", "Gemma2", "model.", _GEMMA2, _read_gemma2, _write_gemma2),
-        Family(
-            "gemma3_text",
-            "Gemma3",
-            "model.",
-            _GEMMA2 + _QK_NORM,
-            _read_gemma3,
-            _write_gemma3,
-            classifier="Gemma3Text",
-        ),
-        Family(
-            "olmo2",
-            "Olmo2",
-            "model.",
-            _OLMO2,
-            lambda hf: _read_llama(hf) | {"norm_place": "post", "qk_norm": "width"},
-            _write_llama,
-        ),
-    )
-}
+_TABLE = (
+    Family(
+        name="gpt2",
+        classes="GPT2",
+        prefix="transformer.",
+        rows=_GPT2,
+        read=_read_gpt2,
+        write=_write_gpt2,
+        unit="h.{}.",
+        causal="LMHeadModel",
+    ),
+    Family(
+        name="gpt_neox",
+        classes="GPTNeoX",
+        prefix="gpt_neox.",
+        rows=_NEOX,
+        read=_read_neox,
+        write=_write_neox,
+        head="embed_out",
+    ),
+    Family(
+        name="opt",
+        classes="OPT",
+        prefix="model.decoder.",
+        rows=_OPT,
+        read=_read_opt,
+        write=_write_opt,
+    ),
+    Family(
+        name="llama",
+        classes="Llama",
+        prefix="model.",
+        rows=_LLAMA,
+        read=_read_llama,
+        write=_write_llama_itself,
+    ),
+    Family(
+        name="mistral",
+        classes="Mistral",
+        prefix="model.",
+        rows=_LLAMA,
+        read=_read_mistral,
+        write=_write_mistral,
+    ),
+    Family(
+        name="qwen2",
+        classes="Qwen2",
+        prefix="model.",
+        rows=_LLAMA,
+        read=_read_qwen2,
+        write=_write_qwen2,
+    ),
+    Family(
+        name="qwen3",
+        classes="Qwen3",
+        prefix="model.",
+        rows=_LLAMA + _QK_NORM,
+        read=_read_qwen3,
+        write=_write_qwen3,
+    ),
+    Family(
+        name="gemma",
+        classes="Gemma",
+        prefix="model.",
+        rows=_LLAMA,
+        read=_read_gemma,
+        write=_write_llama,
+    ),
+    Family(
+        name="gemma2",
+        classes="Gemma2",
+        prefix="model.",
+        rows=_GEMMA2,
+        read=_read_gemma2,
+        write=_write_gemma2,
+    ),
+    Family(
+        name="gemma3_text",
+        classes="Gemma3",
+        prefix="model.",
+        rows=_GEMMA2 + _QK_NORM,
+        read=_read_gemma3,
+        write=_write_gemma3,
+        classifier="Gemma3Text",
+    ),
+    Family(
+        name="olmo2",
+        classes="Olmo2",
+        prefix="model.",
+        rows=_OLMO2,
+        read=_read_olmo2,
+        write=_write_llama,
+    ),
+)
+FAMILIES = {family.name: family for family in _TABLE}
 
 
 def family_of(hf: Any) -> Family:
-    """Of a config of transformers."""
+    """The family of a config of transformers."""
     require(
         hf.model_type in FAMILIES,
         f"config.json: model_type={hf.model_type!r} is not one of {', '.join(FAMILIES)}; convert"
@@ -637,15 +715,17 @@ def family_of(hf: Any) -> Family:
 
 
 def read_config(hf: Any, **keys: Any) -> ModelConfig:
-    """Our config of theirs; `keys` are those of ours that change no function (dtype, remat,
-    vocab_multiple ...).
+    """Our config of theirs.
+
+    `keys` are further ones of ours, which do not change what the model computes (dtype, remat,
+    vocab_multiple, ...).
     """
     family = family_of(hf)
     return ModelConfig(family=family.name, **family.read(hf) | keys)
 
 
 def write_config(config: ModelConfig) -> Keys:
-    """The keys of config.json, of the family that the config names."""
+    """The keys of config.json, for the family that the config names."""
     require(
         config.family in (None, *FAMILIES),
         f"model.family={config.family!r} is unknown; use one of {', '.join(FAMILIES)}",

@@ -1,11 +1,11 @@
-"""Adapter folders of peft: ours written for it, its own read and added to the weights that they
-belong to.
+"""Adapter folders of peft: ours written for it, and its own read and added to the weights.
 
 A folder is adapter_config.json and adapter_model.safetensors with, for each module, lora_A.weight
 [rank, in] and lora_B.weight [out, rank].
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,15 @@ from instruct_jax.runtime.digests import named_leaves
 from instruct_jax.runtime.hosts import is_main
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+# keys of an adapter's config that change what it computes, and that cannot be read
+UNSUPPORTED = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "use_qalora",
+    "trainable_token_indices",
+)
+Pair = tuple[np.ndarray, np.ndarray]  # A and B
 
 
 def write_adapter(
@@ -33,139 +42,146 @@ def write_adapter(
     params: Params,
     base: str | None,
 ) -> None:
-    """The adapters among the parameters of a policy.  Where peft has one module for queries, keys
-    and values, its rank is three times ours: the three adapters lie beside each other in A and on
-    the diagonal of B."""
-    arrays, sizes = named_leaves(params), sizes_of(config) | {"r": lora.rank}
+    """Writes the adapters among the parameters of a policy.
+
+    `base` names the model that they belong to.  Where peft has one module for queries, keys and
+    values, its rank is three times ours: the three adapters lie beside each other in A and on the
+    diagonal of B.
+    """
+    arrays = named_leaves(params)
+    sizes = sizes_of(config) | {"r": lora.rank}
     tensors: dict[str, np.ndarray] = {}
-    targets: dict[str, int] = {}  # end of the module's name -> rank
+    ranks: dict[str, int] = {}  # end of the module's name -> rank
     for weight in family.weights(arrays):
         names = [ours.replace(".kernel", "_lora") for ours in weight.ours]
-        if not any(f"{name}.a" in arrays for name in names) or not weight.name.endswith(".weight"):
+        has_adapter = any(f"{name}.a" in arrays for name in names)
+        if not has_adapter or not weight.name.endswith(".weight"):
             continue
         module = weight.name.removesuffix(".weight")
-        targets[module.partition("{}.")[2]] = len(names) * lora.rank
+        ranks[module.partition("{}.")[2]] = len(names) * lora.rank
         for layer in range(config.layers):
-            a, b = _beside(weight, [_of_layer(arrays, name, layer) for name in names], sizes)
+            pairs = [_of_layer(arrays, name, layer) for name in names]
+            a, b = _joined(weight, pairs, sizes)
             tensors[f"{PREFIX}{module.format(layer)}.lora_A.weight"] = a
             tensors[f"{PREFIX}{module.format(layer)}.lora_B.weight"] = b
-    about = {
+    rank_pattern, alpha_pattern = {}, {}
+    for name, rank in ranks.items():
+        if rank != lora.rank:
+            rank_pattern[name] = rank
+            alpha_pattern[name] = lora.alpha * rank / lora.rank
+    keys = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": list(targets),
-        "rank_pattern": {name: rank for name, rank in targets.items() if rank != lora.rank},
-        "alpha_pattern": {
-            name: lora.alpha * rank / lora.rank
-            for name, rank in targets.items()
-            if rank != lora.rank
-        },
+        "target_modules": list(ranks),
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
         "fan_in_fan_out": family.name == "gpt2",
         "bias": "none",
         "inference_mode": True,
     }
     if is_main():
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-
-
-Pair = tuple[np.ndarray, np.ndarray]
+        (folder / CONFIG).write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
 
 
 def _of_layer(arrays: Mapping[str, Any], name: str, layer: int) -> Pair | None:
-    """a [in ..., rank] and b [rank, out ...] of one layer; None where the projection has no
-    adapter.
-    """
-    return (
-        (sharding.fetch(arrays[f"{name}.a"][layer]), sharding.fetch(arrays[f"{name}.b"][layer]))
-        if f"{name}.a" in arrays
-        else None
-    )
+    """Our a [in ..., rank] and b [rank, out ...] of one layer; None without an adapter."""
+    if f"{name}.a" not in arrays:
+        return None
+    a, b = arrays[f"{name}.a"], arrays[f"{name}.b"]
+    return sharding.fetch(a[layer]), sharding.fetch(b[layer])
 
 
-def _beside(weight: Weight, pairs: list[Pair | None], sizes: Mapping[str, int]) -> Pair:
-    """lora_A [rank, in] and lora_B [out, rank] of one module."""
-    rank, read, out = sizes["r"], _axes(weight, written=False), _axes(weight, written=True)
-    own = [axis for axis in out if axis != "3"]
-    a = np.zeros((len(pairs) * rank, int(np.prod([sizes[axis] for axis in read]))), np.float32)
-    b = np.zeros((*(sizes[axis] for axis in out), len(pairs) * rank), np.float32)
+def _joined(weight: Weight, pairs: list[Pair | None], sizes: Mapping[str, int]) -> Pair:
+    """lora_A [rank, in] and lora_B [out, rank] of one module of theirs."""
+    rank = sizes["r"]
+    total = len(pairs) * rank
+    reads, writes = _axes(weight)
+    a = np.zeros((total, math.prod(sizes[axis] for axis in reads)), np.float32)
+    b = np.zeros((*(sizes[axis] for axis in writes), total), np.float32)
+    written = [sizes[axis] for axis in writes if axis != "3"]
     for i, pair in enumerate(pairs):
-        if pair is not None:
-            part = slice(i * rank, (i + 1) * rank)
-            a[part] = pair[0].reshape(-1, rank).T
-            place = np.moveaxis(b, out.index("3"), 0)[i] if "3" in out else b
-            place[..., part] = np.moveaxis(
-                pair[1].reshape(rank, *(sizes[axis] for axis in own)), 0, -1
-            )
-    return a, b.reshape(-1, len(pairs) * rank)
+        if pair is None:
+            continue
+        our_a, our_b = pair
+        columns = slice(i * rank, (i + 1) * rank)
+        a[columns] = our_a.reshape(-1, rank).T
+        own = b  # a view of what this adapter writes
+        if "3" in writes:
+            own = np.moveaxis(b, writes.index("3"), 0)[i]
+        own[..., columns] = np.moveaxis(our_b.reshape(rank, *written), 0, -1)
+    return a, b.reshape(-1, total)
 
 
-def _axes(weight: Weight, *, written: bool) -> list[str]:
-    """Of the tensor there: those that the module reads, or writes."""
-    return weight.layout[1 - _first(weight) if written else _first(weight)].split()
+def _axes(weight: Weight) -> tuple[list[str], list[str]]:
+    """The axes of their tensor that the module reads, and those that it writes."""
+    first, second = (group.split() for group in weight.layout)
+    return (first, second) if _reads_first(weight) else (second, first)
 
 
-def _first(weight: Weight) -> int:
-    """Which of the two groups of the layout is read."""
-    return 0 if weight.layout[0].split()[0] == weight.axes[0] else 1
+def _reads_first(weight: Weight) -> bool:
+    """Whether their tensor is [in, out], as in GPT-2."""
+    return weight.layout[0].split()[0] == weight.axes[0]
 
 
-class Added:
-    """What the adapters of a folder add to the weights of their base."""
+class PeftAdapter:
+    """An adapter folder of peft, to be added to the weights of its base.
+
+    WeightsError where it cannot be read.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         try:
-            self.about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            self.config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             self._file = safe_open(folder / WEIGHTS, "numpy")
         except Exception as error:  # safetensors raises its own
             raise WeightsError(
                 f"{folder}: not an adapter of peft ({error}); give a folder with {CONFIG} and"
                 f" {WEIGHTS}"
             ) from error
-        odd = [
-            key
-            for key in (
-                "use_dora",
-                "lora_bias",
-                "modules_to_save",
-                "use_qalora",
-                "trainable_token_indices",
-            )
-            if self.about.get(key)
-        ]
-        if self.about.get("peft_type") != "LORA" or odd:
-            found = odd or [f"peft_type={self.about.get('peft_type')!r}"]
+        unsupported = [key for key in UNSUPPORTED if self.config.get(key)]
+        kind = self.config.get("peft_type")
+        if not unsupported and kind != "LORA":
+            unsupported = [f"peft_type={kind!r}"]
+        if unsupported:
             raise WeightsError(
-                f"{folder / CONFIG}: {', '.join(found)} cannot be read; merge the adapter with peft"
-                " and give the result"
+                f"{folder / CONFIG}: {', '.join(unsupported)} cannot be read; merge the adapter"
+                " with peft and give the result"
             )
-        self.left = set(self._file.keys())
+        self._unused = set(self._file.keys())
 
-    def to(self, weight: Weight, name: str) -> np.ndarray | None:
-        """What is added to the tensor of this name; None where it has no adapter."""
+    def change(self, weight: Weight, name: str) -> np.ndarray | None:
+        """What the adapter adds to the tensor of this name; None where it adds nothing."""
         module = name.removesuffix(".weight")
-        a, b = (f"{PREFIX}{module}.lora_{part}.weight" for part in "AB")
-        if not name.endswith(".weight") or a not in self.left:
+        a, b = f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+        if not name.endswith(".weight") or a not in self._unused:
             return None
-        self.left -= {a, b}
-        low, high = (self._file.get_tensor(part).astype(np.float32) for part in (a, b))
-        rank, patterns = len(low), self.about.get("alpha_pattern") or {}
-        alpha = next(
-            (value for end, value in patterns.items() if module.endswith(end)),
-            self.about["lora_alpha"],
-        )
-        change = (
-            high @ low * np.float32(alpha / (rank**0.5 if self.about.get("use_rslora") else rank))
-        )
-        return change.T if _first(weight) == 0 else change
+        self._unused -= {a, b}
+        lora_a = self._file.get_tensor(a).astype(np.float32)
+        lora_b = self._file.get_tensor(b).astype(np.float32)
+        rank = len(lora_a)
+        if self.config.get("use_rslora"):
+            rank = rank**0.5
+        scale = np.float32(self._alpha(module) / rank)
+        product = lora_b @ lora_a * scale  # [out, in]
+        return product.T if _reads_first(weight) else product
+
+    def _alpha(self, module: str) -> float:
+        patterns = self.config.get("alpha_pattern") or {}
+        for end, value in patterns.items():
+            if module.endswith(end):
+                return value
+        return self.config["lora_alpha"]
 
     def check_used(self) -> None:
-        if self.left:
+        """WeightsError where a part of the adapter was added to no weight."""
+        if self._unused:
             raise WeightsError(
-                f"{self.folder}: {min(self.left)} belongs to no weight of the base model"
-                f" ({len(self.left)} such)"
+                f"{self.folder}: {min(self._unused)} belongs to no weight of the base model"
+                f" ({len(self._unused)} such)"
             )

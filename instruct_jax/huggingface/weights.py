@@ -1,15 +1,15 @@
-"""Weights of Hugging Face folders: safetensors to sharded arrays and back, one tensor at a time,
-strictly.
+"""Reads safetensors of Hugging Face folders into sharded arrays, and writes them.
 
-The host never holds more than one tensor of a file: each device gets its own part of it, and a
-stack of layers grows on the devices.
+What is missing, left over or of another shape is refused.  The host never holds more than one
+tensor of a file: each device gets its own part of it, and a stack of layers grows on the devices.
 """
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,11 @@ from instruct_jax.runtime.hosts import is_main
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# the ends of the names of the token embedding
+TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+# (weight, name of the tensor) -> what is added to the tensor; None = nothing
+Change = Callable[[Weight, str], np.ndarray | None]
+Shape = tuple[int, ...]
 
 
 class WeightsError(InstructError, ValueError):
@@ -35,19 +40,25 @@ class WeightsError(InstructError, ValueError):
 
 
 class Tensors:
-    """The tensors of a folder by name, each read when asked for."""
+    """The tensors of a folder by name, each read when it is needed."""
 
     def __init__(self, folder: Path, family: Family):
-        self.folder, self._open = folder, contextlib.ExitStack()
+        self.folder = folder
+        self._open = contextlib.ExitStack()
         self._files: dict[Path, Any] = {}
-        names = {name: self._file(path) for name, path in _index(folder).items()}
-        # of a base model, as GPT-2's own
-        bare = not any(name.startswith(family.prefix) for name in names)
+        # full name -> (name in the file, file)
+        self._tensors: dict[str, tuple[str, Any]] = {}
+        index = _index(folder)
+        # a folder of a base model, such as that of GPT-2, leaves the prefix out
+        has_prefix = any(name.startswith(family.prefix) for name in index)
         heads = (f"{family.head}.", "score.")
-        full = lambda name: name if not bare or name.startswith(heads) else family.prefix + name  # noqa: E731
-        self._found = {
-            full(name): (name, file) for name, file in names.items() if not BUFFERS.search(name)
-        }
+        for name, path in index.items():
+            if BUFFERS.search(name):
+                continue
+            full = name
+            if not has_prefix and not name.startswith(heads):
+                full = family.prefix + name
+            self._tensors[full] = name, self._file(path)
 
     def __enter__(self) -> "Tensors":
         return self
@@ -56,26 +67,30 @@ class Tensors:
         self._open.close()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._found
+        return name in self._tensors
 
     def names(self) -> set[str]:
-        return set(self._found)
+        """The full names of all tensors."""
+        return set(self._tensors)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        there, file = self._found[name]
-        return tuple(file.get_slice(there).get_shape())
+    def shape(self, name: str) -> Shape:
+        """The shape of a tensor, which is not read for it."""
+        in_file, file = self._tensors[name]
+        return tuple(file.get_slice(in_file).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        there, file = self._found[name]
-        kind = file.get_slice(there).get_dtype()
-        if kind not in DTYPES:
+        """The tensor, in the dtype of the file; WeightsError where that is no float."""
+        in_file, file = self._tensors[name]
+        dtype = file.get_slice(in_file).get_dtype()
+        if dtype not in DTYPES:
             raise WeightsError(
-                f"{self.folder}: {there} has the type {kind}; save the model as one of"
+                f"{self.folder}: {in_file} has the type {dtype}; save the model as one of"
                 f" {', '.join(DTYPES.values())}"
             )
-        return file.get_tensor(there)
+        return file.get_tensor(in_file)
 
     def _file(self, path: Path) -> Any:
+        """The open file."""
         if path not in self._files:
             try:
                 self._files[path] = self._open.enter_context(safe_open(path, "numpy"))
@@ -87,13 +102,11 @@ class Tensors:
 
 
 def _index(folder: Path) -> dict[str, Path]:
-    """Name -> file."""
+    """Name of a tensor -> its file."""
     if (folder / INDEX).is_file():
         try:
-            return {
-                name: folder / file
-                for name, file in json.loads((folder / INDEX).read_text())["weight_map"].items()
-            }
+            weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+            return {name: folder / file for name, file in weight_map.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightsError(
                 f"{folder / INDEX}: broken ({error}); download or copy it again"
@@ -113,17 +126,22 @@ def _index(folder: Path) -> dict[str, Path]:
         ) from error
 
 
-def _each(weights: list[Weight], layers: int) -> Iterator[tuple[str, Weight, int | None]]:
-    """(name there, weight, layer) of every tensor; the layer is None where a weight is in no layer."""
+class Tensor(NamedTuple):
+    """One tensor of a model."""
+
+    name: str
+    weight: Weight
+    layer: int | None  # None: it is in no layer
+
+
+def _tensors(weights: list[Weight], layers: int) -> Iterator[Tensor]:
+    """All tensors of a model with so many layers."""
     for weight in weights:
-        for layer in range(layers) if "{}" in weight.name else (None,):
-            yield weight.name if layer is None else weight.name.format(layer), weight, layer
-
-
-class Change(Protocol):
-    """What is added to the weights on their way."""
-
-    def to(self, weight: Weight, name: str) -> np.ndarray | None: ...
+        if "{}" not in weight.name:
+            yield Tensor(weight.name, weight, None)
+            continue
+        for layer in range(layers):
+            yield Tensor(weight.name.format(layer), weight, layer)
 
 
 def read_params(
@@ -134,77 +152,76 @@ def read_params(
     layout: sharding.Layout,
     *,
     head: bool = False,
-    added: Change | None = None,
+    change: Change | None = None,
 ) -> Params:
-    """The float32 parameters of a folder in the layout of the mesh.  boxed: their abstract tree, of
-    the language model or, with `head`, of the scalar model.  WeightsError names a tensor that is
+    """The float32 parameters of a folder, in the layout of the mesh.
+
+    boxed: the abstract parameters with axis metadata, of the language model or, with `head`, of the
+    scalar model.  `change` tells what is added to each tensor.  WeightsError names a tensor that is
     missing, left over or of another shape.
     """
-    plain = boxed["backbone"] if head else boxed
-    shapes, sizes = named_leaves(sharding.abstract(plain, layout)), sizes_of(config)
-    found: dict[str, jax.Array] = {}
+    backbone = boxed["backbone"] if head else boxed
+    abstract = named_leaves(sharding.abstract(backbone, layout))
+    sizes = sizes_of(config)
+    arrays: dict[str, jax.Array] = {}
     with Tensors(folder, family) as tensors:
-        expected = {
-            name: (weight, layer)
-            for name, weight, layer in _each(family.weights(shapes), config.layers)
-        }
-        _check_names(
-            tensors,
-            family,
-            {name: weight.shape(sizes) for name, (weight, _) in expected.items()},
-            config,
-            head,
-        )
-        for name, (weight, layer) in expected.items():
-            tensor, change = tensors.read(name), None if added is None else added.to(weight, name)
-            parts = weight.unpack(
-                tensor if change is None else tensor.astype(np.float32) + change, sizes
-            )
+        expected = list(_tensors(family.weights(abstract), config.layers))
+        shapes = {name: weight.shape(sizes) for name, weight, _ in expected}
+        _check_names(tensors, family, shapes, config, head)
+        for name, weight, layer in expected:
+            tensor = tensors.read(name)
+            difference = None if change is None else change(weight, name)
+            if difference is not None:
+                tensor = tensor.astype(np.float32) + difference
+            parts = weight.unpack(tensor, sizes)
             for ours, part in zip(weight.ours, parts, strict=True):
                 if layer is None:
-                    found[ours] = _born(part, shapes[ours])
-                else:
-                    ours, place = _place(shapes, ours, layer)
-                    stack = found.get(ours)
-                    found[ours] = _stacked(
-                        _zeros(shapes[ours]) if stack is None else stack, part, place
-                    )
-        missing = sorted(set(shapes) - set(found))
+                    arrays[ours] = _on_devices(part, abstract[ours])
+                    continue
+                stacked, index = _place(abstract, ours, layer)
+                if stacked not in arrays:
+                    arrays[stacked] = _zeros(abstract[stacked])
+                arrays[stacked] = _with_layer(arrays[stacked], part, index)
+        missing = sorted(set(abstract) - set(arrays))
         if missing:
             raise WeightsError(
                 f"{folder}: the family {family.name} has no weight for {missing[0]}; its config"
                 " says otherwise"
             )
-        tree = _like(plain, found)
-        return (
-            {"backbone": tree, "head": _read_head(tensors, boxed["head"], layout)} if head else tree
-        )
+        params = _like(backbone, arrays)
+        if not head:
+            return params
+        return {"backbone": params, "head": _read_head(tensors, boxed["head"], layout)}
 
 
 def _place(arrays: Mapping[str, Any], ours: str, layer: int) -> tuple[str, int]:
-    """The array that holds a layer's part of `ours`, and where in it: the first layers may lie
-    apart.
+    """The array that holds a layer's part of `ours`, and the index of the part in it.
+
+    The lowest layers may be kept in an array of their own.
     """
     lower = f"lower_{ours}"
-    first = arrays[lower].shape[0] if lower in arrays else 0
+    if lower not in arrays:
+        return ours, layer
+    first = arrays[lower].shape[0]
     return (lower, layer) if layer < first else (ours, layer - first)
 
 
 def _check_names(
     tensors: Tensors,
     family: Family,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, Shape],
     config: ModelConfig,
     head: bool,
 ) -> None:
-    """All tensors are there, in their shapes, and no others."""
-    spare = {
-        "score.weight",
-        "score.bias",
-        *({f"{family.head}.weight"} if config.tied or head else ()),
-    }
-    shapes = {**shapes, **({"score.weight": (1, config.width)} if head else {})}
-    for name, shape in shapes.items():
+    """WeightsError unless all tensors are there, in their shapes, and no others."""
+    unembedding = f"{family.head}.weight"
+    allowed = {"score.weight", "score.bias"}
+    if config.tied or head:
+        allowed.add(unembedding)
+    required = dict(shapes)
+    if head:
+        required["score.weight"] = (1, config.width)
+    for name, shape in required.items():
         if name not in tensors:
             raise WeightsError(f"{tensors.folder}: {name} is missing; the config asks for it")
         if tensors.shape(name) != shape:
@@ -212,51 +229,52 @@ def _check_names(
                 f"{tensors.folder}: {name} has the shape {list(tensors.shape(name))}, the config"
                 f" asks for {list(shape)}"
             )
-    if surplus := sorted(tensors.names() - set(shapes) - spare):
+    surplus = sorted(tensors.names() - set(required) - allowed)
+    if surplus:
         raise WeightsError(
             f"{tensors.folder}: {surplus[0]} has no place in a {family.name} model of this config"
             f" ({len(surplus)} such)"
         )
-    tied = f"{family.head}.weight"
-    if config.tied and not head and tied in tensors:
-        table = next(
-            name
-            for name in shapes
-            if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))
-        )
-        if not np.array_equal(tensors.read(tied), tensors.read(table)):
+    if config.tied and not head and unembedding in tensors:
+        table = next(name for name in required if name.endswith(TABLES))
+        if not np.array_equal(tensors.read(unembedding), tensors.read(table)):
             raise WeightsError(
-                f"{tensors.folder}: {tied} is not {table}, but the config says"
+                f"{tensors.folder}: {unembedding} is not {table}, but the config says"
                 " tie_word_embeddings=true; correct it"
             )
 
 
 def _read_head(tensors: Tensors, boxed: Params, layout: sharding.Layout) -> Params:
-    shapes = sharding.abstract(boxed, layout)
-    bias = (
-        tensors.read("score.bias").reshape(())
-        if "score.bias" in tensors
-        else np.zeros((), np.float32)
-    )
+    """The scalar head; its bias is 0 where the folder has none."""
+    abstract = sharding.abstract(boxed, layout)
+    kernel = tensors.read("score.weight")[0]
+    bias = np.zeros((), np.float32)
+    if "score.bias" in tensors:
+        bias = tensors.read("score.bias").reshape(())
     return {
-        "kernel": _born(tensors.read("score.weight")[0], shapes["kernel"]),
-        "bias": _born(bias, shapes["bias"]),
+        "kernel": _on_devices(kernel, abstract["kernel"]),
+        "bias": _on_devices(bias, abstract["bias"]),
     }
 
 
-def _placed(view: np.ndarray, shape: tuple[int, ...], where: NamedSharding) -> jax.Array:
-    """On the devices, with zeros behind its end where the shape is larger."""
+def _placed(view: np.ndarray, shape: Shape, where: NamedSharding) -> jax.Array:
+    """The array on the devices, with zeros behind its end where the shape is larger."""
 
     def part(index: Any) -> np.ndarray:
         x = view[index]
-        wanted = [len(range(*s.indices(size))) for s, size in zip(index, shape, strict=True)]
-        missing = [want - size for want, size in zip(wanted, x.shape, strict=True)]
-        return np.asarray(np.pad(x, [(0, n) for n in missing]) if any(missing) else x, order="C")
+        padding = []
+        for axis, size in enumerate(shape):
+            wanted = len(range(*index[axis].indices(size)))
+            padding.append((0, wanted - x.shape[axis]))
+        if any(missing for _, missing in padding):
+            x = np.pad(x, padding)
+        return np.asarray(x, order="C")
 
     return jax.make_array_from_callback(shape, where, part)
 
 
-def _born(view: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+def _on_devices(view: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """The array in the shape, dtype and sharding of `like`."""
     placed = _placed(view, like.shape, like.sharding)  # type: ignore[arg-type]
     return jax.jit(lambda x: x.astype(like.dtype), out_shardings=like.sharding)(placed)
 
@@ -265,11 +283,12 @@ def _zeros(like: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=like.sharding)()
 
 
-def _stacked(stack: jax.Array, view: np.ndarray, layer: int) -> jax.Array:
-    """The stack with one layer in its place; uses up the one that is given."""
-    whole: Any = stack.sharding
-    own = NamedSharding(whole.mesh, PartitionSpec(*whole.spec[1:]))
-    return _set_layer(stack, _placed(view, stack.shape[1:], own), jnp.int32(layer))
+def _with_layer(stack: jax.Array, view: np.ndarray, layer: int) -> jax.Array:
+    """The stack with one layer replaced; the stack that is given is used up."""
+    of_stack: Any = stack.sharding
+    of_layer = NamedSharding(of_stack.mesh, PartitionSpec(*of_stack.spec[1:]))
+    placed = _placed(view, stack.shape[1:], of_layer)
+    return _set_layer(stack, placed, jnp.int32(layer))
 
 
 def _set(stack: jax.Array, part: jax.Array, layer: jax.Array) -> jax.Array:
@@ -279,11 +298,11 @@ def _set(stack: jax.Array, part: jax.Array, layer: jax.Array) -> jax.Array:
 _set_layer: Callable[..., jax.Array] = jax.jit(_set, donate_argnums=0)
 
 
-def _like(tree: Any, found: Mapping[str, jax.Array], prefix: str = "") -> Any:
-    """The nested dict whose dotted names are those of `found`."""
+def _like(tree: Any, arrays: Mapping[str, jax.Array], prefix: str = "") -> Any:
+    """The arrays, which have dotted names, nested as the tree is."""
     if isinstance(tree, dict):
-        return {name: _like(part, found, f"{prefix}{name}.") for name, part in tree.items()}
-    return found[prefix[:-1]]
+        return {name: _like(part, arrays, f"{prefix}{name}.") for name, part in tree.items()}
+    return arrays[prefix[:-1]]
 
 
 def write_params(
@@ -297,60 +316,79 @@ def write_params(
     vocabulary: int | None = None,
     shard_bytes: int = 4 * 2**30,
 ) -> None:
-    """The inverse of read_params, into a folder that is there; shards hold at most shard_bytes, or
-    one tensor.  Of the embedding the rows of config.vocab_size are written, or as many as
-    `vocabulary` says."""
-    arrays, sizes = (
-        named_leaves(params),
-        sizes_of(config) | ({} if vocabulary is None else {"V": vocabulary}),
-    )
-    plan: list[tuple[str, Weight | None, int | None, int]] = [
-        (name, weight, layer, int(np.prod(weight.shape(sizes))))
-        for name, weight, layer in _each(family.weights(arrays), config.layers)
-    ]
-    own: dict[str, np.ndarray] = {}
-    if head is not None:
-        kernel, bias = sharding.fetch(head["kernel"]), sharding.fetch(head["bias"])
-        own = {"score.weight": kernel[None]} | ({"score.bias": bias[None]} if bias else {})
-        plan += [(name, None, None, x.size) for name, x in own.items()]
-    shards: list[list[Any]] = [[]]
-    room = shard_bytes
-    for entry in plan:
-        size = entry[3] * jnp.dtype(dtype).itemsize
-        if shards[-1] and size > room:
-            shards.append([])
-            room = shard_bytes
-        shards[-1].append(entry)
-        room -= size
+    """The inverse of read_params, into a folder that is there.
+
+    Each file holds at most shard_bytes, or one tensor.  Of the embedding the first
+    config.vocab_size rows are written, or as many as `vocabulary` says.
+    """
+    arrays, sizes = named_leaves(params), sizes_of(config)
+    if vocabulary is not None:
+        sizes["V"] = vocabulary
+    itemsize = jnp.dtype(dtype).itemsize
+    tensors = list(_tensors(family.weights(arrays), config.layers))
+    bytes_of = {}
+    for name, weight, _ in tensors:
+        bytes_of[name] = math.prod(weight.shape(sizes)) * itemsize
+    scores = {} if head is None else _scores(head)
+    for name, array in scores.items():
+        bytes_of[name] = array.size * itemsize
+    by_name = {tensor.name: tensor for tensor in tensors}
+    shards = _shards(bytes_of, shard_bytes)
     files = {}
-    for number, shard in enumerate(shards, 1):
-        file = (
-            "model.safetensors"
-            if len(shards) == 1
-            else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        )
-        tensors = {}
-        for name, weight, layer, _ in shard:
-            x = own[name] if weight is None else _packed(arrays, weight, layer, sizes)
-            tensors[name] = np.ascontiguousarray(x.astype(jnp.dtype(dtype)))
+    for number, names in enumerate(shards, 1):
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        written = {}
+        for name in names:
+            if name in scores:
+                array = scores[name]
+            else:
+                array = _packed(arrays, by_name[name], sizes)
+            written[name] = np.ascontiguousarray(array.astype(jnp.dtype(dtype)))
             files[name] = file
         if is_main():
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+            save_file(written, folder / file, metadata={"format": "pt"})
     if len(shards) > 1 and is_main():
-        total = sum(entry[3] for entry in plan) * jnp.dtype(dtype).itemsize
-        (folder / INDEX).write_text(
-            json.dumps({"metadata": {"total_size": total}, "weight_map": files}, indent=2) + "\n"
-        )
+        index = {"metadata": {"total_size": sum(bytes_of.values())}, "weight_map": files}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _scores(head: Params) -> dict[str, np.ndarray]:
+    """The tensors of a scalar head; a bias of 0 is not written."""
+    kernel, bias = sharding.fetch(head["kernel"]), sharding.fetch(head["bias"])
+    scores = {"score.weight": kernel[None]}
+    if bias:
+        scores["score.bias"] = bias[None]
+    return scores
+
+
+def _shards(bytes_of: Mapping[str, int], most: int) -> list[list[str]]:
+    """The names of the tensors in each file."""
+    shards: list[list[str]] = [[]]
+    room = most
+    for name, size in bytes_of.items():
+        if shards[-1] and size > room:
+            shards.append([])
+            room = most
+        shards[-1].append(name)
+        room -= size
+    return shards
 
 
 def _packed(
-    arrays: Mapping[str, jax.Array], weight: Weight, layer: int | None, sizes: Mapping[str, int]
+    arrays: Mapping[str, jax.Array], tensor: Tensor, sizes: Mapping[str, int]
 ) -> np.ndarray:
-    places = [
-        (name, None) if layer is None else _place(arrays, name, layer) for name in weight.ours
-    ]
-    ours = [
-        sharding.fetch(arrays[name] if place is None else arrays[name][place])
-        for name, place in places
-    ]
-    return weight.pack([x[: sizes["V"]] if weight.axes[0] == "V" else x for x in ours], sizes)
+    """The tensor as it is written, made from our arrays."""
+    _, weight, layer = tensor
+    parts = []
+    for name in weight.ours:
+        if layer is None:
+            part = sharding.fetch(arrays[name])
+        else:
+            stacked, index = _place(arrays, name, layer)
+            part = sharding.fetch(arrays[stacked][index])
+        if weight.axes[0] == "V":
+            part = part[: sizes["V"]]
+        parts.append(part)
+    return weight.pack(parts, sizes)

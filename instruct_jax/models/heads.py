@@ -50,7 +50,9 @@ class ScalarModel(NamedTuple):
     def score(
         self, params: Params, tokens: jax.Array, mask: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        """Reward [B] f32 of rows [B, L], read at the last real token (wherever the padding stands)."""
+        """Reward [B] f32 of rows [B, L], read at the last real token (wherever the
+        padding stands).
+        """
         values = self.values(params, tokens, mask.astype(jnp.int32), key)
         return jnp.take_along_axis(values, masking.last_index(mask)[:, None], axis=1)[:, 0]
 

@@ -137,7 +137,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, visible, positions, deterministic, facts, past=None):
         """past: keys and values so far and the slot where those of x go; None if x is all there
-        is.  visible: what each query may see, as self.attention has it."""
+        is.  visible: what each query may see, as self.attention has it.
+        """
         cfg = self.config
         before, after = cfg.norm_place != "post", cfg.norm_place != "pre"
 
@@ -258,7 +259,9 @@ def gathered(layout: Layout | None, table: jax.Array, rows: str | None) -> jax.A
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last axes, which have these logical names; computed in float32."""
+    """LayerNorm or RMSNorm over the last axes, which have these logical names; computed
+    in float32.
+    """
 
     config: ModelConfig
     axes: tuple[str, ...] = ("norm",)

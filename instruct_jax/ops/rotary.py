@@ -31,7 +31,8 @@ def stretch_yarn(
 ) -> np.ndarray:
     """Dimensions that turn more than `fast` times in `context` tokens are kept, less than `slow`
     times divided by factor, a ramp over the dimensions in between (Peng et al. 2023,
-    arXiv:2309.00071, 3.2)."""
+    arXiv:2309.00071, 3.2).
+    """
     width = 2 * len(frequency)
     turns = lambda n: width * math.log(context / (n * 2 * math.pi)) / (2 * math.log(base))  # noqa: E731  dimension that turns n times
     first, last = max(math.floor(turns(fast)), 0), min(math.ceil(turns(slow)), width - 1)

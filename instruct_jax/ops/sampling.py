@@ -38,7 +38,9 @@ def filter_logits(
 
 
 def keep_from(logp: jax.Array, least: jax.Array) -> jax.Array:
-    """logp [B, V] cut to the tokens with at least the log-prob least [B, 1], and normalised again."""
+    """logp [B, V] cut to the tokens with at least the log-prob least [B, 1], and
+    normalised again.
+    """
     return jax.nn.log_softmax(jnp.where(logp >= least, logp, -jnp.inf))
 
 
@@ -68,7 +70,8 @@ def draw(key: jax.Array, logp: jax.Array) -> jax.Array:
 
 def _first_above(p: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(index int32 [B], the sum before it [B]) of the first of p [B, N] whose running sum exceeds
-    threshold [B] and that is not 0; the last that is not 0 where rounding leaves none."""
+    threshold [B] and that is not 0; the last that is not 0 where rounding leaves none.
+    """
     cumulative, index = jnp.cumsum(p, axis=1), jax.lax.broadcasted_iota(jnp.int32, p.shape, 1)
     first = jnp.where((cumulative > threshold[:, None]) & (p > 0), index, p.shape[1]).min(axis=1)
     found = jnp.minimum(first, jnp.where(p > 0, index, 0).max(axis=1))

@@ -8,10 +8,9 @@ from instruct_jax.report.run_data import Run, Stage, slug
 from instruct_jax.text import number
 
 BASE = "base"  # the base of the run
-PROMPTED = "base_prompted"  # with examples before the prompt
+PROMPTED = "_prompted"  # behind the name of a model: with examples before the prompt
 BEST_OF_N = "best_of_n"  # of samples of the baseline, by the reward model
-SHOWN = {PROMPTED: "base, prompted", BEST_OF_N: "best of n"}
-SPOKEN = {PROMPTED: "prompted base", BEST_OF_N: "best of n"}
+BEST_OF_N_SHOWN = "best of n"
 Numbers = dict[str, Any]
 
 
@@ -137,19 +136,20 @@ class Evaluation:
         return self.run.stages[self.source(model)]
 
     def ordered(self, models: Iterable[str]) -> list[str]:
-        """The base, then the stages as they run, then models from outside, then all others; the
-        control and the best of n follow the baseline.
+        """The base, then the stages as they run, then models from outside, then all others; a
+        prompted model, the control and the best of n stand behind what they are samples of.
         """
         return sorted(set(models), key=self._place)
 
     def _place(self, model: str) -> tuple[float, str]:
         if model == BASE:
-            return -2.0, model
-        if model == PROMPTED:
             return -1.0, model
+        prompted = self.prompted(model)
+        if prompted is not None:
+            return self._place(prompted)[0] + 0.2, model
         if model in (self.control, BEST_OF_N):
             baseline, _ = self._place(self.baseline)
-            after = 0.3 if model == self.control else 0.6
+            after = 0.4 if model == self.control else 0.6
             return baseline + after, model
         places = [*self.run.stages, *self.stage.uses.values()]
         source = self.source(model)
@@ -158,25 +158,40 @@ class Evaluation:
 
     def shown(self, model: str) -> str:
         """Its name on the page."""
+        prompted = self.prompted(model)
+        if prompted is not None:
+            return f"{prompted}, prompted"
         if model == self.control:
             return f"{self.baseline} again (control)"
-        return SHOWN.get(model, model)
+        return BEST_OF_N_SHOWN if model == BEST_OF_N else model
 
     def spoken(self, model: str) -> str:
         """Its name in a sentence."""
-        return SPOKEN.get(model, model)
+        prompted = self.prompted(model)
+        if prompted is not None:
+            return f"prompted {prompted}"
+        return self.shown(model)
+
+    def prompted(self, model: str) -> str | None:
+        """The model that this is with examples before the prompt; None where it is without."""
+        stem = model.removesuffix(PROMPTED)
+        if stem == model or stem not in self.stage.models:
+            return None
+        return stem
 
     @property
     def untuned(self) -> list[str]:
-        """Models that nothing was trained on top of: the base, and stages without a start."""
+        """The base and what else nothing was trained into, prompted or not."""
         return [model for model in self.ordered(self.wins) if self._is_untuned(model)]
 
     def _is_untuned(self, model: str) -> bool:
         if model == self.baseline:
             return False
-        if model in (BASE, PROMPTED):
+        model = self.prompted(model) or model
+        source = self.source(model)
+        if model == BASE or source in self.run.bases:
             return True
-        stage = self.run.stages.get(self.source(model))
+        stage = self.run.stages.get(source)
         return stage is not None and "start" not in stage.uses
 
     @property
@@ -198,12 +213,12 @@ class Evaluation:
 
 def evaluations(run: Run) -> list[Evaluation]:
     """In the order of the run."""
-    found: list[Evaluation] = []
+    measured: list[Evaluation] = []
     for stage in run.stages.values():
         if stage.evaluation:
-            suffix = f"-{slug(stage.name)}" if found else ""
-            found.append(Evaluation(run, stage, suffix, stage.evaluation))
-    return found
+            suffix = f"-{slug(stage.name)}" if measured else ""
+            measured.append(Evaluation(run, stage, suffix, stage.evaluation))
+    return measured
 
 
 def baseline_of(run: Run) -> str | None:
@@ -211,10 +226,12 @@ def baseline_of(run: Run) -> str | None:
     policy that started from another.
     """
     for stage in run.stages.values():
-        planned = stage.settings.get("baseline")
-        named = stage.evaluation.get("baseline", planned)
-        if named is not None:
-            return stage.models.get(named, named)
+        if stage.leaves != "findings" or not stage.models:
+            continue
+        first = next(iter(stage.models))
+        named = stage.settings.get("baseline") or first
+        named = stage.evaluation.get("baseline", named)
+        return stage.models.get(named, named)
     for stage in run.stages.values():
         if stage.leaves == "policy" and "start" in stage.uses:
             return stage.name

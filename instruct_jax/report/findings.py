@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Iterator
 
 from instruct_jax.report.evaluations import (
-    BASE,
     BEST_OF_N,
     PROMPTED,
     Evaluation,
@@ -18,13 +17,13 @@ from instruct_jax.report.evaluations import (
 )
 from instruct_jax.report.reward_models import ACCURACY, measured
 from instruct_jax.report.run_data import Run, Stage
-from instruct_jax.report.text import count, listed
-from instruct_jax.text import number, percent
+from instruct_jax.report.text import listed
+from instruct_jax.text import number, percent, plural
 
 USE_CASE_DROP = 0.05  # of the judge's score, from the baseline
 CALIBRATION_GAP = 0.05  # mean |predicted - observed|
 ENDED = 0.9  # share of replies that a tuned model should end by itself
-RISE = 0.001  # nats per token: less is not seen in the printed numbers
+RISE = 0.001  # nats per token: less does not show in the printed numbers
 LONGER = 1.25  # times the baseline's length
 LABELER_GAP = 0.05  # of accuracy, below which it counts as equal
 
@@ -38,18 +37,18 @@ class Finding:
 
 def findings(run: Run) -> list[Finding]:
     """One for each shape that can be judged from the numbers."""
-    found: list[Finding] = []
+    results: list[Finding] = []
     measurements = evaluations(run)
     for evaluation in measurements:
         name = evaluation.name if len(measurements) > 1 else ""
         for finding in _of_evaluation(evaluation):
-            found.append(dataclasses.replace(finding, evaluation=name))
+            results.append(dataclasses.replace(finding, evaluation=name))
     models = measured(run)
     for name, scores in models.items():
         called = "The reward model" if len(models) == 1 else name
-        found += _reward_model(called, scores)
-    found += _machine(run.summary, alone=not found)
-    return found
+        results += _reward_model(called, scores)
+    results += _machine(run.summary, alone=not results)
+    return results
 
 
 def _of_evaluation(evaluation: Evaluation) -> Iterator[Finding]:
@@ -88,18 +87,19 @@ def _judge(evaluation: Evaluation) -> Iterator[Finding]:
 
 
 def _prompting(evaluation: Evaluation) -> Iterator[Finding]:
-    base = evaluation.wins.get(BASE)
-    prompted = evaluation.wins.get(PROMPTED)
-    if base is None or prompted is None:
-        return
-    values = f"{number(prompted.mean)} against {number(base.mean)}"
-    if prompted.mean <= base.mean:
-        yield Finding(False, f"The prompted base is not above the base: {values}.")
-    elif prompted.overlaps(base):
-        text = f"The prompted base is above the base: {values}, though the intervals overlap."
-        yield Finding(False, text)
-    else:
-        yield Finding(True, f"The prompted base is above the base: {values}.")
+    for model in evaluation.untuned:
+        without = evaluation.wins[model]
+        prompted = evaluation.wins.get(f"{model}{PROMPTED}")
+        if prompted is None:
+            continue
+        values = f"{number(prompted.mean)} against {number(without.mean)}"
+        if prompted.mean <= without.mean:
+            yield Finding(False, f"Prompted {model} is not above {model}: {values}.")
+        elif prompted.overlaps(without):
+            text = f"Prompted {model} is above {model}: {values}, though the intervals overlap."
+            yield Finding(False, text)
+        else:
+            yield Finding(True, f"Prompted {model} is above {model}: {values}.")
 
 
 def strongest_untuned(evaluation: Evaluation) -> str | None:
@@ -225,7 +225,7 @@ def _use_cases(evaluation: Evaluation) -> Iterator[Finding]:
             after = scores[model]["mean"]
             if after < before - USE_CASE_DROP:
                 fell.append(f"{case} from {number(before)} to {number(after)}")
-        cases = count(compared, "use case")
+        cases = plural(compared, "use case")
         how = f"{model} fell by more than {USE_CASE_DROP} in"
         if fell:
             text = f"{how} {len(fell)} of {cases}: {listed(fell)}."
@@ -408,7 +408,7 @@ def _machine(summary: Numbers, *, alone: bool) -> Iterator[Finding]:
     """`alone`: there is no other finding, and that all went well needs no list of one."""
     compiled = summary.get("recompiles_after_warmup")
     if compiled:
-        programs = count(compiled, "program")
+        programs = plural(compiled, "program")
         text = f"{programs} compiled after warm-up: a shape was not static."
         yield Finding(False, text)
     elif compiled == 0 and not alone:

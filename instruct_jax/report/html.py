@@ -12,6 +12,7 @@ from markupsafe import Markup
 from instruct_jax.report.plots.style import Picture, svg
 from instruct_jax.text import number, plain
 
+Section = tuple[str, str, Markup]  # anchor, title and HTML
 Row = Sequence[Any]  # of a table
 MOST_QUOTED = 2000  # characters of a reply: no longer than a person would read
 
@@ -33,11 +34,16 @@ PIECES: Any = TEMPLATES.get_template("pieces.html").module
 
 
 def page(
-    name: str, started: str, abstract: str, sections: Sequence[tuple[str, str, Markup]]
+    command: str,
+    name: str,
+    started: str,
+    abstract: str,
+    sections: Sequence[Section],
 ) -> str:
-    """A whole page; a section is its anchor, its title and its HTML."""
+    """A whole page; `command` is the one that makes it."""
     template = TEMPLATES.get_template("page.html")
     return template.render(
+        command=command,
         name=name,
         started=started,
         abstract=abstract,

@@ -5,6 +5,7 @@ behind a box.  Order and height of the nodes follow their neighbors (Sugiyama et
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 BOX_WIDTH = 124.0  # px, as all that follow
@@ -90,7 +91,7 @@ def _chain(source: Point, target: Point) -> Column:
     for column in range(source.column + 1, target.column):
         chain.append(Point(column, WAY_HEIGHT))
     chain.append(target)
-    for left, right in zip(chain, chain[1:], strict=False):
+    for left, right in itertools.pairwise(chain):
         left.neighbors.append(right)
         right.neighbors.append(left)
     return chain
@@ -163,7 +164,7 @@ def _path(chain: Column) -> str:
     """From the right side of a box through the way points to the left side of another."""
     first, *_, last = chain
     path = f"M{first.right:g} {first.y:.1f}"
-    for start, end in zip(chain, chain[1:], strict=False):
+    for start, end in itertools.pairwise(chain):
         bend = (start.right + end.left) / 2
         path += f" C{bend:g} {start.y:.1f}"
         path += f" {bend:g} {end.y:.1f}"

@@ -4,6 +4,7 @@ the links lead to.
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 
 from markupsafe import Markup
@@ -14,8 +15,7 @@ from instruct_jax.report.text import duration, listed, moment
 from instruct_jax.text import plain
 
 MOST_LETTERS = 14  # of a name in a box; the whole one is its tooltip
-HASH = "sha256:"
-SHORT_HASH = 10  # digits
+HASH = re.compile(r"sha256:([0-9a-f]{10})[0-9a-f]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,34 +66,33 @@ def uses_of(run: Run, stage: Stage) -> list[Use]:
 
 
 def short(value: object) -> str:
-    """A hash by its first digits, all else as it is."""
-    text = str(value)
-    if not text.startswith(HASH):
-        return text
-    return text.removeprefix(HASH)[:SHORT_HASH]
+    """Hashes by their first ten digits, all else as it is."""
+    return HASH.sub(r"\1", str(value))
 
 
 def graph(run: Run) -> Markup:
     """The drawing, an SVG of links, with the same in words for screen readers."""
     places = columns(run)
     ids = _anchors(run)
-    is_start: dict[layers.Edge, bool] = {}
+    lines: dict[layers.Edge, str] = {}
     for stage in run.stages.values():
         target = Source(stage.name, "stage")
         for use in uses_of(run, stage):
             if places[use.source] >= places[target]:
                 continue  # a graph that no chain writes
             edge = (ids[use.source], ids[target])
-            is_start[edge] = use.is_start or is_start.get(edge, False)
+            if use.is_start:
+                lines[edge] = "start"
+            lines.setdefault(edge, "data" if use.source.where == "data" else "used")
     by_id = {ids[source]: column for source, column in places.items()}
-    drawing = layers.draw(by_id, list(is_start))
+    drawing = layers.draw(by_id, list(lines))
     boxes = []
     for source, anchor in ids.items():
         left, top = drawing.boxes[anchor]
         boxes.append(_box(run, source, anchor, left, top))
     return html.PIECES.lineage(
         drawing=drawing,
-        is_start=is_start,
+        lines=lines,
         boxes=boxes,
         width=layers.BOX_WIDTH,
         height=layers.BOX_HEIGHT,
@@ -116,8 +115,8 @@ def words(run: Run) -> str:
             parts.append(f"starts from {listed(starts)}")
         if others:
             parts.append(f"uses {listed(others)}")
-        made = " and ".join(parts) or "starts from nothing"
-        sentences.append(f"{stage.name} {made}.")
+        origin = " and ".join(parts) or "starts from nothing"
+        sentences.append(f"{stage.name} {origin}.")
     return " ".join(sentences)
 
 
@@ -157,7 +156,7 @@ def _kind_and_note(run: Run, source: Source) -> tuple[str, str]:
     if source.where == "outside":
         return "outside", "from outside"
     stage = run.stages[source.name]
-    time = _time(stage)
+    time = _rounded(stage)
     if stage.kind == stage.name:
         return stage.leaves, time
     return stage.leaves, f"{_cut(stage.kind)} · {time}"
@@ -167,6 +166,17 @@ def _time(stage: Stage) -> str:
     if not stage.done:
         return "not finished"
     return duration(stage.done.get("seconds", 0))
+
+
+def _rounded(stage: Stage) -> str:
+    """The time to a minute, short enough for a box."""
+    if not stage.done:
+        return "not finished"
+    seconds = stage.done.get("seconds", 0)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d}" if hours else f"{minutes} min"
 
 
 def _cut(name: str) -> str:
@@ -213,7 +223,7 @@ def _outside(run: Run, ids: dict[Source, str]) -> Iterator[Markup]:
 
 
 def _used_by(run: Run, source: Source) -> tuple[str, str]:
-    """The names of the stages, and the hashes of what they found."""
+    """The names of the stages, and the hashes of what they read."""
     stages: dict[str, None] = {}
     hashes: dict[str, None] = {}
     for stage in run.stages.values():

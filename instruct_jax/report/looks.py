@@ -8,7 +8,7 @@ import dataclasses
 import zlib
 from typing import Any
 
-from instruct_jax.report.evaluations import BASE, BEST_OF_N, PROMPTED, Evaluation, baseline_of
+from instruct_jax.report.evaluations import BASE, BEST_OF_N, Evaluation, baseline_of
 from instruct_jax.report.run_data import Run
 
 BLUE = "#3f86e0"
@@ -66,8 +66,11 @@ def numbered(place: int) -> Look:
 
 def look_in(evaluation: Evaluation, model: str) -> Look:
     """Of a model of an evaluation."""
-    if model == PROMPTED:
+    prompted = evaluation.prompted(model)
+    if prompted == BASE:
         return Look(BROWN, "^")
+    if prompted is not None:
+        return dataclasses.replace(look_in(evaluation, prompted), hollow=True)
     if model == BEST_OF_N:
         return Look(PURPLE, "P", ":")
     if model == evaluation.control:

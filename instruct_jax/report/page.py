@@ -18,6 +18,7 @@ def build(folder: Path) -> Path:
     started = moment(run.about.get("started", "unknown"))
     path = folder / "report.html"
     page = html.page(
+        command="report",
         name=run.name,
         started=started,
         abstract=abstract(run),

@@ -20,7 +20,7 @@ def measured(run: Run) -> dict[str, dict[str, Any]]:
     for stage in run.stages.values():
         if stage.leaves == "scalar" and stage.output:
             agreement = _agreement(run, stage)
-            models[stage.name] = stage.output | {"labeler_agreement": agreement}
+            models[stage.name] = {"labeler_agreement": agreement} | stage.output
     return models
 
 
@@ -31,8 +31,7 @@ def _agreement(run: Run, stage: Stage) -> float | None:
             output = run.stages[use].output
             if "labeler_agreement" in output:
                 return output["labeler_agreement"]
-    models: dict[str, Any] = run.summary.get("reward_models", {})
-    return models.get(stage.name, {}).get("labeler_agreement")
+    return None
 
 
 def against_people(run: Run) -> Iterator[Markup]:

@@ -93,6 +93,12 @@ class Run:
                 seconds[name] = stage.done["seconds"]
         return seconds
 
+    @property
+    def bases(self) -> set[str]:
+        """Models from outside the run that stages start from."""
+        starts = {stage.uses.get("start", "") for stage in self.stages.values()}
+        return starts - set(self.stages)
+
     def starts(self, name: str) -> list[str]:
         """What a stage started from, nearest first; the last one may be from outside the run."""
         chain: list[str] = []
@@ -149,11 +155,11 @@ def _stage(folder: Path, entry: Mapping[str, Any], settings: dict[str, Any] | No
 
 def _under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values whose keys begin with the prefix, by the rest of the key."""
-    found = {}
+    under = {}
     for key, value in values.items():
         if key.startswith(prefix):
-            found[key.removeprefix(prefix)] = value
-    return found
+            under[key.removeprefix(prefix)] = value
+    return under
 
 
 def _settings(text: str) -> dict[str, Any]:
@@ -181,13 +187,13 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def anchors(prefix: str, names: Iterable[str]) -> dict[str, str]:
     """Name -> the id of its place in the page: only letters that need no escaping, no id twice."""
-    found: dict[str, str] = {}
+    ids: dict[str, str] = {}
     for name in names:
         anchor = f"{prefix}-{slug(name)}"
-        while anchor in found.values():
+        while anchor in ids.values():
             anchor += "-"
-        found[name] = anchor
-    return found
+        ids[name] = anchor
+    return ids
 
 
 def slug(text: str) -> str:

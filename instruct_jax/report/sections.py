@@ -11,15 +11,15 @@ from markupsafe import Markup
 
 from instruct_jax.report import html, lineage, reward_models
 from instruct_jax.report.evaluations import BEST_OF_N, Evaluation, Numbers, evaluations
-from instruct_jax.report.findings import Finding, findings, strongest_untuned
+from instruct_jax.report.findings import Finding, findings, mixes_text, strongest_untuned
 from instruct_jax.report.plots import evaluation as evaluation_plots
 from instruct_jax.report.plots import over_optimization, training
 from instruct_jax.report.plots.evaluation import models_of
 from instruct_jax.report.plots.style import Picture
 from instruct_jax.report.reward_models import ACCURACY, measured
 from instruct_jax.report.run_data import Run, Stage
-from instruct_jax.report.text import count, duration, listed, prompt_text
-from instruct_jax.text import number, percent
+from instruct_jax.report.text import duration, listed, prompt_text
+from instruct_jax.text import number, percent, plural
 
 SAMPLES_OPEN = 6  # prompts; the others are folded
 ACCURACY_FACTS = {
@@ -85,7 +85,7 @@ def _preferences(evaluation: Evaluation) -> Iterator[str]:
         for model in models:
             share = percent(wins[model].mean)
             shares.append(f"{evaluation.spoken(model)} {share}")
-        prompts = count(wins[models[0]].n, "held-out prompt")
+        prompts = plural(wins[models[0]].n, "held-out prompt")
         yield f"Preferred to {baseline} on {prompts}, judged by {judge}: {listed(shares)}."
     control = wins.get(evaluation.control)
     if control and not control.is_even:
@@ -240,19 +240,19 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def what_held(run: Run) -> Part:
-    found = findings(run)
-    yield from _verdicts(found, "missed", "✗ {} of {}: does not hold")
-    yield from _verdicts(found, "held", "✓ {} of {}: holds")
+    results = findings(run)
+    yield from _verdicts(results, "missed", "✗ {} of {}: does not hold")
+    yield from _verdicts(results, "held", "✓ {} of {}: holds")
 
 
-def _verdicts(found: Sequence[Finding], kind: str, title: str) -> Part:
+def _verdicts(results: Sequence[Finding], kind: str, title: str) -> Part:
     texts = []
-    for finding in found:
+    for finding in results:
         if finding.held == (kind == "held"):
             prefix = f"{finding.evaluation}: " if finding.evaluation else ""
             texts.append(prefix + finding.text)
     if texts:
-        counted = title.format(len(texts), len(found))
+        counted = title.format(len(texts), len(results))
         yield html.verdicts(counted, kind, texts)
 
 
@@ -340,12 +340,14 @@ def optimization(run: Run) -> Part:
 
 def tax(evaluation: Evaluation) -> Part:
     pictures = html.figures([evaluation_plots.alignment_tax(evaluation)])
-    if pictures:
-        yield html.paragraph(
-            "What tuning costs on ordinary text. PPO-ptx mixes pretraining gradients into PPO to"
-            " keep the cost down."
-        )
-        yield from pictures
+    if not pictures:
+        return
+    text = "What tuning costs on ordinary text."
+    mixed = [model for model in evaluation.ours if mixes_text(evaluation.stage_of(model))]
+    if mixed:
+        text += f" Gradients of pretraining text in {listed(mixed)} keep the cost down."
+    yield html.paragraph(text)
+    yield from pictures
 
 
 def reply_style(evaluation: Evaluation) -> Part:
@@ -379,7 +381,7 @@ def samples(evaluation: Evaluation) -> Part:
     yield from cards[:SAMPLES_OPEN]
     rest = cards[SAMPLES_OPEN:]
     if rest:
-        yield html.folded(count(len(rest), "more prompt"), rest)
+        yield html.folded(plural(len(rest), "more prompt"), rest)
 
 
 def _card(evaluation: Evaluation, sample: Numbers) -> Markup:
@@ -413,7 +415,7 @@ def lineage_graph(run: Run) -> Part:
     if run.stages:
         yield html.paragraph(
             "What each stage was made from, from left to right: a solid line is where it started,"
-            " a dashed line what else it used. A box leads to the details of its stage."
+            " a dashed line what else it used, a dotted line data. A box leads to the details."
         )
         yield lineage.graph(run)
 
@@ -446,7 +448,7 @@ def provenance(run: Run) -> Part:
     versions: dict[str, str] = run.about.get("versions", {})
     rows += versions.items()
     if rows:
-        yield html.table(("", "version"), rows, "Command, commit and versions", left=("version",))
+        yield html.table(("what", "value"), rows, "Command, commit and versions", left=("value",))
     else:
         yield html.absent("run.json, which names the versions")
     if run.config:

@@ -66,6 +66,7 @@ def build_study(out: Path, runs: Sequence[ArmRun]) -> Path:
     names = listed(list(arms))
     seeds = listed(_seeds(arms))
     page = html.page(
+        command="study",
         name=out.resolve().name,
         started=_started(arms),
         abstract=f"A study of {names}, each over the seeds {seeds}.",
@@ -99,27 +100,27 @@ def _evaluation(run: Run) -> Evaluation | None:
 
 def _evaluations(arms: Arms) -> list[Evaluation]:
     """Those of all runs that have one."""
-    found = []
+    results = []
     for runs in arms.values():
         for run in runs.values():
             evaluation = _evaluation(run)
             if evaluation:
-                found.append(evaluation)
-    return found
+                results.append(evaluation)
+    return results
 
 
 def summary(arms: Arms) -> dict[str, Any]:
     """arm -> {"models": model -> seed -> win rate, score, KL, loss on pretraining text; "path":
     policy -> the mean over seeds at each kept step}.
     """
-    found = {}
+    results = {}
     for arm, runs in arms.items():
         by_model: dict[str, dict[int, Row]] = {}
         for seed, run in runs.items():
             for model, row in _models(run).items():
                 by_model.setdefault(model, {})[seed] = row
-        found[arm] = {"models": by_model, "path": _mean_paths(runs)}
-    return found
+        results[arm] = {"models": by_model, "path": _mean_paths(runs)}
+    return results
 
 
 def _models(run: Run) -> dict[str, Row]:

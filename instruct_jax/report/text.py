@@ -49,9 +49,3 @@ def listed(parts: Sequence[str]) -> str:
         return "".join(parts)
     *first, last = parts
     return f"{', '.join(first)} and {last}"
-
-
-def count(items: int, noun: str) -> str:
-    """3 stages, 1 stage."""
-    plural = "" if items == 1 else "s"
-    return f"{items} {noun}{plural}"

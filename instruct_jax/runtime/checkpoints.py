@@ -1,6 +1,6 @@
 """Checkpoints, written by orbax in the background.
 
-What does not fit is refused by name; nothing is padded, renamed or rebuilt in silence.  Orbax reads
+What does not fit is refused by name; nothing is padded, renamed or rebuilt silently.  Orbax reads
 most flipped bits as other numbers, so each checkpoint keeps a digest of every array, and every
 restore checks them.
 """
@@ -110,8 +110,9 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
-        """The state of a step (the newest), laid out as `abstract`, a tree of arrays or of
-        jax.ShapeDtypeStruct with shardings.
+        """The state of a step, of the newest one unless given, laid out as `abstract`.
+
+        `abstract` is a tree of arrays, or of jax.ShapeDtypeStruct with shardings.
         """
         self.wait()
         return _restore(
@@ -119,11 +120,11 @@ class Checkpoints:
         )
 
     def restore_good(self, abstract: TrainState) -> tuple[TrainState, list[str]]:
-        """The newest state that is whole, and what was wrong with newer ones, which are moved out
-        of the way.
+        """The newest state that is whole, and what was wrong with newer ones.
 
-        CheckpointError where there are checkpoints but none is whole: a stage never starts afresh
-        in silence.  Several processes may not see the same damage, so they stop at the first one.
+        Damaged checkpoints are moved out of the way.  CheckpointError where there are checkpoints
+        but none is whole: a stage never silently starts again from the beginning.  Several
+        processes may not see the same damage, so they stop at the first one.
         """
         damaged: dict[int, DamagedError] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):

@@ -42,7 +42,7 @@ SHOWN_CHANGES = 3  # of the inputs of a stage, in a message
 def require_local(path: str | Path, key: str) -> None:
     """RunError where the path is an address such as gs://bucket/run, which nothing here can write.
 
-    Path() makes a local folder called "gs:" of it, so this is asked before anything is written.
+    Path() makes a local folder called "gs:" of it, so call this before anything is written.
     """
     address = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(path))
     if address is None:
@@ -289,7 +289,7 @@ def _commit() -> str | None:
 
     None outside a repository.
     """
-    describe = "git describe --always --dirty --abbrev=40 --exclude=*".split()
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     here = Path(__file__).parent
     try:
         done = subprocess.run(describe, cwd=here, capture_output=True, text=True, check=True)

@@ -52,18 +52,18 @@ class Training:
 
 
 def train(training: Training, folder: Path, *, save_seconds: float = 600.0) -> TrainState:
-    """Runs `state, metrics = step(state, batch_at(step))` until state.step is `total_steps`,
-    from the newest checkpoint if there is one.
+    """Runs `state, metrics = step(state, batch_at(step))` until state.step is `total_steps`.
 
-    The data position is state.step, so a run that is stopped anywhere and started again ends
-    bitwise where it would have ended without the stop.  The state of `training` is used up.  Row n of
-    folder/metrics.jsonl and checkpoint n belong to n completed steps.  A checkpoint is saved every
-    `save_every` steps, when the last one is `save_seconds` old, and at the end.
+    It starts from the newest checkpoint if there is one.  The data position is state.step, so a run
+    that is stopped anywhere and started again ends bitwise where it would have ended without the
+    stop.  The state of `training` is used up.  Row n of folder/metrics.jsonl and checkpoint n
+    belong to n completed steps.  A checkpoint is saved every `save_every` steps, when the last one
+    is `save_seconds` old, and at the end.
 
     Metrics are fetched while the next step runs, except where `stop_when` must see them first: it
     gets the metrics of each step, and a string from it, the reason, ends the stage.  `show` names
     the metrics of the progress bar.  NonFiniteError where a metric is NaN or Inf, Interrupted where
-    a signal asked the run to stop.
+    a signal stopped the run.
     """
     with Checkpoints(
         folder / "checkpoints",
@@ -120,8 +120,8 @@ def train(training: Training, folder: Path, *, save_seconds: float = 600.0) -> T
                     write(pending)
                     if int(state.step) != step:
                         raise RuntimeError(
-                            f"{folder.name}: state.step is {int(state.step)} after step {step}; step_fn"
-                            " must add 1 to it"
+                            f"{folder.name}: state.step is {int(state.step)} after step {step};"
+                            " the step must add 1 to it"
                         )
                     file.sync()
                     checkpoints.save(state)
@@ -135,17 +135,16 @@ def train(training: Training, folder: Path, *, save_seconds: float = 600.0) -> T
                 progress.note(f"ended after step {step} of {training.total_steps}: {reason}")
         if request.caught:
             raise Interrupted(
-                f"{folder.name} was stopped by {request.name} after step {step} of {training.total_steps}; all"
-                " of it is saved.  Run the same command again to resume from there.",
+                f"{folder.name} was stopped by {request.name} after step {step} of"
+                f" {training.total_steps}; all of it is saved.  Run the same command again to"
+                " resume from there.",
                 request.exit_code,
             )
         return state
 
 
 class _Session:
-    """Writes one line of sessions.jsonl for each start of a stage: how far it came, why it ended
-    and how fast it was.
-    """
+    """Writes a line of sessions.jsonl for each start: how far it came, how fast, why it ended."""
 
     def __init__(self, path: Path, step: int):
         cut_after(path, math.inf)
@@ -194,8 +193,9 @@ class _Session:
 
 
 def freed(state: TrainState) -> TrainState:
-    """The shapes, dtypes and shardings of a state, to restore into; its own memory is freed,
-    because the state and the restored one may not fit together.
+    """The shapes, dtypes and shardings of a state, to restore into; its own memory is freed.
+
+    The state and the restored one may not fit into memory together.
     """
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state

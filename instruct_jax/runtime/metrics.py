@@ -60,6 +60,7 @@ class MetricsFile:
         self._file = written.open("ab", buffering=0)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds the row of a step."""
         with writing(self.path):
             write_row(self._file, {"step": step, **metrics})
 
@@ -91,9 +92,11 @@ class Recompiles:
 
     @property
     def after_warmup(self) -> int:
+        """How many programs were compiled since `mark_warm`; 0 before it."""
         return 0 if self._warm is None else self.total - self._warm
 
     def mark_warm(self) -> None:
+        """Begins the count of `after_warmup`."""
         self._warm = self.total
 
     def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:

@@ -55,6 +55,7 @@ class StageProgress:
         return self
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Shows how far the stage is, and the metrics of the step."""
         values = []
         for key in self.keys:
             if key in metrics:

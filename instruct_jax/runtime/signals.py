@@ -15,9 +15,7 @@ from instruct_jax.runtime.hosts import is_multihost
 
 
 class Interrupted(InstructError):
-    """A signal asked the run to stop, and it did so after a checkpoint; the message says how to
-    resume.
-    """
+    """A signal stopped the run, after a checkpoint; the message says how to resume."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -26,7 +24,7 @@ class Interrupted(InstructError):
 
 
 class StopRequest:
-    """Which signal asked the run to stop, if any."""
+    """Which signal is to stop the run, if any."""
 
     caught: signal.Signals | None = None
     # Counts for the whole process: the processes agree on the number to stop at, so a second stage
@@ -44,17 +42,18 @@ class StopRequest:
 
     @property
     def name(self) -> str:
+        """The signal, as a person calls it."""
         return "Ctrl-C" if self.caught == signal.SIGINT else "SIGTERM"
 
     @property
     def exit_code(self) -> int:
+        """The exit code of a run that this signal stopped."""
         return 130 if self.caught == signal.SIGINT else 0
 
 
 @contextmanager
 def catch_signals() -> Iterator[StopRequest]:
-    """While it lasts, the first SIGTERM or Ctrl-C is only noted, and a Ctrl-C after it kills at
-    once.
+    """While it lasts, the first SIGTERM or Ctrl-C is only noted; a second Ctrl-C kills at once.
 
     Python handles signals in the main thread only; in other threads this changes nothing.
     """

@@ -25,7 +25,9 @@ def split_rows(batch: Any, parts: int) -> Any:
 
 
 def map_rows(fn: Callable[[Any], Any], batch: Any, parts: int) -> Any:
-    """fn(batch) for an fn that treats every row by itself, computed in parts one after the other."""
+    """fn(batch) for an fn that treats every row by itself, computed in parts one after
+    the other.
+    """
     if parts == 1:
         return fn(batch)
     done = jax.lax.map(fn, split_rows(batch, parts))

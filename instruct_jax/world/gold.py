@@ -149,7 +149,9 @@ def _one_answer(task: Task, sentences: list[str]) -> Judgement:
 
 
 def _story(task: Task, sentences: list[str]) -> Judgement:
-    """Who and what the story is about is the task; sentence count and keyword are the constraints."""
+    """Who and what the story is about is the task; sentence count and keyword are the
+    constraints.
+    """
     telling = [text for text in sentences if any(shape.fullmatch(text) for shape in _STORY)]
     if sentences[0] not in telling:
         return None

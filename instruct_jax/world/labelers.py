@@ -121,7 +121,9 @@ def rankings(
 
 
 def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> float:
-    """Share of the pairs that two labelers order alike, over all pairs that neither of them ties."""
+    """Share of the pairs that two labelers order alike, over all pairs that neither of
+    them ties.
+    """
     alike = pairs = 0
     for a, b in zip(first, second, strict=True):
         for i, j in itertools.combinations(range(len(a)), 2):

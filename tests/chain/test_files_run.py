@@ -76,20 +76,10 @@ def test_sigterm_outside_of_training(finished, place, tmp_path):
     shutil.copytree(
         finished, tmp_path / "run", ignore=shutil.ignore_patterns("evaluate", "report.html")
     )
-    command = [
-        sys.executable,
-        "-m",
-        "instruct_jax",
-        "run",
-        "--config",
-        "run.yaml",
-        *OVERRIDES,
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    process = subprocess.Popen(
-        command, cwd=place, stderr=subprocess.PIPE, text=True, env=os.environ | {"XLA_FLAGS": ""}
-    )
+    command = [sys.executable, "-m", "instruct_jax", "run", "--config", "run.yaml", *OVERRIDES]
+    command += ["--out", str(tmp_path / "run")]
+    env = userfiles.environment()
+    process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True, env=env)
     while not (tmp_path / "run" / "evaluate" / "inputs.json").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)

@@ -147,11 +147,13 @@ def test_a_stage_is_not_made_from_itself(changes, message):
         ),
         (
             {"kind": "sft", "start": "compare"},
-            "stages.wrong.start=compare leaves rankings, and a policy is needed; use ppo, sft, pretrain$",
+            "stages.wrong.start=compare leaves rankings, and a policy is needed; use ppo, sft,"
+            " pretrain$",
         ),
         (
             {"kind": "dpo", "start": "sft", "rankings": "reward"},
-            "stages.wrong.rankings=reward leaves a reward model, and rankings is needed; use compare",
+            "stages.wrong.rankings=reward leaves a reward model, and rankings is needed; use"
+            " compare",
         ),
         (
             {"kind": "evaluate", "models": ["sft", "reward"]},

@@ -1,8 +1,8 @@
 """Several processes on this machine, which talk by Gloo: the same numbers as one process with as
-many devices; one killed; resumed elsewhere."""
+many devices; one stopped, one killed; resumed elsewhere.
+"""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -16,13 +16,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import userfiles
 from userfiles import OVERRIDES
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
-COMMAND = [
-    sys.executable, "-m", "instruct_jax", "run", "--config", "run.yaml", *OVERRIDES, "--ppo_start", "null", "--ppo.iterations", "16",
-    "--ppo.save_every", "4", "--stages", "pretrain,sft,compare,reward,select,ppo",
-]  # fmt: skip
+COMMAND = [sys.executable, "-m", "instruct_jax", "run", "--config", "run.yaml", *OVERRIDES]
+COMMAND += ["--ppo_start", "null", "--ppo.start", "select", "--evaluate", "null"]
+COMMAND += ["--ppo.iterations", "16", "--ppo.save_every", "4"]
+COMMAND += ["--stages", "pretrain,sft,reward,select,ppo"]
 
 
 def start(
@@ -32,60 +33,43 @@ def start(
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    env = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
+    env = userfiles.environment(devices)
+    command = [*COMMAND, "--out", out, *(mesh or ("--mesh.data", "2", "--mesh.fsdp", "2"))]
+    if processes > 1:
+        command += ["--coordinator", f"localhost:{port}", "--processes", str(processes)]
     job = []
     for i in range(processes):
-        flags = (
-            [
-                "--coordinator",
-                f"localhost:{port}",
-                "--processes",
-                str(processes),
-                "--process",
-                str(i),
-            ]
-            if processes > 1
-            else []
+        which = ["--process", str(i)] if processes > 1 else []
+        process = subprocess.Popen(
+            [*command, *which],
+            cwd=place,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        command = [
-            *COMMAND,
-            "--out",
-            out,
-            *(mesh or ("--mesh.data", "2", "--mesh.fsdp", "2")),
-            *flags,
-        ]
-        job.append(
-            subprocess.Popen(
-                command,
-                cwd=place,
-                env=env,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        job.append(process)
     return job
 
 
 def finish(job: list[subprocess.Popen], seconds: float = 600) -> list[tuple[int, str]]:
-    """(exit code, what it said) of each process."""
+    """(exit code, stderr) of each process."""
     try:
-        said = [process.communicate(timeout=seconds)[1] for process in job]
+        errors = [process.communicate(timeout=seconds)[1] for process in job]
     finally:
         for process in job:
             process.kill()
-    return [(process.returncode, text) for process, text in zip(job, said, strict=True)]
+    return [(process.returncode, text) for process, text in zip(job, errors, strict=True)]
 
 
 def run(place: Path, out: str, processes: int, devices: int, *mesh: str) -> Path:
-    for code, said in finish(start(place, out, processes, devices, *mesh)):
-        assert code == 0, said[-3000:]
+    for code, errors in finish(start(place, out, processes, devices, *mesh)):
+        assert code == 0, errors[-3000:]
     return place / out
+
+
+def without_ppo(run: Path, copy: Path) -> None:
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("ppo"))
 
 
 def last_state(stage: Path) -> dict[str, np.ndarray]:
@@ -131,26 +115,24 @@ def one(place):
 
 
 @pytest.fixture(scope="module")
-def two(place):
-    return run(place, "two", 2, 2)
-
-
-@pytest.fixture(scope="module")
-def preempted(place, two):
-    """Two processes, of which the second one gets SIGTERM between two trained stages; (run folder,
-    how both ended).
+def stopped(place):
+    """The first job of two processes, of which the second one gets SIGTERM between two trained
+    stages; (a copy of the run folder, how both ended).
     """
-    shutil.copytree(
-        two,
-        place / "preempted",
-        ignore=shutil.ignore_patterns("compare", "reward", "select", "ppo"),
-    )
-    job = start(place, "preempted", 2, 2)
-    while not (place / "preempted" / "compare" / "inputs.json").exists():
+    job = start(place, "two", 2, 2)
+    while not (place / "two" / "reward" / "inputs.json").exists():
         assert job[1].poll() is None, finish(job)
         time.sleep(0.01)
     job[1].send_signal(signal.SIGTERM)
-    return place / "preempted", finish(job)
+    ended = finish(job)
+    shutil.copytree(place / "two", place / "stopped")
+    return place / "stopped", ended
+
+
+@pytest.fixture(scope="module")
+def two(place, stopped):
+    """The same job, started again."""
+    return run(place, "two", 2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +140,7 @@ def killed(place, two):
     """The PPO stage of two processes, of which one is killed in the middle; (run folder, how the
     other one ended, how long it took).
     """
-    shutil.copytree(two, place / "killed", ignore=shutil.ignore_patterns("ppo"))
+    without_ppo(two, place / "killed")
     job = start(place, "killed", 2, 2)
     metrics = place / "killed" / "ppo" / "metrics.jsonl"
     while not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
@@ -172,52 +154,47 @@ def killed(place, two):
     return place / "killed", ended, seconds
 
 
-def test_two_processes_equal_one(one, two):
-    for stage in STAGES:
-        same(one / stage, two / stage)
-
-
-def test_four_processes_equal_one(place, one):
-    four = run(place, "four", 4, 1)
-    for stage in STAGES:
-        same(one / stage, four / stage)
-
-
-def test_where_one_process_gets_sigterm_all_stop_after_the_same_step(preempted):
-    folder, ended = preempted
+def test_where_one_process_gets_sigterm_all_stop_after_the_same_step(stopped):
+    folder, ended = stopped
     assert [code for code, _ in ended] == [0, 0], ended
     stage, step = re.findall(
         r"(reward|ppo) was stopped by SIGTERM after step (\d+) of \d+; all of it is saved",
         ended[0][1],
     )[0]
     assert "Traceback" not in ended[0][1] + ended[1][1]
-    assert (
-        len(rows(folder / stage))
-        == int(step)
-        == max(int(entry.name) for entry in (folder / stage / "checkpoints").iterdir())
-    )
+    saved = [int(entry.name) for entry in (folder / stage / "checkpoints").iterdir()]
+    assert len(rows(folder / stage)) == int(step) == max(saved)
     assert not (folder / "ppo" / "done.json").exists()
+
+
+def test_two_processes_equal_one(one, two):
+    """Two that were stopped in between, and one that was not."""
+    for stage in STAGES:
+        same(one / stage, two / stage)
+
+
+def test_four_processes_equal_one(place, one):
+    """In PPO, which samples, scores, and learns from its samples and from text."""
+    without_ppo(one, place / "four")
+    four = run(place, "four", 4, 1)
+    same(one / "ppo", four / "ppo")
 
 
 def test_where_one_process_is_killed_the_others_end_with_a_message(killed):
     """Whoever notices first says so: we, when a collective fails, or jax, whose heartbeats stop,
     while all wait for a checkpoint.
     """
-    _, (code, said), seconds = killed
+    _, (code, errors), seconds = killed
     assert seconds < 60
     if code == 1:
-        assert (
-            "process 0 of 2 lost the others" in said
-            and "same command" in said
-            and "Traceback" not in said
-        )
+        assert "process 0 of 2 lost the others" in errors
+        assert "same command" in errors and "Traceback" not in errors
     else:
-        assert (
-            code == -signal.SIGABRT and "This most likely indicates that another task died" in said
-        )
+        assert code == -signal.SIGABRT
+        assert "This most likely indicates that another task died" in errors
 
 
-def test_the_restarted_job_goes_on_bitwise(place, two, killed):
+def test_the_restarted_job_resumes_bitwise(place, two, killed):
     folder = run(place, "killed", 2, 2)
     assert read(folder / "ppo" / "sessions.jsonl")[-1]["ended"] == "complete"
     assert rows(folder / "ppo") == rows(two / "ppo")
@@ -226,5 +203,5 @@ def test_the_restarted_job_goes_on_bitwise(place, two, killed):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_a_killed_job_goes_on_in_one_process_on_another_mesh(place, one, killed):
+def test_a_killed_job_resumes_in_one_process_on_another_mesh(place, one, killed):
     same(one / "ppo", run(place, "moved", 1, 1, "--mesh.data", "1") / "ppo")

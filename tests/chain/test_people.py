@@ -14,10 +14,15 @@ from instruct_jax.feedback import accounts, store
 from instruct_jax.feedback.tasks import Reply, task
 
 SAMPLES = [
-    {"prompt": f"question {i}", "completions": [f"good {i}", "", f"bad {i}", f"good {i}"], "ended": [True, True, False, True],
-     "models": list("abcd"), "task": {}}
+    {
+        "prompt": f"question {i}",
+        "completions": [f"good {i}", "", f"bad {i}", f"good {i}"],
+        "ended": [True, True, False, True],
+        "models": list("abcd"),
+        "task": {},
+    }
     for i in range(4)
-]  # fmt: skip
+]
 
 
 def test_a_run_waits_for_people(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@ bitwise where it would have without.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import userfiles
 
 DRIVER = Path(__file__).with_name("driver.py")
 MOMENTS = ("pretrain:6", "sft:3", "reward:3", "ppo:3")  # between two saves each
@@ -20,18 +20,12 @@ TRAINED = ("pretrain", "sft", "reward", "ppo")
 
 
 def start(out: Path, moment: str = "") -> int:
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-        "XLA_FLAGS": "",
-    }
     done = subprocess.run(
         [sys.executable, DRIVER, out, moment],
-        env=os.environ | cache,
+        env=userfiles.environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
     return done.returncode
@@ -39,15 +33,17 @@ def start(out: Path, moment: str = "") -> int:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    whole, killed = (
-        tmp_path_factory.mktemp("whole") / "run",
-        tmp_path_factory.mktemp("killed") / "run",
-    )
+    whole = tmp_path_factory.mktemp("whole") / "run"
+    killed = tmp_path_factory.mktemp("killed") / "run"
     assert start(whole) == 0
     for moment in MOMENTS:
         assert start(killed, moment) == -signal.SIGKILL, moment
     assert start(killed) == 0
     return whole, killed
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def last_state(folder: Path):
@@ -82,9 +78,7 @@ def test_metrics_lose_and_repeat_nothing(runs, stage):
 
 def test_phases_of_a_killed_session_are_not_counted_twice(runs):
     for run in runs:
-        rows = [
-            json.loads(line) for line in (run / "ppo" / "phases.jsonl").read_text().splitlines()
-        ]
+        rows = read_rows(run / "ppo" / "phases.jsonl")
         assert [row["step"] for row in rows] == [1, 2, 3, 4]
         assert all(0 < row["tokens"] <= 32 * 20 for row in rows)
         for row in rows:
@@ -104,16 +98,20 @@ def test_samples_and_evaluation_are_the_same(runs):
 
 
 def test_a_finished_run_is_left_alone(runs):
+    """No file of a stage is written again; what is written of the run says the same."""
     whole, _ = runs
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    times, texts = written(whole), {path: path.read_bytes() for path in whole.glob("*.*")}
     assert start(whole) == 0
-    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()} == before
+    assert written(whole) == times
+    assert len(texts) == 4 and {path: path.read_bytes() for path in texts} == texts
+
+
+def written(run: Path) -> dict[Path, int]:
+    """When each file in the folders of the stages was."""
+    return {path: path.stat().st_mtime_ns for path in run.glob("*/**/*") if path.is_file()}
 
 
 def test_nothing_recompiled(runs):
     for stage in TRAINED:
-        sessions = [
-            json.loads(line)
-            for line in (runs[0] / stage / "sessions.jsonl").read_text().splitlines()
-        ]
+        sessions = read_rows(runs[0] / stage / "sessions.jsonl")
         assert [s["recompiles_after_warmup"] for s in sessions] == [0], stage

@@ -20,6 +20,7 @@ from instruct_jax.data import batches
 from instruct_jax.runtime.checkpoints import Checkpoints
 from instruct_jax.runtime.loop import freed
 
+
 @pytest.fixture
 def stopped(request, finished, place, tmp_path, monkeypatch, capfd):
     """(run folder, stage, message) of a run whose third batch of text rows weighs NaN."""

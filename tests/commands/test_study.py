@@ -40,7 +40,7 @@ def studied(finished: Path) -> Path:
         "twin": f"{finished}:sft",
         "twin_base": f"{finished}:pretrain",
     }
-    arm = {name: None for name in GIVEN} | {
+    arm = dict.fromkeys(GIVEN) | {
         "base": f"{finished}:pretrain",
         "ppo.start": f"{finished}:ppo_start",
         "ppo.reward": f"{finished}:reward",

@@ -79,9 +79,9 @@ def gpt2(folder: Path) -> None:
 
 
 def llama(folder: Path) -> None:
-    split = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(LLAMA), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    ])  # fmt: skip
+    words = pre_tokenizers.Split(Regex(LLAMA), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = pre_tokenizers.Sequence([words, to_bytes])
     names = [
         "<|begin_of_text|>",
         "<|end_of_text|>",

@@ -1,5 +1,7 @@
 """One path from a conversation to ids, for tokenizers of five families."""
 
+import itertools
+
 import jax.numpy as jnp
 import pytest
 from chats import FAMILIES, QWEN_CHAT, Family, gemma, qwen
@@ -116,7 +118,7 @@ def test_replies_and_their_ends_are_learned_and_nothing_else(family, tok):
     replies = [
         encode_completion(tok, text, prefix=" ") for text in ("Blue.", "Red is another.", REPLY)
     ]
-    assert [i for i, own in zip(ids, learn, strict=True) if own] == sum(replies, [])
+    assert [i for i, own in zip(ids, learn, strict=True) if own] == [*itertools.chain(*replies)]
     starts = [i for i, own in enumerate(learn) if own and not learn[i - 1]]
     assert [ids[i : i + len(reply)] for i, reply in zip(starts, replies, strict=True)] == replies
     assert not any(encode_conversation(tok, "Name a colour.")[1])

@@ -278,7 +278,7 @@ def test_logging_out_ends_copied_sessions(server, newcomer):
 
 
 def test_an_account_that_is_closed_or_invited_again(server, newcomer, admin):
-    address, db = server
+    address, _db = server
     name, ann = newcomer("ann")
     again, ben = newcomer("ben")
     admin.get("/admin")

@@ -136,9 +136,10 @@ def test_the_version_that_the_labeler_had(db):
         ("ann", 2),
         ("ben", 1),
     ]
-    assert [version.text for version in instructions.versions(db)][0] == "new" and len(
-        instructions.versions(db)
-    ) == 2
+    assert (
+        next(version.text for version in instructions.versions(db)) == "new"
+        and len(instructions.versions(db)) == 2
+    )
 
 
 def test_every_answer_is_exported_once_and_the_readers_take_it(db, tmp_path):

@@ -56,7 +56,7 @@ def close(a, b, tolerance, what):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_parity_with_torch(name, tmp_path):
     model = torch_models.model_of(name)
-    lm, params, family = ours(torch_models.save(model, tmp_path / "model"))
+    lm, params, _family = ours(torch_models.save(model, tmp_path / "model"))
     tokens, masks = batches()
 
     @jax.jit

@@ -15,7 +15,7 @@ import transformers
 from instruct_jax import sharding
 from instruct_jax.config import MeshConfig
 from instruct_jax.huggingface.families import family_of, read_config
-from instruct_jax.huggingface.peft import Added
+from instruct_jax.huggingface.peft import PeftAdapter
 from instruct_jax.huggingface.weights import WeightsError, read_params
 from instruct_jax.models.lm import LanguageModel
 
@@ -33,8 +33,8 @@ CASES = {
 }
 
 
-def made(name, folder, **keys):
-    """(model with an adapter of peft, folder of the base, folder of the adapter)"""
+def make(name, folder, **keys):
+    """Returns the model with an adapter of peft, the folder of the base, that of the adapter."""
     model = torch_models.model_of(name)
     torch_models.save(model, folder / "base")
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=7, **CASES[name] | keys))
@@ -49,20 +49,19 @@ def made(name, folder, **keys):
 
 def ours(base, adapter):
     hf = transformers.AutoConfig.from_pretrained(base)
-    lm, added = LanguageModel(read_config(hf)), Added(adapter)
+    lm, lora = LanguageModel(read_config(hf)), PeftAdapter(adapter)
     boxed = jax.eval_shape(lm.init, jax.random.key(0))
-    params = read_params(base, family_of(hf), lm.config, boxed, LAYOUT, added=added)
-    added.check_used()
+    params = read_params(base, family_of(hf), lm.config, boxed, LAYOUT, change=lora.change)
+    lora.check_used()
     hidden = lm.hidden(params, jnp.array(TOKENS), jnp.ones(TOKENS.shape, jnp.int32))
-    return np.asarray(lm.logits(params, hidden.reshape(-1, hidden.shape[-1]))).reshape(
-        *TOKENS.shape, -1
-    )
+    logits = lm.logits(params, hidden.reshape(-1, hidden.shape[-1]))
+    return np.asarray(logits).reshape(*TOKENS.shape, -1)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_what_peft_wrote_is_read(name, tmp_path):
-    model, base, adapter = made(name, tmp_path)
+    model, base, adapter = make(name, tmp_path)
     expected = torch_models.logits(model, TOKENS, np.ones_like(TOKENS))
     np.testing.assert_allclose(
         ours(base, adapter), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
@@ -71,7 +70,7 @@ def test_what_peft_wrote_is_read(name, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_what_cannot_be_read_is_named(tmp_path):
-    _, base, adapter = made("llama 3", tmp_path, use_dora=True)
+    _, base, adapter = make("llama 3", tmp_path, use_dora=True)
     with pytest.raises(WeightsError, match="use_dora"):
         ours(base, adapter)
     (adapter / "adapter_config.json").write_text("{")
@@ -81,7 +80,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_of_another_model_is_named(tmp_path):
-    _, _, adapter = made("llama 3", tmp_path)
-    _, base, _ = made("opt", tmp_path / "other")
+    _, _, adapter = make("llama 3", tmp_path)
+    _, base, _ = make("opt", tmp_path / "other")
     with pytest.raises(WeightsError, match=r"model.layers.0.*belongs to no weight"):
         ours(base, adapter)

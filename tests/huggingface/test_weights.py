@@ -12,10 +12,22 @@ from safetensors.numpy import save_file
 from instruct_jax.config import ModelConfig
 from instruct_jax.huggingface.families import FAMILIES, sizes_of
 
-CONFIG = ModelConfig(
-    family="llama", vocab_size=50_000, context=64, width=1024, layers=24, heads=8, mlp_width=4096, positions="rotary", norm="rmsnorm",
-    activation="silu", gated=True, bias=False, tied=True,
-)  # fmt: skip
+KEYS = {
+    "family": "llama",
+    "vocab_size": 50_000,
+    "context": 64,
+    "width": 1024,
+    "layers": 24,
+    "heads": 8,
+    "mlp_width": 4096,
+    "positions": "rotary",
+    "norm": "rmsnorm",
+    "activation": "silu",
+    "gated": True,
+    "bias": False,
+    "tied": True,
+}
+CONFIG = ModelConfig(**KEYS)
 IMPORT = """
     import dataclasses, json, sys, threading, time
     import flax.linen as nn
@@ -27,8 +39,11 @@ IMPORT = """
     from instruct_jax.models.lm import LanguageModel
     from instruct_jax.huggingface.weights import read_params
 
-    def held():  # bytes of this process's own; pages of files can be dropped at any time
-        return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) * 1024
+    def held():
+        # bytes of this process alone; pages of files can be dropped at any time
+        for line in open("/proc/self/status"):
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) * 1024
 
     config = ModelConfig(**json.loads(sys.argv[2]))
     lm = LanguageModel(config)
@@ -40,7 +55,8 @@ IMPORT = """
             peak[0] = max(peak[0], held())
             time.sleep(0.002)
     threading.Thread(target=watch, daemon=True).start()
-    params = jax.block_until_ready(read_params(Path(sys.argv[1]), FAMILIES["llama"], config, boxed, layout))
+    params = read_params(Path(sys.argv[1]), FAMILIES["llama"], config, boxed, layout)
+    jax.block_until_ready(params)
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     print(json.dumps({"more": peak[0] - before, "parameters": size}))
 """
@@ -48,8 +64,8 @@ IMPORT = """
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_model_of_many_shards_needs_one_tensor_of_host_memory(tmp_path):
-    """The devices are in host memory here, so their arrays are taken off; what is left is below the
-    largest tensor plus 1 GiB.
+    """The devices are in host memory here, so the size of their arrays is subtracted.  The rest is
+    less than the largest tensor plus 1 GiB.
     """
     import flax.linen as nn
     import jax
@@ -65,12 +81,11 @@ def test_a_model_of_many_shards_needs_one_tensor_of_host_memory(tmp_path):
             file = f"model-{len(index):05}.safetensors"
             save_file({name: np.zeros(shape, np.float32)}, tmp_path / file)
             index[name] = file
-            largest, total = max(largest, 4 * int(np.prod(shape))), total + 4 * int(np.prod(shape))
+            size = 4 * int(np.prod(shape))
+            largest, total = max(largest, size), total + size
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     assert total > 1.5 * 2**30  # or a whole copy would go unseen
-    keys = {key: getattr(CONFIG, key) for key in ("family", "vocab_size", "context", "width", "layers", "heads", "mlp_width", "positions",
-                                                  "norm", "activation", "gated", "bias", "tied")}  # fmt: skip
-    argv = [sys.executable, "-c", textwrap.dedent(IMPORT), str(tmp_path), json.dumps(keys)]
+    argv = [sys.executable, "-c", textwrap.dedent(IMPORT), str(tmp_path), json.dumps(KEYS)]
     found = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
     assert found["parameters"] == total
     assert found["more"] - found["parameters"] < largest + 2**30

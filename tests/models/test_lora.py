@@ -74,9 +74,7 @@ def test_split_and_join():
     whole = {"backbone": merge(base, adapters), "head": head}
     frozen, trained = split_adapters(whole)
     assert set(trained) == {"backbone", "head"} and set(trained["backbone"]) == {"layers"}
-    assert {name for name in trained["backbone"]["layers"]} == {
-        f"{name}_lora" for name in LORA.targets
-    }
+    assert set(trained["backbone"]["layers"]) == {f"{name}_lora" for name in LORA.targets}
     assert jax.tree.structure(merge(frozen, trained)) == jax.tree.structure(whole)
     assert "unembedding" not in scalar_base(base)["backbone"] and scalar_base({}) == {}
 
@@ -85,11 +83,12 @@ def test_the_sampler_draws_from_the_adapted_model():
     lm, base, adapters = adapted(tiny.GPT)
     params = merge(base, adapters)
     prompts = PromptBatch(jnp.array(tiny.tokens((3, 5))), jnp.ones((3, 5), bool))  # type: ignore[arg-type]
-    run = lambda lm, params: jax.jit(
-        make_rollout(lm, SamplerConfig(max_tokens=8, temperature=0.0), eos=2, pad=0)
-    )(  # noqa: E731
-        params, prompts, jax.random.key(0)
-    )
+
+    def run(lm, params):
+        return jax.jit(
+            make_rollout(lm, SamplerConfig(max_tokens=8, temperature=0.0), eos=2, pad=0)
+        )(params, prompts, jax.random.key(0))
+
     found, plain = run(lm, params), run(LanguageModel(tiny.GPT), base)
     np.testing.assert_array_equal(
         found.tokens, run(LanguageModel(tiny.GPT), fold_adapters(params, LORA)).tokens

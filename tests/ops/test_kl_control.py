@@ -38,7 +38,9 @@ def test_wider_clip_moves_further():
 
 
 def test_settles_where_the_policy_strays_by_the_target():
-    """A policy whose KL is 0.3 / coefficient settles at coefficient 0.3 / target, from both sides."""
+    """A policy whose KL is 0.3 / coefficient settles at coefficient 0.3 / target, from
+    both sides.
+    """
     for coef in (0.001, 10.0):
         for _ in range(2000):
             coef = float(adaptive_kl(coef, 0.3 / coef, 100, target=6.0, horizon=2000.0))

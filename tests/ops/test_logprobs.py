@@ -77,9 +77,10 @@ def test_values_and_gradients_against_the_plain_formula(shape, chunk, temperatur
 
 def test_bf16_hidden_gives_f32_results_and_gradients_in_the_types_of_the_inputs():
     hidden, unembed, targets = inputs((3, 7), jnp.bfloat16)
-    gradient = lambda op: jax.jit(jax.grad(lambda h, u: op(h, u).sum(), argnums=(0, 1)))(
-        hidden, unembed
-    )  # noqa: E731
+
+    def gradient(op):
+        return jax.jit(jax.grad(lambda h, u: op(h, u).sum(), argnums=(0, 1)))(hidden, unembed)
+
     result, expected = (
         token_logprobs(hidden, unembed, targets, chunk=4),
         plain(hidden, unembed, targets),
@@ -117,9 +118,10 @@ def test_rows_beyond_the_vocabulary_have_no_probability(temperature):
     """
     hidden, unembed, targets = inputs((3, 7))
     more = jnp.concatenate([unembed, unembed[:2]])
-    read = lambda u, t, **options: token_logprobs(
-        hidden, u, t, temperature=temperature, chunk=4, **options
-    )  # noqa: E731
+
+    def read(u, t, **options):
+        return token_logprobs(hidden, u, t, temperature=temperature, chunk=4, **options)
+
     chex.assert_trees_all_close(
         read(more, targets, vocab=len(unembed)), read(unembed, targets), rtol=1e-5, atol=1e-5
     )

@@ -47,13 +47,13 @@ class Page(HTMLParser):
 
     def links(self) -> list[str]:
         """The ids that links and references inside pictures point to."""
-        found = []
+        targets = []
         for _, attrs in self.tags:
             for name, value in attrs.items():
                 if name.endswith("href") and value:
-                    found.append(value.removeprefix("#"))
-                found += re.findall(r"url\(#([^)]*)\)", value or "")
-        return found
+                    targets.append(value.removeprefix("#"))
+                targets += re.findall(r"url\(#([^)]*)\)", value or "")
+        return targets
 
 
 def roles(attrs: dict[str, str | None]) -> list[str]:

@@ -230,7 +230,7 @@ def write(path: Path, text: str) -> None:
 
 def metrics(kind: str, name: str, rows: int, ptx: bool) -> list[dict[str, float]]:
     dice = random.Random(name)
-    made = []
+    lines = []
     for step in range(1, rows + 1):
         part, noise = step / rows, dice.gauss(0, 1)
         if kind in ("pretrain", "sft", "dpo"):
@@ -251,8 +251,8 @@ def metrics(kind: str, name: str, rows: int, ptx: bool) -> list[dict[str, float]
             }
             if ptx:
                 row["ptx/nll"] = 1.25 + 0.03 * noise
-        made.append({"step": step, **row})
-    return made
+        lines.append({"step": step, **row})
+    return lines
 
 
 def make_summary() -> dict[str, Any]:
@@ -319,17 +319,20 @@ def make_evaluation(
         )
     nll = {"base": 1.21, "ppo": 1.42, "ppo_ptx": 1.28}
     kl = {"base": 12.0, "base_prompted": 9.0, "best_of_n": 0.64, "ppo": 8.7, "ppo_ptx": 8.9}
+    win_rate_vs: dict[str, Any] = {}
+    for other in models:
+        if ":" in other:
+            win_rate_vs[other] = {m: win(0.57) for m in sampled if m != other}
+    gold_score: dict[str, Any] = {}
+    for temperature, lift in lifts.items():
+        gold_score[temperature] = {m: score + lift for m, score in scores.items()}
     return {
         "judge": "gold",
         "baseline": baseline,
         "temperatures": [1.0, 0.7, 0.0],
         "win_rate": win_rate,
-        "win_rate_vs": {
-            other: {m: win(0.57) for m in sampled if m != other} for other in models if ":" in other
-        },
-        "gold_score": {
-            t: {m: score + lift for m, score in scores.items()} for t, lift in lifts.items()
-        },
+        "win_rate_vs": win_rate_vs,
+        "gold_score": gold_score,
         "by_use_case": by_use_case,
         "style": style,
         "best_of_n": [

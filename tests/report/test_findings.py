@@ -25,8 +25,8 @@ def reward(run):
 
 
 def test_a_good_run_shows_every_shape(good):
-    found = findings(good)
-    assert len(found) == 22 and all(finding.held for finding in found)
+    results = findings(good)
+    assert len(results) == 22 and all(finding.held for finding in results)
 
 
 def wins(model, value, temperature="1.0"):
@@ -56,12 +56,12 @@ def case(name, model, mean):
 FLIPS = [
     (
         wins("base_prompted", win(0.1)),
-        "The prompted base is above the base",
-        "The prompted base is not above the base: 0.10 against 0.14",
+        "Prompted base is above base",
+        "Prompted base is not above base: 0.10 against 0.14",
     ),
     (
         wins("base_prompted", win(0.16)),
-        "above the base: 0.24",
+        "above base: 0.24",
         "though the intervals overlap",
     ),
     (

@@ -1,3 +1,4 @@
+import itertools
 import re
 
 from instruct_jax.report.layers import BOX_HEIGHT, BOX_WIDTH, ROW_GAP, draw
@@ -15,9 +16,9 @@ def points(path: str) -> list[tuple[float, float]]:
 
 
 def test_boxes_of_a_column_do_not_touch():
-    drawing = draw({name: 0 for name in "abcdefg"}, [])
+    drawing = draw(dict.fromkeys("abcdefg", 0), [])
     tops = sorted(top for _, top in drawing.boxes.values())
-    for above, below in zip(tops, tops[1:], strict=False):
+    for above, below in itertools.pairwise(tops):
         assert below - above >= BOX_HEIGHT + ROW_GAP - 1e-6
     assert tops[0] == 0 and drawing.height == tops[-1] + BOX_HEIGHT
     assert drawing.width == BOX_WIDTH

@@ -19,16 +19,16 @@ def page(folder):
 
 def boxes(page: Page) -> dict[str, str]:
     """The links of the drawing: what they say -> where they lead."""
-    found = {}
+    links = {}
     for tag, attrs in page.tags:
         if tag == "a" and "aria-label" in attrs:
-            found[attrs["aria-label"] or ""] = (attrs["href"] or "").removeprefix("#")
-    return found
+            links[attrs["aria-label"] or ""] = (attrs["href"] or "").removeprefix("#")
+    return links
 
 
 def test_each_stage_and_source_has_a_box_that_leads_to_its_details(page):
     links = boxes(page)
-    assert "ppo_ptx, ppo · 4 min 45 s" in links and "sft, 1 min 15 s" in links
+    assert "ppo_ptx, ppo · 5 min" in links and "sft, 1 min" in links
     assert "runs/quick:ppo, from outside" in links and "prompts, data" in links
     assert len(links) == 9 + 3
     tags = {attrs["id"]: tag for tag, attrs in page.tags if "id" in attrs}

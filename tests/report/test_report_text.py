@@ -1,4 +1,4 @@
-from instruct_jax.report.text import count, duration, listed, moment
+from instruct_jax.report.text import duration, listed, moment
 from instruct_jax.text import number, percent
 
 
@@ -23,4 +23,3 @@ def test_times_are_written_for_people():
 def test_lists_are_written_for_people():
     lists = ([], ["a"], ["a", "b"], ["a", "b", "c"])
     assert [listed(x) for x in lists] == ["", "a", "a and b", "a, b and c"]
-    assert count(1, "stage") == "1 stage" and count(3, "stage") == "3 stages"

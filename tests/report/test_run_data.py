@@ -20,12 +20,12 @@ def test_stages_come_in_the_order_of_the_graph_without_the_page_itself(tmp_path)
     assert [*run.stages, "report"] == list(CHAIN)
     assert run.starts("ppo_ptx") == ["select", "sft", "pretrain"]
     assert run.stages["ppo_ptx"].settings["ptx_coef"] == 27.8
-    kinds = {kind: [stage.name for stage in stages] for kind, stages in run.by_kind()}
-    assert kinds["ppo"] == ["ppo", "ppo_ptx"]
+    ppo = dict(run.by_kind())["ppo"]
+    assert [stage.name for stage in ppo] == ["ppo", "ppo_ptx"]
 
 
 def test_anchors_are_different_and_need_no_escaping():
     names = ["ppo_ptx", "a b", "a-b", "<b>", "猫", "犬"]
-    found = list(anchors("of", names).values())
-    assert found[0] == "of-ppo_ptx" and len(set(found)) == len(names)
-    assert all(anchor.isascii() and " " not in anchor for anchor in found)
+    ids = list(anchors("of", names).values())
+    assert ids[0] == "of-ppo_ptx" and len(set(ids)) == len(names)
+    assert all(anchor.isascii() and " " not in anchor for anchor in ids)

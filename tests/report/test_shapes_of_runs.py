@@ -77,20 +77,22 @@ def test_a_reward_model_alone(tmp_path):
 def test_sft_then_dpo(tmp_path):
     page = page_of(tmp_path / "run", DPO)
     assert "Preferred to sft on 512 held-out prompts" in page.sections["header"]
-    found = page.sections["findings"]
-    assert "dpo is preferred to sft: it wins 0.61" in found
-    assert "sft is preferred to the strongest untuned model: prompted base" in found
-    assert "alignment tax" not in found and "reward-model" not in page.sections
+    verdicts = page.sections["findings"]
+    assert "dpo is preferred to sft: it wins 0.61" in verdicts
+    assert "sft is preferred to the strongest untuned model: prompted base" in verdicts
+    assert "alignment tax" not in verdicts and "reward-model" not in page.sections
     assert "DPO loss" in page.sections["training"]
 
 
 def test_two_reward_models_their_policies_and_dpo_side_by_side(tmp_path):
     page = page_of(tmp_path / "run", TWO_REWARDS)
-    found = page.sections["findings"]
+    verdicts = page.sections["findings"]
     for model in ("ppo", "ppo_2", "dpo"):
-        assert f"{model} is preferred to sft" in found
-    assert "ppo and ppo_2" not in found  # neither mixes in text
-    assert "reward_2 is well calibrated" in found and "reward orders 72" in page.sections["header"]
+        assert f"{model} is preferred to sft" in verdicts
+    assert "ppo and ppo_2" not in verdicts  # neither mixes in text
+    assert (
+        "reward_2 is well calibrated" in verdicts and "reward orders 72" in page.sections["header"]
+    )
     one_panel = [alt for alt in page.pictures if alt.startswith("KL from the start")]
     assert len(one_panel) == 1 and "ppo from" in one_panel[0] and "ppo_2 from" in one_panel[0]
     frontiers = [alt for alt in page.pictures if "against KL from sft" in alt]

@@ -10,7 +10,7 @@ from instruct_jax.report.study import build_study, mean_path
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class ArmRun:
     arm: str
     seed: int
     folder: Path
@@ -40,14 +40,14 @@ def test_means_over_seeds_by_hand():
 
 
 def test_a_page_of_arms_over_seeds(tmp_path):
-    made = [
-        Made(arm, seed, synthetic.make_run(tmp_path / arm / f"seed_{seed}"))
+    finished = [
+        ArmRun(arm, seed, synthetic.make_run(tmp_path / arm / f"seed_{seed}"))
         for seed in (0, 1)
         for arm in ("kl_0", "kl_0.3")
     ]
-    unfinished = Made("kl_1", 0, tmp_path / "kl_1" / "seed_0")
+    unfinished = ArmRun("kl_1", 0, tmp_path / "kl_1" / "seed_0")
     unfinished.folder.mkdir(parents=True)
-    page = build_study(tmp_path, [*made, unfinished]).read_text()
+    page = build_study(tmp_path, [*finished, unfinished]).read_text()
     for part in (
         "kl_0.3",
         "wins, seed 1",
@@ -57,8 +57,8 @@ def test_a_page_of_arms_over_seeds(tmp_path):
     ):
         assert part in page, part
     assert (tmp_path / "over-optimization.png").read_bytes().startswith(b"\x89PNG")
-    found = json.loads((tmp_path / "summary.json").read_text())
-    assert found["kl_0"]["models"]["ppo"]["1"] == pytest.approx(
+    numbers = json.loads((tmp_path / "summary.json").read_text())
+    assert numbers["kl_0"]["models"]["ppo"]["1"] == pytest.approx(
         {"win_rate": 0.66, "low": 0.63, "high": 0.69, "gold": 0.72, "kl": 8.7, "nll": 1.42}
     )
-    assert [r["step"] for r in found["kl_0"]["path"]["ppo"]] == [0, 2, 4, 6, 8, 10]
+    assert [r["step"] for r in numbers["kl_0"]["path"]["ppo"]] == [0, 2, 4, 6, 8, 10]

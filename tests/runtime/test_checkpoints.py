@@ -332,11 +332,13 @@ def test_full_disk_leaves_the_last_good_checkpoint(saved):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-        with pytest.raises(
-            CheckpointError, match="(?s)cannot save.*last good checkpoint is step 3.*Make room"
+        with (
+            pytest.raises(
+                CheckpointError, match="(?s)cannot save.*last good checkpoint is step 3.*Make room"
+            ),
+            opened(saved) as checkpoints,
         ):
-            with opened(saved) as checkpoints:
-                checkpoints.save(at(5).replace(ema={"w": jnp.asarray(big)}))
+            checkpoints.save(at(5).replace(ema={"w": jnp.asarray(big)}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     with opened(saved) as checkpoints:

@@ -128,7 +128,7 @@ def test_second_ctrl_c_kills_at_once(tmp_path):
 
 
 def test_a_step_that_forgets_to_count_is_caught(tmp_path):
-    with pytest.raises(RuntimeError, match="state.step is 0 after step 3; step_fn must add 1"):
+    with pytest.raises(RuntimeError, match="state.step is 0 after step 3; the step must add 1"):
         toy.run(tmp_path, step_fn=lambda state, batch: (state, {"x": 0.0}))
 
 

@@ -46,9 +46,13 @@ def compiled_update(shape):
         "value": sharding.create_sharded(scalar.init, layout, key),
     }
     state = sharding.create_state(
-        layout, {"policy": jax.eval_shape(lm.init, key), "value": jax.eval_shape(scalar.init, key)}, params,
-        lambda p: {name: tx.init(p[name]) for name in p}, key, averaged=lambda p: p["policy"],
-    )  # fmt: skip
+        layout,
+        {"policy": jax.eval_shape(lm.init, key), "value": jax.eval_shape(scalar.init, key)},
+        params,
+        lambda p: {name: tx.init(p[name]) for name in p},
+        key,
+        averaged=lambda p: p["policy"],
+    )
     rows = lambda *shape, dtype=np.float32: np.zeros((ROWS, *shape), dtype)  # noqa: E731
     rollout = Rollout(
         rows(6, dtype=np.int32),
@@ -119,7 +123,7 @@ def test_fsdp_gathers_weights_sums_gradients_and_splits_the_optimizer(compiled, 
     """
     state, step = compiled((1, 8, 1, 1))
     found = collectives(step.as_text())
-    policy = state.params["policy"] if "policy" in state.params else state.params
+    policy = state.params.get("policy", state.params)
     matrices = size([x for x in jax.tree.leaves(policy["layers"]) if x.nbytes // N > SMALL])
     of_layers, tables = gathered(found, policy["layers"])
     # forward, and once more backward
@@ -138,7 +142,8 @@ def test_fsdp_gathers_weights_sums_gradients_and_splits_the_optimizer(compiled, 
 @pytest.mark.parametrize("compiled", [compiled_sft], ids=["sft"])
 def test_tensor_parallel_sums_hidden_states_and_moves_no_weight(compiled):
     """Forward: the embedding, and two sums a layer (attention out, MLP down).  Backward: MLP up,
-    and q, k and v, whose sums are not merged; and the head."""
+    and q, k and v, whose sums are not merged; and the head.
+    """
     _, step = compiled((1, 1, 8, 1))
     found = collectives(step.as_text())
     assert {c.kind for c in large(found, *{c.kind for c in found})} == {"all-reduce"}

@@ -35,9 +35,17 @@ MESHES = {
     "2 1 2 2": (2, 1, 2, 2),
 }
 PPO = ppo.PpoConfig(
-    iterations=2, batch=16, minibatch=8, optimizer=RATE, value_optimizer=RATE, warmup_iterations=0, kl_coef=0.1, ptx_coef=0.5, ptx_batch=8,
+    iterations=2,
+    batch=16,
+    minibatch=8,
+    optimizer=RATE,
+    value_optimizer=RATE,
+    warmup_iterations=0,
+    kl_coef=0.1,
+    ptx_coef=0.5,
+    ptx_batch=8,
     sampler=SamplerConfig(max_tokens=6),
-)  # fmt: skip
+)
 
 
 # 30 words in 32 rows, which eight devices can split
@@ -54,7 +62,7 @@ def models(shape, model=MODEL):
 
 def supervised(shape, name):
     """Two steps of a supervised stage; (params on the host, metrics of each step)."""
-    layout, lm, sampler, scalar = models(shape)
+    layout, lm, _sampler, scalar = models(shape)
     init, loss_fn, batch = {
         "sft": (lm.init, pretrain.make_loss(lm, "sft"), tiny.token_batch),
         "reward": (scalar.init, reward_model.make_loss(scalar), tiny.ranking_batch),
@@ -82,9 +90,14 @@ def reinforced(shape, name):
     }
     tx = optim.make_optimizer(RATE, 10)
     state = sharding.create_state(
-        layout, boxed, params, lambda p: {"policy": tx.init(p["policy"]), "value": tx.init(p["value"])}, key,
-        averaged=lambda p: p["policy"], kl_coef=PPO.kl_coef,
-    )  # fmt: skip
+        layout,
+        boxed,
+        params,
+        lambda p: {"policy": tx.init(p["policy"]), "value": tx.init(p["value"])},
+        key,
+        averaged=lambda p: p["policy"],
+        kl_coef=PPO.kl_coef,
+    )
     frozen = {
         "reference": sharding.create_sharded(lm.init, layout, jax.random.key(3)),
         "reward": params["value"],

@@ -29,9 +29,17 @@ LM = LanguageModel(tiny.GPT)
 SCALAR = ScalarModel(LM)
 RATE = OptimizerConfig(learning_rate=3e-3, schedule="constant", clip_norm=None, eps=1e-5)
 CONFIG = ppo.PpoConfig(
-    iterations=3, batch=8, minibatch=4, epochs=2, optimizer=RATE, value_optimizer=RATE, warmup_iterations=0, kl_coef=0.1,
-    sampler=SamplerConfig(max_tokens=8, temperature=0.7), experience=ExperienceConfig(),
-)  # fmt: skip
+    iterations=3,
+    batch=8,
+    minibatch=4,
+    epochs=2,
+    optimizer=RATE,
+    value_optimizer=RATE,
+    warmup_iterations=0,
+    kl_coef=0.1,
+    sampler=SamplerConfig(max_tokens=8, temperature=0.7),
+    experience=ExperienceConfig(),
+)
 compiled = jax.jit(accumulate, static_argnums=(0, 4))  # one program; op by op, each op is one
 hidden, values_of = jax.jit(LM.hidden), jax.jit(SCALAR.values)
 FROZEN = {"reference": tiny.params(), "reward": tiny.scalar_params()}

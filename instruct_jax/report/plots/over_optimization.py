@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from instruct_jax.report.evaluations import BEST_OF_N, SHOWN, Evaluation
+from instruct_jax.report.evaluations import BEST_OF_N_SHOWN, Evaluation
 from instruct_jax.report.looks import Look, look_in
 from instruct_jax.report.plots import style
 from instruct_jax.report.plots.style import INK, Picture
@@ -100,7 +100,7 @@ def _draw_best_of_n(axes: Axes, points: Sequence[Row], key: str) -> None:
         markersize=5,
         linewidth=1,
         linestyle=":",
-        label=SHOWN[BEST_OF_N],
+        label=BEST_OF_N_SHOWN,
     )
 
 

@@ -82,13 +82,13 @@ def _bars(
 
 def _agreements(axes: Axes, models: Measured) -> list[str]:
     """A line for how often labelers agree with each other; returns them in words."""
-    found: dict[float, None] = {}
+    agreements: dict[float, None] = {}
     for measured in models.values():
         agreement = measured.get("labeler_agreement")
         if agreement is not None:
-            found[agreement] = None
+            agreements[agreement] = None
     texts = []
-    for agreement in found:
+    for agreement in agreements:
         text = f"labelers agree with each other: {number(agreement, 3)}"
         axes.axvline(
             agreement,

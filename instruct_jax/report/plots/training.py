@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from instruct_jax.report.evaluations import BEST_OF_N, SHOWN, Evaluation, evaluations
+from instruct_jax.report.evaluations import BEST_OF_N_SHOWN, Evaluation, evaluations
 from instruct_jax.report.looks import BLUE, PURPLE, Look, look
 from instruct_jax.report.plots import style
 from instruct_jax.report.plots.style import Picture
@@ -182,7 +182,7 @@ def _draw_best_of_n(axes: Axes, evaluation: Evaluation) -> str:
         markersize=5,
         linewidth=1,
         linestyle=":",
-        label=SHOWN[BEST_OF_N],
+        label=BEST_OF_N_SHOWN,
     )
     first, last = points[0], points[-1]
     for point in (first, last):

@@ -130,7 +130,9 @@ def test_no_reply_commands_the_terminal():
 
 
 def test_a_conversation(say):
-    """A reply has the same words whoever asks for it; the reward is that of the run's reward model."""
+    """A reply has the same words whoever asks for it; the reward is that of the run's
+    reward model.
+    """
     first = say("runs/a --temperature 0 --reward runs/a", "a b")
     assert first == say(
         "runs/a:ppo --reward runs/a:reward", "/temperature 0", "", "a b", "/quit", "c d"
@@ -250,7 +252,9 @@ BAD = {
     "runs/a:reward": ("reward is no stage of this run that leaves a policy; use one of", "ppo"),
     "begun": ("begun has no finished stage that leaves a policy; run it first",),
     "begun:sft": ("begun has not finished the stage sft; run it first",),
-    "runs/a --reward runs/a:sft": ("sft is no stage of this run that leaves a reward model; use one of reward",),
+    "runs/a --reward runs/a:sft": (
+        "sft is no stage of this run that leaves a reward model; use one of reward",
+    ),
     "runs/a --reward begun": ("begun has no finished stage that leaves a reward model",),
     "runs/a --temperature -1": ("temperature=-1.0 must not be negative",),
     "runs/a --temperature much": ("--temperature", "much"),
