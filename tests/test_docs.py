@@ -376,7 +376,7 @@ def test_the_worked_example_runs(tmp_path, monkeypatch, capsys):
     """Two files and one line make a kind that run, export, chat and the report know."""
     text = page("new_algorithm")
     files = re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", text, re.DOTALL)
-    stage, wiring, config, test = names = [name for name, _ in files]
+    _, wiring, config, test = names = [name for name, _ in files]
     assert names == [
         "instruct_jax/stages/slic.py",
         "instruct_jax/chain/slic.py",
