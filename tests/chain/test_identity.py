@@ -21,7 +21,7 @@ import userfiles
 from instruct_jax.chain import identity, parameters
 from instruct_jax.chain.context import Run
 from instruct_jax.chain.graph import Place
-from instruct_jax.chain.read import load_run
+from instruct_jax.chain.read import build_run, load_run
 from instruct_jax.cli import main
 from instruct_jax.feedback import accounts, store
 from instruct_jax.feedback.tasks import Reply
@@ -190,9 +190,24 @@ def test_how_it_is_computed_may_change(place, capsys):
     assert notes(Path("runs/a")) == before
 
 
+def test_what_a_run_says_of_models_of_other_runs(place):
+    """How they are computed is its own; how they are asked too, where it trains them."""
+    text = {"max_prompt": 6, "max_completion": 6, "completion_prefix": " "}
+    stages = {"more": {"kind": "sft", "start": "runs/base:sft", **SFT}}
+    model = {"remat": "full", "logprob_chunk": 8}
+    run = Run(build_run(small.config("b", stages, model=model, text=text), "test"), Path("runs/b"))
+    places = {"theirs": Place("runs/base", "sft"), "base": run.place("base", "base")}
+    specs = {name: run.spec(place) for name, place in places.items()}
+    specs["more"] = run.stage("more").spec
+    for name, spec in specs.items():
+        assert (spec.model.remat, spec.model.logprob_chunk) == ("full", 8)
+        assert spec.model.width == small.MODEL["width"]
+        assert spec.text.completion_prefix == ("" if name == "theirs" else " ")
+
+
 def test_killed_in_the_middle_of_sft(place, tmp_path, monkeypatch, capsys):
-    """Changed records are noticed; the same ones give bitwise what an undisturbed run gives, also
-    with other rows at a time where those are not trained on; and it resumes on other devices.
+    """Changed records are noticed; the same ones give bitwise what an undisturbed run gives; and
+    it resumes on other devices, with less memory.
     """
     now = config(aside=None, reward=None, ppo=None)
     whole = learned(Path("runs/a"), "sft")
@@ -204,8 +219,7 @@ def test_killed_in_the_middle_of_sft(place, tmp_path, monkeypatch, capsys):
     killed = subprocess.run(command, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache})
     assert killed.returncode == -signal.SIGKILL
     assert not Path("runs/a/sft/done.json").exists()
-    for copy in ("how", "mesh"):
-        shutil.copytree(place, tmp_path / copy)
+    shutil.copytree(place, tmp_path / "mesh")
     records = Path("demos.jsonl").read_bytes()
     other_demonstrations()
     capsys.readouterr()
@@ -215,11 +229,8 @@ def test_killed_in_the_middle_of_sft(place, tmp_path, monkeypatch, capsys):
         assert "the stage sft in runs/a was made from something else" in said
         assert "data.demonstrations" in said and "demos.jsonl" in said
     Path("demos.jsonl").write_bytes(records)
-    small.run(now)
+    small.run(now, "--sample_batch", "4")
     assert [row["step"] for row in small.metrics(Path("runs/a"), "sft")] == [1, 2, 3, 4, 5, 6]
-    assert same(learned(Path("runs/a"), "sft"), whole)
-    monkeypatch.chdir(tmp_path / "how")
-    small.run(now, "--sample_batch", "4", "--data.held_out_tokens", "16")
     assert same(learned(Path("runs/a"), "sft"), whole)
     monkeypatch.chdir(tmp_path / "mesh")
     options = ["--sft.micro_batches", "2", "--mesh.data", "2", "--model.remat", "full"]

@@ -28,7 +28,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def used(monkeypatch, capsys):
-    """Exports a stage, chats with it, and looks for it in the report; returns the export."""
+    """Exports a stage and chats with it; returns the export."""
 
     def use(run: Path, stage: str, *, chat: bool = True) -> Path:
         out = Path("exports", run.name, stage)
@@ -38,11 +38,18 @@ def used(monkeypatch, capsys):
         assert f"stage {stage}" in (out / "README.md").read_text()
         if chat:
             assert small.said_in_chat(f"{run}:{stage}", monkeypatch, capsys).strip()
-        assert main(["report", str(run)]) == 0
-        assert stage in (run / "report.html").read_text()
         return out
 
     return use
+
+
+def report(run: Path) -> str:
+    """The page of a run, which shows all its stages."""
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    stages = json.loads((run / "graph.json").read_text())["stages"]
+    assert all(stage["name"] in page for stage in stages)
+    return page
 
 
 def evaluation(run: Path, stage: str = "evaluate") -> dict:
@@ -69,6 +76,7 @@ def test_sft_alone(used):
     assert (found["judge"], found["baseline"], found["win_rate"]) == (None, "base", {})
     assert set(found["style"]) == set(found["kl"]) == set(found["pretrain_nll"]) == {"base", "sft"}
     assert found["kl"]["base"] == pytest.approx(0, abs=1e-4) and found["kl"]["sft"] != 0
+    report(run)
     completions = found["samples"][0]["completions"]
     assert set(completions) == {"base", "sft"} and "reward" not in completions["sft"]
     assert json.loads((run / "summary.json").read_text())["reward_models"] == {}
@@ -78,6 +86,7 @@ def test_a_reward_model_alone(used, monkeypatch, capsys):
     """On the rankings of files, from an SFT model of another run."""
     run = small.run(small.config("scorer", {"reward": small.REWARD}, base=SFT_OF_BASE))
     used(run, "reward", chat=False)
+    report(run)
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary["reward_models"]) == {"reward"}
     assert 0 <= summary["reward_models"]["reward"]["accuracy_heldout_prompts"] <= 1
@@ -107,6 +116,7 @@ def test_sft_and_dpo(lora, used):
     assert small.note(run, "dpo")["output"]["rankings"] == 10  # of 16: whole prompts are held out
     kl = evaluation(run)["kl"]
     assert kl["sft"] == pytest.approx(0, abs=1e-4) and kl["dpo"] != 0
+    report(run)
     exported = logp_of_export(used(run, "dpo"), "a b c d")
     assert exported != logp_of_export(used(run, "sft", chat=False), "a b c d")
 
@@ -153,8 +163,7 @@ def test_policies_side_by_side(used):
     assert other["baseline"] == "theirs"
     assert set(other["win_rate"]["1.0"]) == {"ours", "theirs_control", "best_of_n"}
     assert set(other["win_rate_vs"]) == {"theirs"}
-    page = (run / "report.html").read_text()
-    assert all(name in page for name in stages) and SFT_OF_BASE in page
+    assert SFT_OF_BASE in report(run)
     assert set(json.loads((run / "summary.json").read_text())["evaluations"]) == {
         "evaluate",
         "against_other",
@@ -174,6 +183,7 @@ def test_a_reward_model_larger_than_the_policy(used):
         "evaluate": {"models": ["base", "sft_large", "ppo"], **JUDGED},
     }
     run = small.run(small.config("large", stages, base=SFT_OF_BASE))
+    report(run)
     reward, policy = used(run, "reward", chat=False), used(run, "ppo")
     sizes = [json.loads((folder / "config.json").read_text()) for folder in (reward, policy)]
     assert [(size["n_embd"], size["n_layer"]) for size in sizes] == [(32, 2), (16, 1)]
@@ -271,6 +281,7 @@ def by_somebody_else(name: str, tokenizer) -> tuple[Path, Path]:
     text = {"max_prompt": 6, "max_completion": 6, "completion_prefix": " "}
     run = small.run(small.config(f"by_{name}", stages, base=SFT_OF_BASE, text=text))
     assert evaluation(run)["judge"] == "reward model"
+    report(run)
     return run, theirs
 
 
