@@ -65,7 +65,10 @@ def resolve(config: RunConfig, name: str, key: str) -> Place:
 
 def _base(config: RunConfig, key: str) -> Place:
     if config.base is not None:
-        require(config.base != BASE, "base=base names itself; name a stage or a model")
+        require(
+            config.base != BASE,
+            "base=base names itself; name a stage or a model, ./base if that is a folder",
+        )
         return resolve(config, config.base, BASE)
     if DEFAULT_BASE in config.stages:
         return Place(None, DEFAULT_BASE)

@@ -61,7 +61,7 @@ def imported_as(model: str, out: str, overrides: Sequence[str] = ()) -> RunConfi
         "out": out,
         "base": model,
         "data": {"tokenizer": model},
-        "text": {"max_prompt": 1, "max_completion": 1},  # fits every model; nothing is trained
+        "text": {"max_prompt": 1, "max_completion": 2},  # fits every model; nothing is trained
         "stages": {"import": {}},
     }
     return build_run(tree, "command line", overrides)

@@ -254,7 +254,7 @@ def test_what_went_out_comes_in_again(chain):
 def test_a_run_starts_from_what_came_in(chain):
     shared = opened(chain / "run").config.frozen_layers
     keys = ["--model.vocab_multiple", "8", "--frozen_layers", str(shared)]
-    assert main(["import", "base", "--out", "begun", *keys]) == 0
+    assert main(["import", "./base", "--out", "begun", *keys]) == 0
     argv = ["run", "--config", "run.yaml", "--stages", "sft", "--out", "second"]
     assert main([*argv, "--base", "begun:import"]) == 0
     ours, theirs = (
