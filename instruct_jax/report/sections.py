@@ -448,7 +448,7 @@ def provenance(run: Run) -> Part:
     versions: dict[str, str] = run.about.get("versions", {})
     rows += versions.items()
     if rows:
-        yield html.table(("", "version"), rows, "Command, commit and versions", left=("version",))
+        yield html.table(("what", "value"), rows, "Command, commit and versions", left=("value",))
     else:
         yield html.absent("run.json, which names the versions")
     if run.config:
