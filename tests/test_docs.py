@@ -5,6 +5,7 @@ default, every command, and the worked example.
 import ast
 import dataclasses
 import importlib.util
+import io
 import json
 import re
 import shlex
@@ -371,49 +372,56 @@ def test_the_memory_of_the_papers_sizes(name, tmp_path, monkeypatch, capsys):
     assert f"| {' | '.join([name, *parameters, *states])} |\n" in page("scale")
 
 
-def test_the_worked_example_runs(tmp_path, monkeypatch):
-    files = re.findall(
-        r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", page("new_algorithm"), re.DOTALL
-    )
-    assert [name for name, _ in files] == [
-        "instruct_jax/stages/dpo.py",
-        "instruct_jax/pipeline/dpo.py",
-        "configs/dpo_smoke.yaml",
-        "tests/stages/test_dpo.py",
+def test_the_worked_example_runs(tmp_path, monkeypatch, capsys):
+    """Two files and one line make a kind that run, export, chat and the report know."""
+    text = page("new_algorithm")
+    files = re.findall(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", text, re.DOTALL)
+    _, wiring, config, test = names = [name for name, _ in files]
+    assert names == [
+        "instruct_jax/stages/slic.py",
+        "instruct_jax/chain/slic.py",
+        "configs/slic_smoke.yaml",
+        "tests/stages/test_slic.py",
     ]
-    assert not any((ROOT / name).exists() for name, _ in files), (
-        "DPO is in the code now: take another example"
-    )
+    assert not any((ROOT / name).exists() for name in names), "it is shipped: take another example"
     modules = {}
-    for name, text in files:
+    for name, content in files:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            (ROOT / "configs/quickstart_smoke.yaml").read_text() + text
-            if name.endswith(".yaml")
-            else text
-        )
-        if name.endswith(".py"):
-            dotted = name.removesuffix(".py").replace("/", ".")
-            spec = importlib.util.spec_from_file_location(dotted, path)
-            assert spec is not None and spec.loader is not None
-            modules[name] = importlib.util.module_from_spec(spec)
-            monkeypatch.setitem(sys.modules, dotted, modules[name])
-            package, _, leaf = dotted.rpartition(".")
-            if package in sys.modules:
-                monkeypatch.setattr(sys.modules[package], leaf, modules[name], raising=False)
-            spec.loader.exec_module(modules[name])
-    config = load_config(
-        modules["instruct_jax/pipeline/dpo.py"].DpoRun,
-        tmp_path / "configs/dpo_smoke.yaml",
-        ["--dpo.beta", "0.2"],
-    )
-    assert (config.dpo.beta, config.dpo.batch) == (0.2, 8)
-    tests = [
-        test
-        for name, test in vars(modules["tests/stages/test_dpo.py"]).items()
-        if name.startswith("test_")
-    ]
-    assert len(tests) == 3
-    for test in tests:
-        test()
+        path.write_text(content)
+        if path.suffix == ".py":
+            modules[name] = as_module(path, name, monkeypatch)
+    assert '"slic": slic.KIND,' in text
+    monkeypatch.setitem(KINDS, "slic", modules[wiring].KIND)
+    for name, check in vars(modules[test]).items():
+        if name.startswith("test_"):
+            check()
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--config", config]) == 0
+    assert main(["run", "--config", config, "--slic.margin", "0.5"]) == 0
+    done = json.loads(Path("runs/slic_smoke/slic/done.json").read_text())
+    assert done["kind"] == "slic" and done["inputs"]["settings.margin"] == 0.5
+    evaluation = json.loads(Path("runs/slic_smoke/evaluate/evaluation.json").read_text())
+    assert "slic" in evaluation["win_rate"]["1.0"]
+    assert main(["export", "runs/slic_smoke:slic", "--out", "slic_model"]) == 0
+    assert Path("slic_model/model.safetensors").exists()
+    monkeypatch.setattr("sys.stdin", io.StringIO("count to three\n"))
+    capsys.readouterr()
+    assert main(["chat", "runs/slic_smoke:slic", "--max_tokens", "4"]) == 0
+    assert capsys.readouterr().out.strip()
+    assert main(["report", "runs/slic_smoke"]) == 0
+    assert "SLiC loss" in Path("runs/slic_smoke/report.html").read_text()
+
+
+def as_module(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A file of a page, imported as if it were in the package."""
+    dotted = name.removesuffix(".py").replace("/", ".")
+    spec = importlib.util.spec_from_file_location(dotted, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, dotted, module)
+    package, _, leaf = dotted.rpartition(".")
+    if package in sys.modules:
+        monkeypatch.setattr(sys.modules[package], leaf, module, raising=False)
+    spec.loader.exec_module(module)
+    return module

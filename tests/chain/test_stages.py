@@ -206,21 +206,23 @@ def their_reward(folder: Path, tokenizer) -> Path:
     return folder
 
 
-def scores_by_hand(folder: Path, tokenizer, texts: list[tuple[str, bool]]) -> np.ndarray:
-    """What torch says of whole texts; those that have ended get an EOS."""
+def scores_by_hand(folder: Path, rows: list[list[int]]) -> np.ndarray:
+    """What torch says of whole sequences, at their last token: its own search for the end stops at
+    a PAD.
+    """
     import torch
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    scores = []
-    for text, ended in texts:
-        bos = [] if tokenizer.bos_token_id == tokenizer.eos_token_id else [tokenizer.bos_token_id]
-        ids = bos + tokenizer.encode(text, add_special_tokens=False)
-        ids += [tokenizer.eos_token_id] * ended
-        with torch.no_grad():  # at the last token; their own search for it stops before a PAD
-            states = model.transformer(torch.tensor([ids])).last_hidden_state
-            scores.append(float(model.score(states[0, -1])[0]))
-    return np.array(scores)
+    with torch.no_grad():
+        states = [model.transformer(torch.tensor([ids])).last_hidden_state[0, -1] for ids in rows]
+        return np.array([float(model.score(state)[0]) for state in states])
+
+
+def read_as_bytes(tokenizer, prompt: str, reply: str, ended: bool) -> list[int]:
+    """A space between the two, and the end where there is one; GPT-2 has no BOS of its own."""
+    ids = tokenizer.encode(f"{prompt} {reply}", add_special_tokens=False)
+    return [*ids, tokenizer.eos_token_id] if ended else ids
 
 
 @pytest.fixture
@@ -243,46 +245,65 @@ def rollouts(monkeypatch):
     return seen
 
 
-def texts_of(rollout) -> list[tuple[str, bool]]:
-    """Prompt and reply as words, and whether the reply has ended."""
+def ids_of(rollout) -> list[tuple[list[int], list[int], bool]]:
+    """Ids of prompt and reply, and whether the reply has ended."""
     found = []
     for row, ended in enumerate(np.asarray(rollout.ended)):
         prompt = np.asarray(rollout.prompt)[row][np.asarray(rollout.prompt_mask)[row]]
         reply = np.asarray(rollout.tokens)[row][np.asarray(rollout.mask)[row]]
-        ids = [*prompt.tolist(), *reply.tolist()]
-        words = [wordtok.WORDS[i] for i in ids if i not in (wordtok.BOS, wordtok.EOS)]
-        found.append((" ".join(words), bool(ended)))
+        found.append((prompt.tolist(), reply.tolist(), bool(ended)))
     return found
 
 
-@pytest.mark.parametrize("reads", ["the same words", "bytes"])
-def test_a_reward_model_of_somebody_else(reads, used, rollouts):
-    """As the reward of PPO and as a judge; where it has a tokenizer of its own, it reads text."""
-    if reads == "bytes":
-        tokenizer = load_tokenizer(wordtok.gpt2_folder(Path("bytes_tok")))
-    else:
-        tokenizer = wordtok.words()
-    name = reads.split()[-1]
+def text_of(ids: list[int]) -> str:
+    special = (wordtok.PAD, wordtok.BOS, wordtok.EOS, wordtok.UNK)
+    return " ".join(wordtok.WORDS[i] for i in ids if i not in special)
+
+
+def by_somebody_else(name: str, tokenizer) -> tuple[Path, Path]:
+    """A run whose PPO and evaluation take the reward model of somebody else: (run, that model)."""
     theirs = their_reward(Path(f"their_{name}"), tokenizer)
-    # no template and no PAD tell where a word begins: replies begin with a space, for bytes
-    text = {"max_prompt": 6, "max_completion": 6, "completion_prefix": " "}
     stages = {
         "ppo": {"reward": f"./{theirs}", "value_init": "policy", **small.PPO},
         "evaluate": {"models": ["base", "ppo"], **JUDGED, "reward": f"./{theirs}"},
     }
+    # replies begin with a space, where their tokenizer reads it
+    text = {"max_prompt": 6, "max_completion": 6, "completion_prefix": " "}
     run = small.run(small.config(f"by_{name}", stages, base=SFT_OF_BASE, text=text))
+    assert evaluation(run)["judge"] == "reward model"
+    return run, theirs
+
+
+def test_a_reward_model_of_somebody_else(used, rollouts):
+    """As the reward of PPO and as a judge; it reads the same words."""
+    run, theirs = by_somebody_else("words", wordtok.words())
     assert len(rollouts) == small.PPO["iterations"]
     for rollout, scores, metrics in rollouts:
-        expected = scores_by_hand(theirs, tokenizer, texts_of(rollout))
+        assert scores is None  # the ids are those of the rollout
+        expected = scores_by_hand(theirs, [prompt + reply for prompt, reply, _ in ids_of(rollout)])
         assert np.ptp(expected) > 0.1
         assert float(metrics["ppo/score"]) == pytest.approx(expected.mean(), abs=1e-4)
-        assert (scores is not None) == (reads == "bytes")
-        if scores is not None:
-            np.testing.assert_allclose(np.asarray(scores), expected, atol=1e-4)
-    rows = (run / "evaluate" / "completions.jsonl").read_text().splitlines()
-    completions = [json.loads(row) for row in rows][:8]
-    whole = [(f"{row['prompt']} {row['completion']}", row["ended"]) for row in completions]
-    judged = [row["reward"] for row in completions]
-    np.testing.assert_allclose(judged, scores_by_hand(theirs, tokenizer, whole), atol=1e-4)
-    assert evaluation(run)["judge"] == "reward model"
+    used(run, "ppo", chat=False)
+
+
+def test_a_reward_model_with_a_tokenizer_of_its_own(used, rollouts):
+    """It reads bytes: the text of prompts and replies is encoded again, for PPO and as a judge."""
+    tokenizer = load_tokenizer(wordtok.gpt2_folder(Path("bytes_tok")))
+    run, theirs = by_somebody_else("bytes", tokenizer)
+    assert len(rollouts) == small.PPO["iterations"]
+    for rollout, scores, metrics in rollouts:
+        rows = []
+        for prompt, reply, ended in ids_of(rollout):
+            rows.append(read_as_bytes(tokenizer, text_of(prompt), text_of(reply), ended))
+        expected = scores_by_hand(theirs, rows)
+        assert np.ptp(expected) > 0.1
+        np.testing.assert_allclose(np.asarray(scores), expected, atol=1e-4)
+        assert float(metrics["ppo/score"]) == pytest.approx(expected.mean(), abs=1e-4)
+    lines = (run / "evaluate" / "completions.jsonl").read_text().splitlines()
+    judged = [json.loads(line) for line in lines]
+    rows = []
+    for row in judged:
+        rows.append(read_as_bytes(tokenizer, row["prompt"], row["completion"], row["ended"]))
+    found = [row["reward"] for row in judged]
+    np.testing.assert_allclose(found, scores_by_hand(theirs, rows), atol=1e-4)
     used(run, "ppo", chat=False)
