@@ -24,7 +24,7 @@ MODEL = {
     "heads": 2,
 }
 PRETRAIN = {"steps": 2, "batch": 4, "length": 16, "optimizer": ADAM}
-SFT = {"epochs": 2, "batch": 4, "length": 16, "optimizer": ADAM}
+SFT = {"epochs": 2, "batch": 4, "length": 16, "dropout": 0.0, "optimizer": ADAM}
 REWARD = {"batch": 4, "optimizer": ADAM}
 DPO = {"batch": 4, "optimizer": ADAM}
 PPO = {
