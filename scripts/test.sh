@@ -8,5 +8,5 @@ pip install --quiet --editable '.[test]'
 if [ $# -gt 0 ]; then
     exec python -m pytest "$@"
 fi
-python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not alone" --durations 25
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" --durations 25
 exec python -m pytest -m alone

@@ -4,8 +4,11 @@ imports jax.
 Warnings are errors (pyproject.toml).
 """
 
+import functools
 import os
 import pathlib
+import re
+from typing import Any
 
 # JAX_PLATFORMS=cuda or tpu: for tests/models/test_attention.py
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -39,22 +42,33 @@ pytest_plugins = ["finished_run"]
 
 
 # what takes longest comes first, so that no worker has it left at the end
-FIRST = ("test_hosts.py", "finished_run")
+FIRST = ("test_hosts.py", "finished run")
+USES_FINISHED = re.compile(r"^def \w+\([^)]*\bfinished\b", re.MULTILINE)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@functools.cache
+def unit(path: pathlib.Path) -> str:
+    """What one worker takes as a whole: a file, or all files that look at the finished run."""
+    text = path.read_text("utf-8")
+    shared = USES_FINISHED.search(text) and "def finished(" not in text
+    return "finished run" if shared else path.name
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A worker takes a file at a time, and one of them all files that look at the finished run."""
-    sharing = {item.path for item in items if "finished" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = "finished_run" if item.path in sharing else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    units = {item.path: unit(item.path) for item in items}
+    ranks = {path: FIRST.index(name) if name in FIRST else 9 for path, name in units.items()}
+    items.sort(key=lambda item: ranks[item.path])
 
-    def rank(item: pytest.Item) -> int:
-        name = "finished_run" if item.path in sharing else item.path.name
-        return FIRST.index(name) if name in FIRST else len(FIRST)
 
-    items.sort(key=rank)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit(config.rootpath / nodeid.partition("::")[0])
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -287,7 +287,8 @@ def test_every_command_is_one(line, monkeypatch):
         assert all(word.startswith("--mesh.") or word.startswith("--model.") for word in rest[::2])
         return
     config = Path(args.config)
-    if config.parent.name == "configs" and config.name != "mine.yaml":
+    made_by_the_reader = ("mine.yaml", "slic_smoke.yaml")  # the page of the latter runs it
+    if config.parent.name == "configs" and config.name not in made_by_the_reader:
         if words[0] == "data":
             load_config(CleanConfig, config, rest)
         else:

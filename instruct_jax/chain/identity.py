@@ -33,7 +33,7 @@ def identity(stage: Stage) -> dict[str, Any]:
     found |= flat("settings", _settings(stage.settings, (*HOW, *kind.how)))
     for key in kind.run_keys:
         value: Any = getattr(stage.run.config, key)
-        tree = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        tree = value if isinstance(value, int) else dataclasses.asdict(value)
         found |= flat(key, tree)
     found |= _of_model(stage)
     for name, records in kind.records(stage).items():

@@ -50,6 +50,7 @@ class Drop:
     of: str = ""  # the place of the record that it duplicates, or of the text that it overlaps
 
 
+Items = Sequence[Item]
 Drops = dict[int, Drop]  # index of an item -> why it goes
 Written = tuple[Item, str]  # with its split
 Dropped = tuple[Item, Drop]
@@ -128,7 +129,7 @@ def hash_number(seed: int, text: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def in_order(items: Sequence[Item], seed: int) -> list[Item]:
+def in_order(items: Items, seed: int) -> list[Item]:
     """The canonical order: by the hashes of prompts, which are the same for all kinds.
 
     Of the records of one prompt, those of users are first.
@@ -149,7 +150,7 @@ def in_order(items: Sequence[Item], seed: int) -> list[Item]:
     return sorted(items, key=key)
 
 
-def without(items: Sequence[Item], drops: Drops) -> list[Item]:
+def without(items: Items, drops: Drops) -> list[Item]:
     """The items that are not dropped."""
     return [item for i, item in enumerate(items) if i not in drops]
 
@@ -157,7 +158,7 @@ def without(items: Sequence[Item], drops: Drops) -> list[Item]:
 # --- steps on one record ---
 
 
-def too_long(items: Sequence[Item], max_prompt: int | None, max_completion: int | None) -> Drops:
+def too_long(items: Items, max_prompt: int | None, max_completion: int | None) -> Drops:
     """Records whose prompt, or whose longest completion, has more tokens than this.
 
     None: any number of tokens is fine.
@@ -175,7 +176,7 @@ def too_long(items: Sequence[Item], max_prompt: int | None, max_completion: int 
     return drops
 
 
-def other_language(items: Sequence[Item], keep: Sequence[str], min_confidence: float) -> Drops:
+def other_language(items: Items, keep: Sequence[str], min_confidence: float) -> Drops:
     """Prompts that are in none of the languages `keep`.
 
     They stay where the probability of the other language is less than `min_confidence`, as it is
@@ -192,7 +193,7 @@ def other_language(items: Sequence[Item], keep: Sequence[str], min_confidence: f
 # --- steps that compare records ---
 
 
-def duplicates(items: Sequence[Item]) -> Drops:
+def duplicates(items: Items) -> Drops:
     """Records equal to another one of their kind, and prompts that another user has too.
 
     The second rule is needed because a prompt may stand in one split only.
@@ -219,7 +220,7 @@ def duplicates(items: Sequence[Item]) -> Drops:
     return drops
 
 
-def shared_prefixes(items: Sequence[Item], length: int) -> Drops:
+def shared_prefixes(items: Items, length: int) -> Drops:
     """Prompts whose first `length` characters are those of another prompt of their kind.
 
     All records of one of these prompts stay.  Having the same prefix is transitive, so one
@@ -236,7 +237,7 @@ def shared_prefixes(items: Sequence[Item], length: int) -> Drops:
     return drops
 
 
-def over_cap(items: Sequence[Item], most: int) -> Drops:
+def over_cap(items: Items, most: int) -> Drops:
     """Prompts of one kind beyond the first `most` of their user.
 
     A prompt has all its records or none.
@@ -254,7 +255,7 @@ def over_cap(items: Sequence[Item], most: int) -> Drops:
     return drops
 
 
-def split(items: Sequence[Item], seed: int, valid: float, test: float) -> list[str]:
+def split(items: Items, seed: int, valid: float, test: float) -> list[str]:
     """train, valid or test for each item; the two shares are of users, all kinds together.
 
     A record without a user goes where the user of its prompt, or of its conversation, goes, and
@@ -290,7 +291,7 @@ def split(items: Sequence[Item], seed: int, valid: float, test: float) -> list[s
 # --- what is written ---
 
 
-def distinct_ids(items: Sequence[Item]) -> list[Item]:
+def distinct_ids(items: Items) -> list[Item]:
     """The items, with the id of the second record that has the same one changed to ID#2.
 
     Several files of one kind are written as one, and a file has each id once.

@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from instruct_jax.cleaning.filters import Drop, Drops, Item, completions, contents
+from instruct_jax.cleaning.filters import Drop, Drops, Item, Items, completions, contents
 from instruct_jax.data.schemas import Record, Schema
 from instruct_jax.errors import FieldError
 
@@ -90,7 +90,7 @@ def hits(item: Item, against: EvaluationText) -> Hits:
     return grams, whole
 
 
-def overlapping(items: Sequence[Item], found: Sequence[Hits], common: int) -> Drops:
+def overlapping(items: Items, found: Sequence[Hits], common: int) -> Drops:
     """Records with an n-gram of an evaluation set, or with a turn that is one of its short texts.
 
     An n-gram in the records of more than `common` different prompts is a common phrase, and does

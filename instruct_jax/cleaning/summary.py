@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from instruct_jax.cleaning.filters import KINDS, SPLITS, Cleaned, Dropped, Item, Written
+from instruct_jax.cleaning.filters import KINDS, SPLITS, Cleaned, Dropped, Item, Items, Written
 from instruct_jax.text import number, percent, plain
 
 Row = dict[str, Any]
@@ -197,7 +197,7 @@ def describe(values: Sequence[int]) -> Row:
     return row
 
 
-def _languages(items: Sequence[Item]) -> list[Row]:
+def _languages(items: Items) -> list[Row]:
     counts = Counter()
     for item in items:
         language, _ = item.language

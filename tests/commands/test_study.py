@@ -127,7 +127,7 @@ def test_arms_are_ordinary_commands(tmp_path):
 BAD = {
     "misspelt key of an arm": (
         {"arms": {"a": {"ppo.kl_coeff": 0.1}}},
-        ("study.yaml: arms.a: ppo.kl_coeff=0.1", "did you mean ppo.kl_coef?"),
+        ("study.yaml: arms.a: stages.ppo.kl_coeff=0.1", "did you mean stages.ppo.kl_coef?"),
     ),
     "impossible arm": (
         {"arms": {"a": {"ppo.minibatch": 3}}},
@@ -170,7 +170,7 @@ def test_an_arm_that_fails_ends_the_study(tmp_path, monkeypatch, capsys):
     # saved and left after SIGTERM: nothing is done
     monkeypatch.setattr(study, "_wait", lambda command, compiled: 0)
     assert main(["study", "--config", str(path)]) == 0
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes it" in capsys.readouterr().err
 
 
 CHILD = """

@@ -1,4 +1,6 @@
-"""Adapters that peft wrote, on models of every family that fuses or turns its weights."""
+"""Adapters that peft wrote, and ours that peft reads, on models of every family that fuses or turns
+its weights.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,15 @@ import peft
 import torch
 import torch_models
 import transformers
+from flax import linen as nn
 
 from instruct_jax import sharding
-from instruct_jax.config import MeshConfig
+from instruct_jax.config import LoraConfig, MeshConfig
 from instruct_jax.huggingface.families import family_of, read_config
-from instruct_jax.huggingface.peft import PeftAdapter
+from instruct_jax.huggingface.peft import PeftAdapter, write_adapter
 from instruct_jax.huggingface.weights import WeightsError, read_params
 from instruct_jax.models.lm import LanguageModel
+from instruct_jax.models.lora import merge, split_adapters
 
 LAYOUT = sharding.Layout(sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]))
 TOKENS = np.random.default_rng(0).integers(0, torch_models.V, (2, 9))
@@ -53,9 +57,14 @@ def ours(base, adapter):
     boxed = jax.eval_shape(lm.init, jax.random.key(0))
     params = read_params(base, family_of(hf), lm.config, boxed, LAYOUT, change=lora.change)
     lora.check_used()
+    return logits(lm, params)
+
+
+def logits(lm, params):
+    """Of TOKENS."""
     hidden = lm.hidden(params, jnp.array(TOKENS), jnp.ones(TOKENS.shape, jnp.int32))
-    logits = lm.logits(params, hidden.reshape(-1, hidden.shape[-1]))
-    return np.asarray(logits).reshape(*TOKENS.shape, -1)
+    rows = lm.logits(params, hidden.reshape(-1, hidden.shape[-1]))
+    return np.asarray(rows).reshape(*TOKENS.shape, -1)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -84,3 +93,28 @@ def test_an_adapter_of_another_model_is_named(tmp_path):
     _, base, _ = make("opt", tmp_path / "other")
     with pytest.raises(WeightsError, match=r"model.layers.0.*belongs to no weight"):
         ours(base, adapter)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("name", ["gpt_neox", "qwen3"])  # the end-to-end chain has gpt2
+def test_what_we_write_is_read_by_peft_and_by_us(name, tmp_path):
+    model = torch_models.model_of(name)
+    base, adapter = torch_models.save(model, tmp_path / "base"), tmp_path / "adapter"
+    hf = transformers.AutoConfig.from_pretrained(base)
+    lora = LoraConfig(rank=2, targets=("q", "k", "v", "out", "up", "down"))
+    lm = LanguageModel(read_config(hf), lora=lora)
+    whole, _ = split_adapters(jax.eval_shape(lm.init, jax.random.key(0)))
+    frozen = read_params(base, family_of(hf), lm.config, whole, LAYOUT)
+    _, new = split_adapters(nn.unbox(lm.init(jax.random.key(1))))
+    rng = np.random.default_rng(0)
+    trained = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(x.dtype), new)
+    params = merge(frozen, trained)
+    adapter.mkdir()
+    write_adapter(adapter, family_of(hf), lm.config, lora, params, str(base))
+    expected = logits(lm, params)
+    assert np.abs(expected - torch_models.logits(model, TOKENS, np.ones_like(TOKENS))).max() > 1e-2
+    theirs = torch_models.logits(
+        peft.PeftModel.from_pretrained(model, adapter), TOKENS, np.ones_like(TOKENS)
+    )
+    for found in (theirs, ours(base, adapter)):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
