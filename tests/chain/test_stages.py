@@ -157,6 +157,7 @@ def test_policies_side_by_side(used):
     # other seeds give other reward models, and these other policies
     outputs = [small.note(run, name)["output"] for name in ("reward", "reward_b")]
     assert outputs[0]["normalisation"]["mean"] != outputs[1]["normalisation"]["mean"]
+    assert small.note(run, "reward_b")["inputs"]["seed"] == 1
     scores = [small.metrics(run, name)[0]["ppo/score"] for name in ("ppo", "ppo_b")]
     assert scores[0] != scores[1]
     other = evaluation(run, "against_other")
