@@ -215,7 +215,7 @@ def test_killed_in_the_middle_of_sft(place, tmp_path, monkeypatch, capsys):
     shutil.rmtree("runs/a")
     assert small.command(now, verb="check") == 0
     command = [sys.executable, "-c", DRIVER, "run", "--config", "a.yaml"]
-    cache = jax.config.jax_compilation_cache_dir
+    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     killed = subprocess.run(command, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache})
     assert killed.returncode == -signal.SIGKILL
     assert not Path("runs/a/sft/done.json").exists()

@@ -208,7 +208,7 @@ def their_reward(folder: Path, tokenizer) -> Path:
         n_embd=24,
         n_layer=2,
         n_head=2,
-        num_labels=1,
+        num_labels=1,  # pyright: ignore[reportCallIssue]
         initializer_range=0.5,
         pad_token_id=tokenizer.pad_token_id,
     )
