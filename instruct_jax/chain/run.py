@@ -81,7 +81,9 @@ def _begin(stage: Stage) -> dict[str, Any] | None:
 
 def _finish(stage: Stage, inputs: dict[str, Any], output: Any, seconds: float) -> None:
     kind = stage.settings.kind
-    finish_stage(stage.folder, inputs, kind=kind, output=output, seconds=seconds)
+    finish_stage(
+        stage.folder, inputs, kind=kind, output=output, seconds=seconds, memory=peak_memory()
+    )
     barrier(stage.name)  # the next stage reads what this one wrote
 
 
@@ -211,14 +213,14 @@ def summary(folder: Path) -> dict[str, Any]:
         if leaves[name] == "scalar":
             reward_models[name] = {key: output.get(key) for key in ACCURACIES}
     unigrams = [output["nll_unigram"] for output in outputs.values() if "nll_unigram" in output]
-    peaks = [session["host_peak_gib"] for session in sessions]
+    peaks = [part["host_peak_gib"] for part in [*done.values(), *sessions]]
     return {
         "seconds": {name: note["seconds"] for name, note in done.items()},
         "evaluations": evaluations,
         "reward_models": reward_models,
         "nll_unigram": unigrams[0] if unigrams else None,
         "recompiles_after_warmup": sum(s["recompiles_after_warmup"] for s in sessions),
-        "peak_memory_gib": max([*peaks, peak_memory()["host_peak_gib"]]),
+        "peak_memory_gib": max(peaks, default=None),
         "seed": read_config(folder / "config.yaml")["seed"],
         "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

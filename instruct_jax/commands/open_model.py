@@ -85,6 +85,7 @@ def _run_and_stage(name: str) -> tuple[Path | None, str]:
         return Path(name), ""
     folder, colon, stage = name.rpartition(":")
     if not colon or Path(name).is_dir():
+        _check_model(name)
         return None, ""
     if not Path(folder, "config.yaml").is_file():
         raise RunError(
@@ -92,6 +93,15 @@ def _run_and_stage(name: str) -> tuple[Path | None, str]:
             " folder or name"
         )
     return Path(folder), stage
+
+
+def _check_model(name: str) -> None:
+    if graph.is_model(name):
+        return
+    fix = "give RUN, RUN:STAGE, the folder of a Hugging Face model, or OWNER/NAME"
+    if Path(name).is_dir():
+        raise RunError(f"{name} has no config.yaml of a run and no config.json of a model; {fix}")
+    raise RunError(f"{name}: no such run or model folder (looked in {Path.cwd()}); {fix}")
 
 
 def _check_mesh(run: Run) -> None:

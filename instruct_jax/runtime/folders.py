@@ -184,13 +184,22 @@ def begin_stage(folder: Path, inputs: Mapping[str, Any]) -> None:
 
 
 def finish_stage(
-    folder: Path, inputs: Mapping[str, Any], *, kind: str, output: Any, seconds: float
+    folder: Path,
+    inputs: Mapping[str, Any],
+    *,
+    kind: str,
+    output: Any,
+    seconds: float,
+    memory: Mapping[str, float],
 ) -> None:
-    """Marks a stage as finished: done.json, with what it was made from (see `stage_done`)."""
+    """Marks a stage as finished: done.json, with what it was made from (see `stage_done`) and the
+    memory that was used (`metrics.peak_memory`).
+    """
     done = {
         "kind": kind,
         "finished": _now(),
         "seconds": round(seconds, 3),
+        **memory,
         "inputs": dict(inputs),
         "output": output,
     }

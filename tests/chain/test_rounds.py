@@ -166,7 +166,7 @@ def test_what_is_held_out_in_one_round_is_not_learned_from_in_another(tmp_path, 
     }
     for name, records in groups.items():
         write_jsonl(first / f"{name}.jsonl", [{**record, "round": 1} for record in records])
-    finish_stage(first, {}, kind="compare", output={"labeler_noise": 0.25}, seconds=0)
+    finish_stage(first, {}, kind="compare", output={"labeler_noise": 0.25}, seconds=0, memory={})
     prompts = {"compare": ranked("b", "c", "d"), "compare_held_out": ranked("a", "e")}
     noises = []
 

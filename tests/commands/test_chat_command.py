@@ -246,8 +246,8 @@ def test_input_that_is_no_text(finished, place, monkeypatch, capsys):
 
 
 BAD = {
-    "./nowhere": ("nowhere: no such model folder",),
-    "tok": ("tok: no config of a model",),
+    "./nowhere": ("nowhere: no such run or model folder", "OWNER/NAME"),
+    "tok": ("tok has no config.yaml of a run and no config.json of a model",),
     "nowhere:ppo": ("nowhere is no run folder", "give RUN:STAGE"),
     "runs/a:reward": ("reward is no stage of this run that leaves a policy; use one of", "ppo"),
     "begun": ("begun has no finished stage that leaves a policy; run it first",),

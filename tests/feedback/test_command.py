@@ -86,7 +86,7 @@ def test_from_samples_to_the_stages(place, capsys):
         .replace("demos.jsonl", "out/demonstrations.jsonl")
         .replace("ranks.jsonl]", "ranks.jsonl, out/rankings.jsonl]")
     )
-    assert main(["check", "--config", "run.yaml", "--stages", "sft,reward"]) == 0
+    assert main(["check", "--config", "run.yaml", "--stages", "pretrain,sft,reward"]) == 0
     assert (
         "1 demonstrations in 1 rows" in (shown := capsys.readouterr().out)
         and "5 rankings of 15 completions" in shown
