@@ -5,6 +5,7 @@ The first mistake is one message with its place, key, value and repair.
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
 import os
@@ -300,11 +301,9 @@ class _Builder:
 
 
 def _leaf(hint: Any, key: str, value: Any, source: str) -> Any:
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
     try:
         found = (
-            parser.parse_object({"value": value}).value
+            _parser(hint).parse_object({"value": value}).value
             if value is not None or type(None) in typing.get_args(hint)
             else value
         )
@@ -315,6 +314,14 @@ def _leaf(hint: Any, key: str, value: Any, source: str) -> Any:
     ) or not all(map(_usable, _leaves(found))):
         raise ConfigError(f"{source}: {key}={shorten(value)} must be {_says(hint)}")
     return found
+
+
+@functools.cache
+def _parser(hint: Any) -> jsonargparse.ArgumentParser:
+    """Reads one value of a type."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -339,6 +346,7 @@ def _usable(value: Any) -> bool:
     )
 
 
+@functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls) if cls is not None else {}
 

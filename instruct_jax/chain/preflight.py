@@ -254,30 +254,36 @@ def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
     everything = {kind: list(itertools.chain(*found[kind])) for kind in RECORD_KINDS}
     parts = split(everything, data.held_out, config.seed)
     _check_split(config, data, parts, usable, chosen)
+    learned = {id(record) for record in parts.demonstrations}
     sizes = [len(ranks) for _, ranks in rankings]
     return DataFacts(
         len(tok),
         {kind: len(usable[kind]) for kind in RECORD_KINDS},
         len(parts.rankings),
-        _sft_rows(run, chosen, samples),
+        _sft_rows(run, chosen, samples, [id(r) in learned for r in usable["demonstrations"]]),
         sum(sizes),
         max(sizes, default=0),
         dropped,
     )
 
 
-def _sft_rows(run: Run, chosen: Sequence[str], samples: list[Any]) -> dict[str, int]:
+def _sft_rows(
+    run: Run, chosen: Sequence[str], samples: list[Any], learned: list[bool]
+) -> dict[str, int]:
+    """Rows of the demonstrations that each SFT stage learns from; those held out must fit too."""
     rows = {}
     for name in chosen:
         settings: Any = run.config.stages[name]
         if settings.kind != "sft":
             continue
         try:
-            rows[name] = len(packing.pack(samples, settings.length, pad=0).tokens)
+            packing.pack(samples, settings.length, pad=0)
         except DataError as error:
             raise ConfigError(
                 f"{name}.length={settings.length} is too short for the demonstrations: {error}"
             ) from error
+        own = list(itertools.compress(samples, learned))
+        rows[name] = len(packing.pack(own, settings.length, pad=0).tokens)
     return rows
 
 

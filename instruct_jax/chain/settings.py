@@ -54,8 +54,7 @@ class DataConfig:
     demonstrations: tuple[str, ...] = ()
     rankings: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()  # to sample replies to
-    # share of texts, rankings and prompts set apart for measuring; demonstrations of such prompts
-    # are left out
+    # share of all records set apart for measuring, by a hash of the conversation
     held_out: float = 0.05
     held_out_tokens: int = 50_000  # of held-out text that are measured, at most
     on_bad_record: str = "error"  # or skip: count and list what was dropped

@@ -14,6 +14,7 @@ from instruct_jax.chain.spec import Checkpoint, write_spec
 from instruct_jax.data import batches, encode, packing
 from instruct_jax.data.schemas import Record
 from instruct_jax.errors import require
+from instruct_jax.models.lora import merge
 from instruct_jax.records import TokenBatch
 from instruct_jax.runtime.loop import Training, train
 from instruct_jax.stages.pretrain import make_loss
@@ -46,10 +47,7 @@ def set_up(stage: Stage, steps: int) -> supervised.Supervised:
 def training(stage: Stage) -> Training:
     """On demonstrations, with a share of pretraining rows where pretrain_mix asks for it."""
     cfg, net = stage.settings, stage.network
-    demonstrations = stage.task.demonstrations
-    samples = encode.encode_demonstrations(net.tokenizer, demonstrations, net.text).items
-    if cfg.loss_on_prompt:
-        samples = [(ids, [True] * len(ids)) for ids, _ in samples]
+    samples = _samples(stage, stage.task.demonstrations)
     rows = packing.pack(samples, cfg.length, pad=net.pad)
     mixed = mixed_rows(cfg)
     source = batches.token_batches(rows, batch=cfg.batch - mixed, seed=stage.seed)
@@ -75,9 +73,25 @@ def training(stage: Stage) -> Training:
 def run(stage: Stage) -> dict[str, Any]:
     """The policy after each epoch of demonstrations; the last one is what the stage leaves."""
     ready = training(stage)
-    train(ready, stage.folder)
+    params, output = train(ready, stage.folder).params, ready.facts
+    held_out = _samples(stage, stage.task.held_out_demonstrations)
+    if held_out:
+        cfg, net = stage.settings, stage.network
+        rows = packing.pack(held_out, cfg.length, pad=net.pad)
+        whole = merge(parameters.base(stage.run, net), params)
+        output["held_out_demonstrations"] = len(held_out)
+        output["nll_held_out"] = networks.nll(net, whole, rows, cfg.batch)
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name))
-    return ready.facts
+    return output
+
+
+def _samples(stage: Stage, demonstrations: list[Record]) -> list[packing.Sample]:
+    """Token ids, and which of them are learned."""
+    cfg, net = stage.settings, stage.network
+    samples = encode.encode_demonstrations(net.tokenizer, demonstrations, net.text).items
+    if cfg.loss_on_prompt:
+        return [(ids, [True] * len(ids)) for ids, _ in samples]
+    return samples
 
 
 def mixed_rows(cfg: SftConfig) -> int:
@@ -131,7 +145,10 @@ def reads(config: RunConfig, cfg: Any) -> tuple[str, ...]:
 
 
 def records(stage: Stage) -> dict[str, Any]:
-    found: dict[str, Any] = {"demonstrations": stage.task.demonstrations}
+    task = stage.task
+    found: dict[str, Any] = {"demonstrations": task.demonstrations}
+    if task.held_out_demonstrations:
+        found["held_out_demonstrations"] = task.held_out_demonstrations
     if stage.settings.pretrain_mix:
         found["texts"] = _mixed_texts(stage)
     return found

@@ -3,6 +3,7 @@ lie.  A stage leaves it in its folder as model.json.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -228,13 +229,18 @@ def read_spec(run: Path, stage: str) -> tuple[ModelSpec, Checkpoint]:
             " there, or name another"
         )
     note = read_note(path)
-    saved = build_config(_Saved, note["spec"], str(path))
+    saved = _saved(json.dumps(note["spec"]), str(path))
     root = None if saved.root is None else _root(run, saved.root)
     tokenizer = saved.tokenizer
     if tokenizer.place == WORLD_TOKENIZER:
         tokenizer = TokenizerSource(str(run / WORLD_TOKENIZER))
     spec = ModelSpec(saved.model, tokenizer, saved.text, saved.lora, saved.frozen_layers, root)
     return spec, Checkpoint(**note["checkpoint"])
+
+
+@functools.lru_cache(maxsize=64)  # a run asks many times
+def _saved(text: str, source: str) -> _Saved:
+    return build_config(_Saved, json.loads(text), source)
 
 
 def _root(run: Path, root: str) -> Place:

@@ -57,6 +57,7 @@ class Task:
     texts: Callable[[int], list[Record]]  # at least so many tokens of text, or all there are
     held_out_texts: list[Record]
     demonstrations: list[Record]
+    held_out_demonstrations: list[Record]
     rankings: Rankings | None  # that the data brings
     prompts: Callable[[str, int], list[Record]]  # (purpose, at most so many)
     rank: Ranker | None = None  # simulated labelers
@@ -127,6 +128,7 @@ def _of_world(config: RunConfig, world: WorldConfig) -> Task:
         demonstrations=demonstrations.demonstrations(
             seed, world.demonstrations, careless=world.careless, lazy=world.lazy
         ),
+        held_out_demonstrations=[],
         rankings=None,
         prompts=functools.cache(prompts),
         rank=rank,
@@ -154,6 +156,7 @@ def _of_files(config: RunConfig, data: DataConfig) -> Task:
         texts=lambda tokens: parts.texts,
         held_out_texts=parts.held_out_texts,
         demonstrations=parts.demonstrations,
+        held_out_demonstrations=parts.held_out_demonstrations,
         rankings=given if given.train else None,
         prompts=lambda purpose, count: _prompts(config, parts, purpose, count),
     )

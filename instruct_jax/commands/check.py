@@ -231,7 +231,7 @@ def _data(config: RunConfig, facts: DataFacts | None, missing: list[str]) -> lis
     return [
         f"tokenizer      {facts.vocabulary:,} ids of {config.model.vocab_rows:,} in the model",
         f"data           {counts['texts']:,} texts, {counts['prompts']:,} prompts;"
-        f" {held_out:.0%} of texts, rankings and prompts are held out",
+        f" {held_out:.0%} of all records are held out",
         f"               {counts['demonstrations']:,} demonstrations"
         + "".join(f", {rows:,} rows in {name}" for name, rows in facts.sft_rows.items()),
         f"               {counts['rankings']:,} rankings of {facts.completions:,} completions",

@@ -17,7 +17,8 @@ class Split:
 
     texts: list[Record]
     held_out_texts: list[Record]
-    demonstrations: list[Record]  # without those of held-out prompts
+    demonstrations: list[Record]
+    held_out_demonstrations: list[Record]
     rankings: list[Record]
     held_out_rankings: list[Record]
     prompts: list[Record]
@@ -25,19 +26,19 @@ class Split:
 
 
 def split(records: Mapping[str, list[Record]], share: float, seed: int) -> Split:
-    """Divides the records of all files, by their kind."""
+    """Divides the records of all files, by their kind.  Nothing that is measured on is learned from
+    as a demonstration.
+    """
     texts, held_out_texts = hold_out_texts(records["texts"], share, seed)
     rankings, held_out_rankings = hold_out(records["rankings"], share, seed)
     prompts, held_out_prompts = hold_out(records["prompts"], share, seed)
+    demonstrations, held_out_demonstrations = hold_out(records["demonstrations"], share, seed)
     measured = {_beginning(record) for record in held_out_rankings + held_out_prompts}
-    demonstrations = []
-    for record in records["demonstrations"]:
-        if _beginning(record) not in measured:
-            demonstrations.append(record)
     return Split(
         texts=texts,
         held_out_texts=held_out_texts,
-        demonstrations=demonstrations,
+        demonstrations=[r for r in demonstrations if _beginning(r) not in measured],
+        held_out_demonstrations=held_out_demonstrations,
         rankings=rankings,
         held_out_rankings=held_out_rankings,
         prompts=prompts,
@@ -48,29 +49,28 @@ def split(records: Mapping[str, list[Record]], share: float, seed: int) -> Split
 def hold_out(records: list[Record], share: float, seed: int) -> Divided:
     """Divides the records of one kind.
 
-    The order of conversations is the same for all kinds of records.  So a conversation that is held
-    out of one kind is held out of the others (except for the last ones of the share), and its turns
-    stay together.  A record that occurs twice, as where a config names a file twice to let it weigh
-    twice, is trained on twice and measured once.
+    A conversation whose hash, as a number in [0, 1), is below the share is held out.  So this does
+    not depend on the order of the records nor on which others there are; it is the same for all
+    kinds of records, and the turns of a conversation stay together.  Only where this would hold
+    out nothing, or all, it holds out the least of the hashes, or all but the largest.
+
+    A record that occurs twice, as where a config names a file twice to let it weigh twice, is
+    trained on twice and measured once.
     """
-    hashes = []
-    for record in records:
-        text = f"{seed} {_beginning(record)}"
-        hashes.append(hashlib.sha256(text.encode()).digest())
-    count = len(records)
-    order = sorted(range(count), key=lambda i: (hashes[i], i))
-    cut = max(int(count * share), 1) if count > 1 else 0
-    while 0 < cut < count - 1:
-        last, following = order[cut - 1], order[cut]
-        if hashes[last] != hashes[following]:
-            break
-        cut += 1  # to the end of the conversation
-    held_out = {}
-    for i in order[:cut]:
-        content = json.dumps(records[i], sort_keys=True)
-        held_out[content] = records[i]
-    training = [records[i] for i in order[cut:]]
+    hashes = [_fraction(f"{seed} {_beginning(record)}") for record in records]
+    least, largest = min(hashes, default=0.0), max(hashes, default=0.0)
+    training, held_out = [], {}
+    for record, number in zip(records, hashes, strict=True):
+        if number != largest and (number < share or number == least):
+            held_out[json.dumps(record, sort_keys=True)] = record
+        else:
+            training.append(record)
     return training, list(held_out.values())
+
+
+def _fraction(text: str) -> float:
+    """A hash of the text in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
 
 
 def hold_out_texts(records: list[Record], share: float, seed: int) -> Divided:

@@ -224,6 +224,8 @@ def _facts(run: Run) -> dict[str, str]:
         for text, key in ACCURACY_FACTS.items():
             facts[f"{name}: {text}"] = percent(scores.get(key), 1)
     for stage in run.stages.values():
+        loss = stage.output.get("nll_held_out")
+        facts[f"{stage.name}: loss on held-out demonstrations"] = number(loss, 3)
         probes: dict[str, float] = stage.output.get("copy_probes") or {}
         for probe, share in probes.items():
             facts[f"{stage.name}: copy probes, {probe}"] = percent(share)

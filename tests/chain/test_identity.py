@@ -266,13 +266,17 @@ def test_killed_in_the_middle_of_ppo(place, monkeypatch):
 
 
 def test_labels_of_its_own_samples(place, capsys):
-    """SFT -> sample -> label -> export -> reward -> PPO in one run folder (docs/labeling.md)."""
+    """SFT -> sample -> label -> export -> reward -> PPO in one run folder (docs/labeling.md), also
+    where people label replies to the prompts of the demonstrations.
+    """
     run = Path("runs/labels")
     before = small.config("labels", {"sft": small.SFT})
     before["data"]["rankings"] = []
     small.run(before)
     done = notes(run)
-    asked = ["--prompts", "prompts.jsonl", "--completions", "2", "--max_tokens", "6"]
+    shown = [json.loads(line) for line in Path("demos.jsonl").read_text().splitlines()]
+    userfiles.write(Path("asked.jsonl"), [{"prompt": record["prompt"]} for record in shown])
+    asked = ["--prompts", "asked.jsonl", "--completions", "2", "--max_tokens", "6"]
     assert main(["sample", f"{run}:sft", *asked, "--out", "samples.jsonl"]) == 0
     # an untrained model says nothing now and then, which nobody can rank
     add = ["--samples", "samples.jsonl", "--store", "labels.db", "--on_bad_record", "skip"]
