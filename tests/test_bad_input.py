@@ -1183,7 +1183,7 @@ CASES = [
             "data.demonstrations=['demos.jsonl']: of 4 records none is left to learn from",
             "add some",
         ),
-        files={"demos.jsonl": [{"prompt": "a", "completion": "c d"}] * 4},
+        files={"demos.jsonl": [{"prompt": "b f", "completion": "c d"}] * 4},
     ),
     Case(
         "long completion",

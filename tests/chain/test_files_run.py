@@ -60,7 +60,7 @@ def test_trivial_baselines_stand_beside_what_they_are_for(finished):
     config = load_run(finished / "config.yaml")
     with contextlib.chdir(finished.parents[1]):
         given = open_task(config).rankings
-    assert given is not None and len(given.held_out_prompts) == 4
+    assert given is not None and given.held_out_prompts
     pairs = []
     for record in given.held_out_prompts:
         for i, better in enumerate(record["completions"]):

@@ -88,7 +88,7 @@ def test_from_samples_to_the_stages(place, capsys):
     )
     assert main(["check", "--config", "run.yaml", "--stages", "pretrain,sft,reward"]) == 0
     assert (
-        "1 demonstrations in 1 rows" in (shown := capsys.readouterr().out)
+        "1 demonstrations, 1 rows in sft" in (shown := capsys.readouterr().out)
         and "5 rankings of 15 completions" in shown
     )
     assert main(["label", "close", "ann", "--store", "labels.db"]) == 0
