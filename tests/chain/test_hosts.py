@@ -22,7 +22,7 @@ from userfiles import OVERRIDES
 STAGES = ("pretrain", "sft", "reward", "ppo")
 COMMAND = [sys.executable, "-m", "instruct_jax", "run", "--config", "run.yaml", *OVERRIDES]
 COMMAND += ["--ppo_start", "null", "--ppo.start", "select", "--evaluate", "null"]
-COMMAND += ["--ppo.iterations", "16", "--ppo.save_every", "4"]
+COMMAND += ["--ppo.iterations", "8", "--ppo.save_every", "2"]
 COMMAND += ["--stages", "pretrain,sft,reward,select,ppo"]
 
 
@@ -143,7 +143,7 @@ def killed(place, two):
     without_ppo(two, place / "killed")
     job = start(place, "killed", 2, 2)
     metrics = place / "killed" / "ppo" / "metrics.jsonl"
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
         assert job[1].poll() is None, finish(job)
         time.sleep(0.05)
     job[1].send_signal(signal.SIGKILL)
