@@ -1,8 +1,8 @@
-"""The verbs.  Exit codes: 0 done, or stopped by SIGTERM; 1 a loss that is not finite or a lost
+"""The commands.  Exit codes: 0 done, or stopped by SIGTERM; 1 a loss that is not finite or a lost
 host; 2 bad config or data, or a disk that takes no more; 3 a plan that does not fit; 130 Ctrl-C.
 Every mistake is one message.
 
-Nothing heavy is imported before the verb is known, so that --help is quick.
+Nothing heavy is imported before the command is known, so that --help is quick.
 """
 
 import argparse
@@ -35,7 +35,7 @@ CHAT = (
     "Keys of the config of a run can be set here too: --text.template, --data.pad_token,"
     " --data.eos_token, --mesh.tensor 2"
 )
-Verbs = argparse._SubParsersAction  # what add_subparsers returns
+Commands = argparse._SubParsersAction  # what add_subparsers returns
 
 
 class _ShowVersion(argparse.Action):
@@ -56,10 +56,10 @@ class Terminated(BaseException):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code."""
+    """Runs one command; returns the exit code."""
     try:
         args, rest = _parser().parse_known_args(argv)
-    except SystemExit as done:  # --help, or a wrong verb
+    except SystemExit as done:  # --help, or a wrong command
         return int(done.code or 0)
     _silence_libraries()
     try:
@@ -87,16 +87,16 @@ def _parser() -> argparse.ArgumentParser:
         nargs=0,
         help="the versions of this project, jax and python",
     )
-    verbs = parser.add_subparsers(
-        required=True, metavar="VERB", title="verbs (each has its own --help)"
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", title="commands (each has its own --help)"
     )
-    _verbs_of_configs(verbs)
-    _verbs_of_models(verbs)
-    _other_verbs(verbs)
+    _commands_of_configs(commands)
+    _commands_of_models(commands)
+    _other_commands(commands)
     return parser
 
 
-def _verbs_of_configs(verbs: Verbs) -> None:
+def _commands_of_configs(commands: Commands) -> None:
     for name, work, text in (
         ("run", _run, "runs a config, all of it or some stages; the same command again resumes"),
         (
@@ -115,22 +115,22 @@ def _verbs_of_configs(verbs: Verbs) -> None:
     ):
         needed = " --topology KIND:SIZE" if name == "plan" else ""
         usage = f"instruct-jax {name} --config FILE{needed} [--stages a,b] [--dotted.key value ...]"
-        verb = verbs.add_parser(
+        command = commands.add_parser(
             name, help=text, description=text, usage=usage, epilog=KEYS, allow_abbrev=False
         )
-        verb.add_argument(
+        command.add_argument(
             "--config",
             required=True,
             metavar="FILE",
             help="a YAML file, such as configs/quickstart.yaml",
         )
         text = "only these stages of the config, by their names there"
-        verb.add_argument("--stages", metavar="a,b", help=text)
+        command.add_argument("--stages", metavar="a,b", help=text)
         if name != "plan":
             text = "makes these stages again, and all that was made from them"
-            verb.add_argument("--redo", metavar="a,b", help=text)
+            command.add_argument("--redo", metavar="a,b", help=text)
         if name == "run":
-            hosts = verb.add_argument_group(
+            hosts = command.add_argument_group(
                 "several processes",
                 "start the same command on every host; TPU VMs, SLURM, Open MPI and Kubernetes need"
                 " none of these",
@@ -143,20 +143,22 @@ def _verbs_of_configs(verbs: Verbs) -> None:
                 "also the tokens of the first N records of each kind (3), and what is learned of"
                 " them"
             )
-            verb.add_argument("--show-tokens", metavar="N", nargs="?", type=int, const=3, help=text)
+            command.add_argument(
+                "--show-tokens", metavar="N", nargs="?", type=int, const=3, help=text
+            )
         if name == "plan":
             text = (
                 "v5e:4x4, v5p:4x4x4, v6e:4x4 (a slice), a100:8, h100:8, h200:8, cpu:8 (a number of"
                 " devices)"
             )
-            verb.add_argument("--topology", required=True, metavar="KIND:SIZE", help=text)
-            verb.add_argument(
+            command.add_argument("--topology", required=True, metavar="KIND:SIZE", help=text)
+            command.add_argument(
                 "--json", action="store_true", help="the plan as JSON instead of tables"
             )
-        verb.set_defaults(work=work)
+        command.set_defaults(work=work)
 
 
-def _verbs_of_models(verbs: Verbs) -> None:
+def _commands_of_models(commands: Commands) -> None:
     text = (
         "reads a model of Hugging Face, once for many runs: they start from it by base: OUT:import"
     )
@@ -164,34 +166,38 @@ def _verbs_of_models(verbs: Verbs) -> None:
         "instruct-jax import FOLDER_OR_NAME --out OUT [--model.dtype bfloat16] [--data.pad_token"
         " TOKEN]"
     )
-    verb = verbs.add_parser("import", help=text, description=text, usage=usage, allow_abbrev=False)
-    verb.add_argument(
+    command = commands.add_parser(
+        "import", help=text, description=text, usage=usage, allow_abbrev=False
+    )
+    command.add_argument(
         "base",
         metavar="FOLDER_OR_NAME",
         help="a folder with config.json and safetensors, or OWNER/NAME of the hub",
     )
-    verb.add_argument(
+    command.add_argument(
         "--out",
         required=True,
         metavar="OUT",
         help="a new run folder whose stage import is the model",
     )
-    verb.set_defaults(work=_import)
+    command.set_defaults(work=_import)
     text = "writes a model of a run as a folder that transformers, vllm and peft load"
     usage = "instruct-jax export RUN:STAGE --out FOLDER [--dtype bfloat16] [--mesh.fsdp 1]"
-    verb = verbs.add_parser("export", help=text, description=text, usage=usage, allow_abbrev=False)
-    verb.add_argument("model", metavar="RUN:STAGE", help="a stage, such as runs/quickstart:ppo")
-    verb.add_argument("--stage", help=argparse.SUPPRESS)  # the spelling of before
-    verb.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="a new folder")
-    verb.add_argument(
+    command = commands.add_parser(
+        "export", help=text, description=text, usage=usage, allow_abbrev=False
+    )
+    command.add_argument("model", metavar="RUN:STAGE", help="a stage, such as runs/quickstart:ppo")
+    command.add_argument("--stage", help=argparse.SUPPRESS)  # the spelling of before
+    command.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="a new folder")
+    command.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights in it"
     )
-    verb.add_argument(
+    command.add_argument(
         "--adapter",
         action="store_true",
         help="only the adapters of a run with lora, as a folder of peft",
     )
-    verb.set_defaults(work=_export)
+    command.set_defaults(work=_export)
     text = (
         "writes completions of prompts by one model or several, for people to rank"
         " (instruct-jax label)"
@@ -200,142 +206,146 @@ def _verbs_of_models(verbs: Verbs) -> None:
         "instruct-jax sample MODEL [MODEL ...] --prompts FILE --out samples.jsonl [--completions 4]"
         " [--max_tokens 256]"
     )
-    verb = verbs.add_parser("sample", help=text, description=text, usage=usage, allow_abbrev=False)
-    verb.add_argument(
+    command = commands.add_parser(
+        "sample", help=text, description=text, usage=usage, allow_abbrev=False
+    )
+    command.add_argument(
         "models",
         metavar="MODEL",
         nargs="+",
         help="RUN, RUN:STAGE, or a Hugging Face folder or OWNER/NAME",
     )
-    verb.add_argument(
+    command.add_argument(
         "--prompts",
         required=True,
         action="append",
         metavar="FILE",
         help="prompts records, or a data set (docs/records.md)",
     )
-    verb.add_argument("--out", required=True, metavar="FILE", type=Path, help="a new file")
-    verb.add_argument(
+    command.add_argument("--out", required=True, metavar="FILE", type=Path, help="a new file")
+    command.add_argument(
         "--completions",
         type=int,
         default=4,
         metavar="K",
         help="of each model to each prompt (default 4)",
     )
-    verb.add_argument(
+    command.add_argument(
         "--temperature",
         type=float,
         default=1.0,
         metavar="X",
         help="0 takes the likeliest token (default 1)",
     )
-    verb.add_argument(
+    command.add_argument(
         "--max_tokens",
         type=int,
         metavar="N",
         help="the longest completion (default 256, or half of the context)",
     )
-    verb.add_argument("--seed", type=int, default=0, metavar="N")
-    verb.set_defaults(work=_sample)
+    command.add_argument("--seed", type=int, default=0, metavar="N")
+    command.set_defaults(work=_sample)
     text = "talks with a model in the terminal, or with two side by side"
     usage = (
         "instruct-jax chat MODEL [MODEL] [--reward MODEL] [--temperature 0.7] [--max_tokens N]"
         " [--model.dtype bfloat16]"
     )
-    verb = verbs.add_parser(
+    command = commands.add_parser(
         "chat", help=text, description=text, usage=usage, epilog=CHAT, allow_abbrev=False
     )
-    verb.add_argument(
+    command.add_argument(
         "model", metavar="MODEL", help="RUN, RUN:STAGE, or a Hugging Face folder or OWNER/NAME"
     )
-    verb.add_argument("other", metavar="MODEL", nargs="?", help="a second one, which answers too")
-    verb.add_argument(
+    command.add_argument(
+        "other", metavar="MODEL", nargs="?", help="a second one, which answers too"
+    )
+    command.add_argument(
         "--reward",
         metavar="MODEL",
         help="RUN, or a folder for sequence classification: shows the reward of each reply",
     )
-    verb.add_argument(
+    command.add_argument(
         "--temperature",
         type=float,
         default=1.0,
         metavar="X",
         help="0 takes the likeliest token (default 1)",
     )
-    verb.add_argument(
+    command.add_argument(
         "--max_tokens",
         type=int,
         metavar="N",
         help="the longest reply (default 256, or half of the context)",
     )
-    verb.add_argument(
+    command.add_argument(
         "--context",
         type=int,
         metavar="N",
         help="tokens that are remembered, replies included (default the model's, or 4096)",
     )
-    verb.add_argument("--seed", type=int, default=0, metavar="N")
-    verb.set_defaults(work=_chat)
+    command.add_argument("--seed", type=int, default=0, metavar="N")
+    command.set_defaults(work=_chat)
 
 
-def _other_verbs(verbs: Verbs) -> None:
+def _other_commands(commands: Commands) -> None:
     text = (
         "serves the page on which people rank samples and write demonstrations; invites them, and"
         " exports their answers"
     )
-    verbs.add_parser("label", help=text, add_help=False).set_defaults(work=_label)
+    commands.add_parser("label", help=text, add_help=False).set_defaults(work=_label)
     text = (
         "runs the arms of a study, one after the other, and compares them; the same command again"
         " goes on"
     )
-    verb = verbs.add_parser(
+    command = commands.add_parser(
         "study",
         help=text,
         description=text,
         usage="instruct-jax study --config FILE [--out FOLDER] [--seeds [0,1]]",
     )
-    verb.add_argument(
+    command.add_argument(
         "--config",
         required=True,
         metavar="FILE",
         help="a YAML file, such as configs/over_optimisation.yaml",
     )
-    verb.set_defaults(work=_study)
+    command.set_defaults(work=_study)
     text = (
         "runs a step that was not finite again, from what the run kept of it; exit code 1 where it"
         " still is not finite"
     )
-    verb = verbs.add_parser("replay", help=text, description=text, allow_abbrev=False)
-    verb.add_argument(
+    command = commands.add_parser("replay", help=text, description=text, allow_abbrev=False)
+    command.add_argument(
         "folder",
         metavar="FOLDER",
         type=Path,
         help="a run folder, or the STAGE/nonfinite_step_N in it that the run named",
     )
-    verb.set_defaults(work=_replay)
+    command.set_defaults(work=_replay)
     text = "works on files of records before a run (docs/hygiene.md)"
-    verb = verbs.add_parser("data", help=text, description=text, allow_abbrev=False)
-    actions = verb.add_subparsers(required=True, metavar="ACTION", title="actions")
+    command = commands.add_parser("data", help=text, description=text, allow_abbrev=False)
+    actions = command.add_subparsers(required=True, metavar="ACTION", title="actions")
     text = (
         "drops duplicates and what is too long, splits by user, masks personal data; writes train,"
         " valid and test files and a summary"
     )
     usage = "instruct-jax data clean --config FILE [--overwrite] [--dotted.key value ...]"
-    verb = actions.add_parser(
+    command = actions.add_parser(
         "clean", help=text, description=text, usage=usage, epilog=KEYS_OF_CLEAN, allow_abbrev=False
     )
-    verb.add_argument(
+    command.add_argument(
         "--config", required=True, metavar="FILE", help="a YAML file, such as configs/clean.yaml"
     )
-    verb.add_argument(
+    command.add_argument(
         "--overwrite", action="store_true", help="makes the folder again where it exists"
     )
-    verb.set_defaults(work=_clean)
+    command.set_defaults(work=_clean)
     text = "builds report.html of a run folder again"
-    verb = verbs.add_parser("report", help=text, description=text, allow_abbrev=False)
-    verb.add_argument(
+    command = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    command.add_argument(
         "folder", metavar="FOLDER", type=Path, help="a run folder, such as runs/quickstart"
     )
-    verb.set_defaults(work=_report)
+    command.set_defaults(work=_report)
 
 
 @contextlib.contextmanager
