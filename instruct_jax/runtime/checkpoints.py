@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
@@ -22,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import (
 from instruct_jax.errors import InstructError
 from instruct_jax.records import Params, TrainState
 from instruct_jax.runtime.digests import digests, named_leaves
-from instruct_jax.runtime.hosts import is_multihost
+from instruct_jax.runtime.hosts import HostLostError, is_multihost
 
 Types = dict[str, tuple[tuple[int, ...], str]]  # "params.block.w" -> (shape, dtype)
 
@@ -74,7 +75,7 @@ class Checkpoints:
     ) -> None:
         try:
             self.wait()
-        except CheckpointError:
+        except (CheckpointError, HostLostError):
             if error is None:  # an error on its way out matters more
                 raise
         finally:
@@ -158,7 +159,9 @@ class Checkpoints:
         self._manager.reload()
         return aside
 
-    def _failed(self, error: Exception) -> CheckpointError:
+    def _failed(self, error: Exception) -> InstructError:
+        if is_multihost() and isinstance(error, jax.errors.JaxRuntimeError):
+            return HostLostError(error)  # all processes write, and wait for each other
         self._manager.reload()
         latest = self.latest()
         if latest is None:

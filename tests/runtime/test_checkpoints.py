@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from runtime import toy
 
+from instruct_jax.runtime import checkpoints
 from instruct_jax.runtime.checkpoints import (
     CheckpointError,
     Checkpoints,
@@ -19,6 +20,7 @@ from instruct_jax.runtime.checkpoints import (
     saved_fingerprints,
 )
 from instruct_jax.runtime.digests import digests
+from instruct_jax.runtime.hosts import HostLostError
 
 # where a save or a restore fails, orbax leaves futures behind that complain when they are
 # collected, in whatever test runs then
@@ -325,6 +327,17 @@ def test_a_digest_sees_each_element_and_its_place_but_not_the_layout(dtype):
     ]
     assert all(digests({"x": other}) != found for other in others[:3] + others[4:])
     assert digests({"x": others[3]}) == found  # a place is a number: the shape is checked before
+
+
+def test_a_process_that_is_lost_while_it_saves_is_no_full_disk(saved, monkeypatch):
+    def lost(*_, **__):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+
+    monkeypatch.setattr(checkpoints, "is_multihost", lambda: True)
+    with opened(saved) as saver:
+        monkeypatch.setattr(saver._manager, "save", lost)
+        with pytest.raises(HostLostError, match="lost the others .*Gloo.*same command"):
+            saver.save(at(5))
 
 
 def test_full_disk_leaves_the_last_good_checkpoint(saved):
