@@ -254,13 +254,14 @@ def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
     everything = {kind: list(itertools.chain(*found[kind])) for kind in RECORD_KINDS}
     parts = split(everything, data.held_out, config.seed)
     _check_split(config, data, parts, usable, chosen)
-    learned = {id(record) for record in parts.demonstrations}
+    own = {id(record) for record in parts.demonstrations}
+    learned = [s for s, r in zip(samples, usable["demonstrations"], strict=True) if id(r) in own]
     sizes = [len(ranks) for _, ranks in rankings]
     return DataFacts(
         len(tok),
         {kind: len(usable[kind]) for kind in RECORD_KINDS},
         len(parts.rankings),
-        _sft_rows(run, chosen, samples, [id(r) in learned for r in usable["demonstrations"]]),
+        _sft_rows(run, chosen, samples, learned),
         sum(sizes),
         max(sizes, default=0),
         dropped,
@@ -268,9 +269,9 @@ def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
 
 
 def _sft_rows(
-    run: Run, chosen: Sequence[str], samples: list[Any], learned: list[bool]
+    run: Run, chosen: Sequence[str], samples: list[Any], learned: list[Any]
 ) -> dict[str, int]:
-    """Rows of the demonstrations that each SFT stage learns from; those held out must fit too."""
+    """Rows of what each SFT stage learns from; all samples must fit, those held out too."""
     rows = {}
     for name in chosen:
         settings: Any = run.config.stages[name]
@@ -282,8 +283,7 @@ def _sft_rows(
             raise ConfigError(
                 f"{name}.length={settings.length} is too short for the demonstrations: {error}"
             ) from error
-        own = list(itertools.compress(samples, learned))
-        rows[name] = len(packing.pack(own, settings.length, pad=0).tokens)
+        rows[name] = len(packing.pack(learned, settings.length, pad=0).tokens)
     return rows
 
 

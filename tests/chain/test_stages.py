@@ -8,7 +8,9 @@ import pytest
 import small
 from data import wordtok
 
-from instruct_jax.chain import ppo
+from instruct_jax.chain import ppo, sft
+from instruct_jax.chain.context import Run
+from instruct_jax.chain.read import load_run
 from instruct_jax.cli import main
 from instruct_jax.data.tokenize import load_tokenizer
 
@@ -67,6 +69,20 @@ def logp_of_export(folder: Path, text: str) -> float:
         return -float(model(ids, labels=ids).loss)
 
 
+def nll_of_export(folder: Path, samples: list) -> float:
+    """Mean over the learned tokens of (ids, which of them are learned), by torch."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    found = []
+    for ids, learn in samples:
+        with torch.no_grad():
+            logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        found += [-float(logp[i - 1, ids[i]]) for i in range(1, len(ids)) if learn[i]]
+    return float(np.mean(found))
+
+
 def test_sft_alone(used):
     """Without a reward model there is no judge: style, KL, loss and samples are what is left."""
     evaluate = {"models": ["base", "sft"], **small.EVALUATE}
@@ -101,7 +117,7 @@ def test_a_reward_model_alone(used, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}], ids=["full", "lora"])
-def test_sft_and_dpo(lora, used):
+def test_sft_and_dpo(lora, used, capsys):
     """On rankings of files, pairs and three completions; without any reward model."""
     name = "dpo" if lora is None else "dpo_lora"
     stages = {
@@ -109,16 +125,27 @@ def test_sft_and_dpo(lora, used):
         "dpo": {"start": "sft", **small.DPO},
         "evaluate": {"models": ["base", "sft", "dpo"], "baseline": "sft", **small.EVALUATE},
     }
-    run = small.run(small.config(name, stages, lora=lora))
+    config = small.config(name, stages, lora=lora)
+    assert small.command(config, verb="check") == 0
+    checked = capsys.readouterr().out
+    run = small.run(config)
     first, *_, last = small.metrics(run, "dpo")
     assert first["dpo/loss"] == pytest.approx(np.log(2), abs=1e-5)  # it begins at its reference
     assert last["dpo/loss"] != first["dpo/loss"]
     assert small.note(run, "dpo")["output"]["rankings"] == 10  # of 16: whole prompts are held out
     kl = evaluation(run)["kl"]
     assert kl["sft"] == pytest.approx(0, abs=1e-4) and kl["dpo"] != 0
-    report(run)
-    exported = logp_of_export(used(run, "dpo"), "a b c d")
-    assert exported != logp_of_export(used(run, "sft", chat=False), "a b c d")
+    page = report(run)
+    exported, started = used(run, "dpo"), used(run, "sft", chat=False)
+    assert logp_of_export(exported, "a b c d") != logp_of_export(started, "a b c d")
+    stage = Run(load_run(run / "config.yaml"), run).stage("sft")
+    output = small.note(run, "sft")["output"]
+    assert f" {output['rows']} rows in sft" in checked
+    held_out = sft._samples(stage, stage.task.held_out_demonstrations)
+    assert output["held_out_demonstrations"] == len(held_out) > 0
+    loss = output["nll_held_out"]
+    assert loss == pytest.approx(nll_of_export(started, held_out), rel=1e-4)
+    assert f"{loss:.3f}" in page and "loss on held-out demonstrations" in page
 
 
 def test_policies_side_by_side(used):
