@@ -9,6 +9,7 @@ from instruct_jax.chain.kind import Kind
 from instruct_jax.chain.kinds import KINDS
 from instruct_jax.chain.read import build_run
 from instruct_jax.errors import RunError
+from instruct_jax.runtime.folders import finish_stage
 
 TREE = {
     "out": "set by the test",
@@ -77,3 +78,17 @@ def test_a_stage_that_is_done_is_skipped_and_says_so(config, monkeypatch, capsys
         run.run(config, ["pretrain"])
     assert times == ["pretrain"]
     assert capsys.readouterr().out == "pretrain is done\n"
+
+
+def test_the_summary_says_what_the_stages_used(tmp_path):
+    """Not what the process uses that only looks at a finished run."""
+    rows = [{"name": "sft", "leaves": "policy"}, {"name": "evaluate", "leaves": "findings"}]
+    (tmp_path / "graph.json").write_text(json.dumps({"stages": rows}))
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    for name, peak in (("sft", 0.002), ("evaluate", 0.001)):
+        (tmp_path / name).mkdir()
+        memory = {"host_peak_gib": peak}
+        finish_stage(tmp_path / name, {}, kind=name, output={}, seconds=2, memory=memory)
+    found = run.summary(tmp_path)
+    assert (found["peak_memory_gib"], found["seed"]) == (0.002, 3)
+    assert found["seconds"] == {"sft": 2, "evaluate": 2}
