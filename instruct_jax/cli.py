@@ -91,8 +91,10 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="COMMAND", title="commands (each has its own --help)"
     )
     _commands_of_configs(commands)
-    _commands_of_models(commands)
-    _other_commands(commands)
+    for add in (_add_import, _add_export, _add_sample, _add_chat):
+        add(commands)
+    for add in (_add_label, _add_study, _add_replay, _add_data, _add_report):
+        add(commands)
     return parser
 
 
@@ -158,7 +160,7 @@ def _commands_of_configs(commands: Commands) -> None:
         command.set_defaults(work=work)
 
 
-def _commands_of_models(commands: Commands) -> None:
+def _add_import(commands: Commands) -> None:
     text = (
         "reads a model of Hugging Face, once for many runs: they start from it by base: OUT:import"
     )
@@ -181,6 +183,9 @@ def _commands_of_models(commands: Commands) -> None:
         help="a new run folder whose stage import is the model",
     )
     command.set_defaults(work=_import)
+
+
+def _add_export(commands: Commands) -> None:
     text = "writes a model of a run as a folder that transformers, vllm and peft load"
     usage = "instruct-jax export RUN:STAGE --out FOLDER [--dtype bfloat16] [--mesh.fsdp 1]"
     command = commands.add_parser(
@@ -198,6 +203,9 @@ def _commands_of_models(commands: Commands) -> None:
         help="only the adapters of a run with lora, as a folder of peft",
     )
     command.set_defaults(work=_export)
+
+
+def _add_sample(commands: Commands) -> None:
     text = (
         "writes completions of prompts by one model or several, for people to rank"
         " (instruct-jax label)"
@@ -245,6 +253,9 @@ def _commands_of_models(commands: Commands) -> None:
     )
     command.add_argument("--seed", type=int, default=0, metavar="N")
     command.set_defaults(work=_sample)
+
+
+def _add_chat(commands: Commands) -> None:
     text = "talks with a model in the terminal, or with two side by side"
     usage = (
         "instruct-jax chat MODEL [MODEL] [--reward MODEL] [--temperature 0.7] [--max_tokens N]"
@@ -287,15 +298,18 @@ def _commands_of_models(commands: Commands) -> None:
     command.set_defaults(work=_chat)
 
 
-def _other_commands(commands: Commands) -> None:
+def _add_label(commands: Commands) -> None:
     text = (
         "serves the page on which people rank samples and write demonstrations; invites them, and"
         " exports their answers"
     )
     commands.add_parser("label", help=text, add_help=False).set_defaults(work=_label)
+
+
+def _add_study(commands: Commands) -> None:
     text = (
         "runs the arms of a study, one after the other, and compares them; the same command again"
-        " goes on"
+        " resumes"
     )
     command = commands.add_parser(
         "study",
@@ -310,6 +324,9 @@ def _other_commands(commands: Commands) -> None:
         help="a YAML file, such as configs/over_optimisation.yaml",
     )
     command.set_defaults(work=_study)
+
+
+def _add_replay(commands: Commands) -> None:
     text = (
         "runs a step that was not finite again, from what the run kept of it; exit code 1 where it"
         " still is not finite"
@@ -322,6 +339,9 @@ def _other_commands(commands: Commands) -> None:
         help="a run folder, or the STAGE/nonfinite_step_N in it that the run named",
     )
     command.set_defaults(work=_replay)
+
+
+def _add_data(commands: Commands) -> None:
     text = "works on files of records before a run (docs/hygiene.md)"
     command = commands.add_parser("data", help=text, description=text, allow_abbrev=False)
     actions = command.add_subparsers(required=True, metavar="ACTION", title="actions")
@@ -340,6 +360,9 @@ def _other_commands(commands: Commands) -> None:
         "--overwrite", action="store_true", help="makes the folder again where it exists"
     )
     command.set_defaults(work=_clean)
+
+
+def _add_report(commands: Commands) -> None:
     text = "builds report.html of a run folder again"
     command = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
     command.add_argument(
