@@ -33,6 +33,7 @@ def split(records: Mapping[str, list[Record]], share: float, seed: int) -> Split
     rankings, held_out_rankings = hold_out(records["rankings"], share, seed)
     prompts, held_out_prompts = hold_out(records["prompts"], share, seed)
     demonstrations, held_out_demonstrations = hold_out(records["demonstrations"], share, seed)
+    # by their hash no demonstration is of these, but where a kind had too few conversations
     measured = {_beginning(record) for record in held_out_rankings + held_out_prompts}
     return Split(
         texts=texts,
