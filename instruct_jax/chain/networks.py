@@ -233,9 +233,12 @@ def batches_on_mesh(net: Network, source: Batches, size: int) -> Callable[[int],
 
 
 def rows_at_a_time(net: Network, count: int) -> int:
-    """`sample_batch`, or less where there are fewer rows: no device works on copies for nothing."""
+    """`sample_batch`, or where there are fewer rows, the power of two for each device that holds
+    them: few programs are compiled, and no device works on many copies for nothing.
+    """
     parts = net.models.sampling.parts("rows")
-    return min(net.sample_batch, max(-(-count // parts), 1) * parts)
+    each = max(-(-count // parts), 1)
+    return min(net.sample_batch, 2 ** (each - 1).bit_length() * parts)
 
 
 def encode(net: Network, records: Sequence[Record]) -> tuple[list[Record], list[list[int]]]:
