@@ -18,12 +18,8 @@ os.environ["XLA_FLAGS"] = (
 )
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # most of the suite's time is compiling, and these make it a third; tiny models run fast enough
-    os.environ["XLA_FLAGS"] += (
-        " --xla_backend_optimization_level=0"
-        " --xla_llvm_disable_expensive_passes=true"
-        " --xla_cpu_use_fusion_emitters=false"
-        " --xla_cpu_parallel_codegen_split_count=1"
-    )
+    flags = pathlib.Path(__file__).with_name("xla_flags.txt").read_text()
+    os.environ["XLA_FLAGS"] += " " + " ".join(flags.split())
 
 CACHE = (
     pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))

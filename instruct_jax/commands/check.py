@@ -3,6 +3,7 @@
 Nothing runs, and no device is touched.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,6 +105,7 @@ def _are_shapes_known(run: Run, chosen: Sequence[str]) -> bool:
     return True
 
 
+@functools.cache
 def sizes(spec: ModelSpec) -> Sizes:
     """Counted on shapes; no array is made."""
     lm = LanguageModel(spec.model, None, spec.lora, spec.frozen_layers)

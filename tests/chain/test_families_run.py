@@ -122,8 +122,10 @@ def chain(request, tmp_path_factory):
         patch.chdir(folder)
         make(folder, request.param.partition(" with ")[0])
         (folder / "run.yaml").write_text(CONFIG + CHAINS[request.param])
-        assert main(["check", "--config", "run.yaml"]) == 0
-        assert main(["run", "--config", "run.yaml"]) == 0
+        # its programs are those of `select` and `ppo`, so one chain of the three is enough
+        less = [] if request.param == "qwen3" else ["--evaluate", "null"]
+        assert main(["check", "--config", "run.yaml", *less]) == 0
+        assert main(["run", "--config", "run.yaml", *less]) == 0
         yield folder
 
 

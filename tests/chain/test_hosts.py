@@ -173,13 +173,6 @@ def test_two_processes_equal_one(one, two):
         same(one / stage, two / stage)
 
 
-def test_four_processes_equal_one(place, one):
-    """In PPO, which samples, scores, and learns from its samples and from text."""
-    without_ppo(one, place / "four")
-    four = run(place, "four", 4, 1)
-    same(one / "ppo", four / "ppo")
-
-
 def test_where_one_process_is_killed_the_others_end_with_a_message(killed):
     """Whoever notices first says so: we, when a collective fails, or jax, whose heartbeats stop,
     while all wait for a checkpoint.
@@ -203,5 +196,11 @@ def test_the_restarted_job_resumes_bitwise(place, two, killed):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_a_killed_job_resumes_in_one_process_on_another_mesh(place, one, killed):
-    same(one / "ppo", run(place, "moved", 1, 1, "--mesh.data", "1") / "ppo")
+def test_a_killed_job_of_two_resumes_with_four_processes(place, one, killed):
+    """In PPO, which samples, scores, and learns from its samples and from text."""
+    saved = [entry.name for entry in (place / "moved" / "ppo" / "checkpoints").iterdir()]
+    before = max(int(name) for name in saved if name.isdigit())
+    four = run(place, "moved", 4, 1, "--mesh.data", "4")
+    last = read(four / "ppo" / "sessions.jsonl")[-1]
+    assert (last["from_step"], last["processes"]) == (before, 4)
+    same(one / "ppo", four / "ppo")
