@@ -415,9 +415,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
             validate(following, own, again)
             folder = run(following, own, again)
     except jax.errors.JaxRuntimeError as error:
-        if not hosts.is_multihost():
-            raise
-        raise hosts.HostLostError(error) from error
+        raise hosts.explained(error) or error from error
     if hosts.is_main():
         report = f", see {folder / 'report.html'}" if stages is None else ""
         print(f"done: {folder}{report}")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 import userfiles
 
@@ -140,6 +141,12 @@ ENDS = {
         Terminated(),
         0,
         "stopped by SIGTERM; run the same command again",
+    ),
+    "out of memory": (
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\n..."),
+        1,
+        "error: a device is out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)."
+        "  Raise micro_batches of the stage",
     ),
     "machine taken away": (Interrupted("ppo was stopped by SIGTERM", 0), 0, "ppo was stopped"),
 }

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
@@ -22,8 +21,8 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from instruct_jax.errors import InstructError
 from instruct_jax.records import Params, TrainState
+from instruct_jax.runtime import hosts
 from instruct_jax.runtime.digests import digests, named_leaves
-from instruct_jax.runtime.hosts import HostLostError, is_multihost
 
 Types = dict[str, tuple[tuple[int, ...], str]]  # "params.block.w" -> (shape, dtype)
 
@@ -75,7 +74,7 @@ class Checkpoints:
     ) -> None:
         try:
             self.wait()
-        except (CheckpointError, HostLostError):
+        except InstructError:
             if error is None:  # an error on its way out matters more
                 raise
         finally:
@@ -132,7 +131,7 @@ class Checkpoints:
             try:
                 state = self.restore(abstract, step)
             except DamagedError as error:
-                if is_multihost():
+                if hosts.is_multihost():
                     raise CheckpointError(
                         f"{error}\nRemove it and start all processes again: they resume from the"
                         " checkpoint before it."
@@ -160,8 +159,9 @@ class Checkpoints:
         return aside
 
     def _failed(self, error: Exception) -> InstructError:
-        if is_multihost() and isinstance(error, jax.errors.JaxRuntimeError):
-            return HostLostError(error)  # all processes write, and wait for each other
+        explained = hosts.explained(error)
+        if explained is not None:
+            return explained  # all processes write, and wait for each other
         self._manager.reload()
         latest = self.latest()
         if latest is None:

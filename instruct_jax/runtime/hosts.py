@@ -26,6 +26,30 @@ class HostLostError(InstructError):
         )
 
 
+class OutOfMemoryError(InstructError):
+    """A device has no room; the message says which keys need less."""
+
+    exit_code = 1
+
+    def __init__(self, error: Exception):
+        super().__init__(
+            f"a device is out of memory ({str(error).splitlines()[0]}).  Raise micro_batches of the"
+            " stage, set model.remat to full, lower sample_batch or model.logprob_chunk, or divide"
+            " the model further (mesh.fsdp, mesh.tensor).  None of them changes what is learned:"
+            " the same command goes on in the same folder.  `instruct-jax plan` tells beforehand"
+            " what fits."
+        )
+
+
+def explained(error: Exception) -> InstructError | None:
+    """What an error of jax's runtime means; None where it tells that best itself."""
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return None
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return OutOfMemoryError(error)
+    return HostLostError(error) if is_multihost() else None
+
+
 def settle_fake_devices() -> None:
     """Gives a CPU that plays several devices enough threads; call it before jax starts.
 

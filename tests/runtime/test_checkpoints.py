@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from runtime import toy
 
-from instruct_jax.runtime import checkpoints
+from instruct_jax.runtime import hosts
 from instruct_jax.runtime.checkpoints import (
     CheckpointError,
     Checkpoints,
@@ -333,7 +333,7 @@ def test_a_process_that_is_lost_while_it_saves_is_no_full_disk(saved, monkeypatc
     def lost(*_, **__):
         raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
 
-    monkeypatch.setattr(checkpoints, "is_multihost", lambda: True)
+    monkeypatch.setattr(hosts, "is_multihost", lambda: True)
     with opened(saved) as saver:
         monkeypatch.setattr(saver._manager, "save", lost)
         with pytest.raises(HostLostError, match="lost the others .*Gloo.*same command"):
