@@ -18,7 +18,6 @@ from instruct_jax.data.packing import Ids
 from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.schemas import Record
 from instruct_jax.errors import ConfigError, require
-from instruct_jax.runtime.folders import read_note
 from instruct_jax.runtime.hosts import is_main
 from instruct_jax.stages.rollout import SamplerConfig
 
@@ -78,8 +77,9 @@ class CompareStage(StartedSettings):
         for number, name in enumerate(self.models, 1):
             found[f"models.{number}"] = name
         for key in ("ranker", "previous"):
-            if getattr(self, key) is not None:
-                found[key] = getattr(self, key)
+            place = getattr(self, key)
+            if place is not None:
+                found[key] = place
         return found
 
 
@@ -89,21 +89,24 @@ def run(stage: Stage) -> dict[str, Any]:
     What is written are the rankings of this round before those of earlier ones; each has its round,
     and the model of each completion.
     """
-    cfg, task = stage.settings, stage.task
+    cfg = stage.settings
+    task = stage.task
     previous = _previous(stage)
     seen = {}
     for group in ("train", "held_out_prompts"):
         seen[group] = {_text(record) for record in previous[group]}
     held_out = task.prompts("compare_held_out", cfg.held_out_prompts)
     apart = {_text(record) for record in held_out} | seen["held_out_prompts"]
-    prompts = [r for r in task.prompts("compare", cfg.prompts) if _text(r) not in apart]
+    prompts = task.prompts("compare", cfg.prompts)
+    prompts = [r for r in prompts if _text(r) not in apart]
     held_out = [r for r in held_out if _text(r) not in seen["train"]]
     samples = _sampled(stage, "samples", prompts, "compare")
     held_out_samples = _sampled(stage, "held_out_samples", held_out, "compare held out")
     ranked = _rank(stage, samples, held_out_samples)
     groups = {}
+    number = stage.run.config.round
     for group in GROUPS:
-        own = [{**record, "round": stage.run.config.round} for record in getattr(ranked, group)]
+        own = [{**record, "round": number} for record in getattr(ranked, group)]
         groups[group] = own + previous[group]
         _write(stage, group, groups[group])
     return {
@@ -123,7 +126,8 @@ def _rank(stage: Stage, samples: list[Record], held_out: list[Record]) -> Rankin
     if cfg.ranker is not None:
         place = stage.used("ranker")
         train = _ranked_by_model(stage, place, samples)
-        return Rankings(train, _ranked_by_model(stage, place, held_out), [])
+        held_out = _ranked_by_model(stage, place, held_out)
+        return Rankings(train, held_out, [])
     if stage.task.rank is None:
         raise ConfigError(_nobody(stage))
     return stage.task.rank(samples, held_out, _noise_of_previous(stage))
@@ -135,15 +139,21 @@ def _ranked_by_model(stage: Stage, place: Place, samples: list[Record]) -> list[
     numbered = []
     for sample in samples:
         record = {key: value for key, value in sample.items() if key != "task"}
-        numbered.append({**record, "ranks": [*range(1, len(sample["completions"]) + 1)]})
+        count = len(sample["completions"])
+        record["ranks"] = list(range(1, count + 1))
+        numbered.append(record)
     rows = rankings.scored(model.net, model.params, numbered)
     who = str(stage.settings.ranker)
-    return [{**record, "ranks": _ranks(scores), "labeler_id": who} for record, scores, _ in rows]
+    ranked = []
+    for record, scores, _ in rows:
+        ranked.append({**record, "ranks": _ranks(scores), "labeler_id": who})
+    return ranked
 
 
 def _ranks(scores: np.ndarray) -> list[int]:
     """1 = the highest score; without gaps."""
-    return (np.unique(-scores, return_inverse=True)[1] + 1).tolist()
+    _, from_zero = np.unique(-scores, return_inverse=True)
+    return (from_zero + 1).tolist()
 
 
 def _previous(stage: Stage) -> dict[str, list[Record]]:
@@ -157,8 +167,8 @@ def _previous(stage: Stage) -> dict[str, list[Record]]:
 def _noise_of_previous(stage: Stage) -> float | None:
     if stage.settings.previous is None:
         return None
-    folder = stage.run.stage_folder(stage.used("previous"))
-    return read_note(folder / "done.json")["output"].get("labeler_noise")
+    output = stage.run.output(stage.used("previous"))
+    return output.get("labeler_noise")
 
 
 def lineage(records: list[Record]) -> list[dict[str, Any]]:
@@ -168,14 +178,22 @@ def lineage(records: list[Record]) -> list[dict[str, Any]]:
     completions: collections.Counter[tuple[int, str]] = collections.Counter()
     first: collections.Counter[tuple[int, str]] = collections.Counter()
     for record in records:
-        models = record.get("models") or ["unknown"] * len(record["ranks"])
-        for model, rank in zip(models, record["ranks"], strict=True):
-            completions[record["round"], model] += 1
-            first[record["round"], model] += rank == 1
+        ranks = record["ranks"]
+        models = record.get("models") or ["unknown"] * len(ranks)
+        for model, rank in zip(models, ranks, strict=True):
+            key = (record["round"], model)
+            completions[key] += 1
+            first[key] += rank == 1
     rows = []
     for (number, model), count in sorted(completions.items()):
-        place = {"round": number, "model": model}
-        rows.append({**place, "completions": count, "first": first[number, model]})
+        rows.append(
+            {
+                "round": number,
+                "model": model,
+                "completions": count,
+                "first": first[number, model],
+            }
+        )
     return rows
 
 
@@ -204,15 +222,20 @@ def _draw(stage: Stage, prompts: list[Record], purpose: str) -> list[Record]:
     one is.
     """
     cfg = stage.settings
-    net = stage.run.network(stage.run.spec(stage.used("start")))
+    spec = stage.run.spec(stage.used("start"))
+    net = stage.run.network(spec)
     prompts, ids = networks.encode(net, prompts)
-    replies = _of_start(stage, ids, purpose) | _of_others(stage, net, prompts, ids, purpose)
+    replies = _of_start(stage, ids, purpose)
+    replies |= _of_others(stage, net, prompts, ids, purpose)
     rng = np.random.default_rng((stage.seed, len(prompts)))
     rows = []
     for number, record in enumerate(prompts):
-        found = [(model, one) for model, part in replies.items() for one in part[number]]
+        found = []
+        for model, completions in replies.items():
+            found += [(model, one) for one in completions[number]]
         size = rng.integers(cfg.min_completions, cfg.max_completions + 1)
-        chosen = [found[i] for i in rng.permutation(len(found))[:size]]
+        shuffled = rng.permutation(len(found))
+        chosen = [found[i] for i in shuffled[:size]]
         rows.append(
             {
                 **record,
@@ -229,13 +252,15 @@ Replies = dict[str, list[list[Completion]]]  # model -> completions of each prom
 
 def _of_start(stage: Stage, ids: Sequence[Ids], purpose: str) -> Replies:
     """By the policy that the stage starts from, and by its first epoch."""
-    cfg, place = stage.settings, stage.used("start")
+    cfg = stage.settings
+    place = stage.used("start")
     count = cfg.max_completions - sum(_counts(cfg).values())
     early = round(count * cfg.first_epoch_share)
+    late = count - early
     found: Replies = {}
-    if count - early:
+    if late:
         policy = parameters.policy(stage.run, place)
-        found[str(place)] = _replies(stage, policy, ids, f"{purpose} last", count - early)
+        found[str(place)] = _replies(stage, policy, ids, f"{purpose} last", late)
     if early:
         first = stage.run.output(place)["steps_per_epoch"]
         policy = parameters.policy(stage.run, place, first)
@@ -247,7 +272,8 @@ def _of_others(
     stage: Stage, net: Network, prompts: list[Record], ids: Sequence[Ids], purpose: str
 ) -> Replies:
     found: Replies = {}
-    for number, (name, samples) in enumerate(_counts(stage.settings).items(), 1):
+    counts = _counts(stage.settings)
+    for number, (name, samples) in enumerate(counts.items(), 1):
         if not samples:
             continue
         policy = parameters.policy(stage.run, stage.used(f"models.{number}"))
@@ -277,13 +303,14 @@ def _nobody(stage: Stage) -> str:
 
 
 def check(stage: Stage) -> None:
-    cfg, config = stage.settings, stage.run.config
+    cfg = stage.settings
+    config = stage.run.config
     require(
         config.world is not None or cfg.ranker is not None or cfg.people is not None,
         _nobody(stage),
     )
-    require_room(stage, stage.run.spec(stage.used("start")))
     start = stage.used("start")
+    require_room(stage, stage.run.spec(start))
     epochs = start.own and config.stages[str(start.stage)].kind == "sft"
     require(
         cfg.first_epoch_share == 0 or bool(epochs),
@@ -293,9 +320,10 @@ def check(stage: Stage) -> None:
 
 
 def records(stage: Stage) -> dict[str, Any]:
-    cfg, task = stage.settings, stage.task
-    held_out = task.prompts("compare_held_out", cfg.held_out_prompts)
-    return {"prompts": [task.prompts("compare", cfg.prompts), held_out]}
+    cfg = stage.settings
+    held_out = stage.task.prompts("compare_held_out", cfg.held_out_prompts)
+    prompts = stage.task.prompts("compare", cfg.prompts)
+    return {"prompts": [prompts, held_out]}
 
 
 def reads(config: RunConfig, cfg: Any) -> tuple[str, ...]:
@@ -306,8 +334,9 @@ def line(stage: Stage, facts: Any) -> Line:
     cfg = stage.settings
     prompts = cfg.prompts + cfg.held_out_prompts
     tokens = prompts * cfg.max_completions * sample_tokens(stage)
-    by = cfg.ranker or "simulated labelers"
-    ranker = f"people ({cfg.people.store})" if cfg.people else by
+    ranker = cfg.ranker or "simulated labelers"
+    if cfg.people:
+        ranker = f"people ({cfg.people.store})"
     return Line(
         "-",
         f"{prompts:,} prompts x {cfg.max_completions}",

@@ -33,7 +33,8 @@ class Run:
         devices: Sequence[Any] | None = None,
         abstract: bool = False,
     ):
-        self.config, self.folder = config, folder
+        self.config = config
+        self.folder = folder
         self.abstract = abstract
         self.bases: dict[ModelSpec, Params] = {}
         self._devices = devices
@@ -79,15 +80,18 @@ class Run:
         """The root key of one purpose; a name gives one key in a run, so no two purposes share
         theirs.
         """
-        number = self.config.round
-        purpose = purpose if number == 1 else f"round {number} {purpose}"
+        if seed is None:
+            seed = self.config.seed
+        if self.config.round > 1:
+            purpose = f"round {self.config.round} {purpose}"
         digest = hashlib.sha256(purpose.encode()).digest()
-        root = jax.random.key(self.config.seed if seed is None else seed)
-        return jax.random.fold_in(root, int.from_bytes(digest[:4], "big"))
+        number = int.from_bytes(digest[:4], "big")
+        return jax.random.fold_in(jax.random.key(seed), number)
 
     def stage_folder(self, place: Place) -> Path:
         """The folder of a stage of this run or of another one."""
-        return (self.folder if place.run is None else Path(place.run)) / str(place.stage)
+        folder = self.folder if place.run is None else Path(place.run)
+        return folder / str(place.stage)
 
     def output(self, place: Place) -> dict[str, Any]:
         """What a finished stage found."""
@@ -108,7 +112,8 @@ def sample_tokens(stage: "Stage") -> int:
 
 def require_room(stage: "Stage", spec: ModelSpec) -> None:
     """ConfigError where a prompt and a sample do not fit into the context."""
-    prompt, sample = stage.run.config.text.max_prompt, sample_tokens(stage)
+    prompt = stage.run.config.text.max_prompt
+    sample = sample_tokens(stage)
     require(
         prompt + sample <= spec.model.context,
         f"text.max_prompt={prompt} + stages.{stage.name}.max_tokens={sample} exceeds"

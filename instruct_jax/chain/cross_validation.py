@@ -39,7 +39,8 @@ def run(stage: Stage) -> dict[str, Any]:
     measured on held-out prompts, `within` on rankings of the groups that it learned from, `across`
     on those of the group that it did not.
     """
-    given, net = rankings.gathered(stage), stage.network
+    given = rankings.gathered(stage)
+    net = stage.network
     base = scalar_base(parameters.base(stage.run, net))
     folds = []
     groups = labeler_groups(given.train, stage.settings.groups, stage.seed, stage.name)
@@ -47,17 +48,22 @@ def run(stage: Stage) -> dict[str, Any]:
         name = f"{stage.name}/fold_{number}"
         others = [record for record in given.train if record["labeler_id"] not in group]
         ready = reward.training_on(stage, others, name)
-        params = merge(base, train(ready, stage.run.folder / name).params)
+        trained = train(ready, stage.run.folder / name).params
+        params = merge(base, trained)
         fold: dict[str, Any] = {"labelers": sorted(group)}
         for part, inside in (("within", False), ("across", True)):
-            held_out = given.held_out_prompts
-            records = [r for r in held_out if (r.get("labeler_id") in group) is inside]
+            records = []
+            for record in given.held_out_prompts:
+                in_group = record.get("labeler_id") in group
+                if in_group is inside:
+                    records.append(record)
             scored = rankings.scored(net, params, records) if records else []
             fold[part] = reward_accuracy.pair_accuracy(scored)
         folds.append(fold)
     means = {}
     for part in ("within", "across"):
-        means[part] = _over_folds([fold[part]["accuracy"] for fold in folds])
+        accuracies = [fold[part]["accuracy"] for fold in folds]
+        means[part] = _over_folds(accuracies)
     return {"folds": folds} | means
 
 
@@ -69,17 +75,24 @@ def labeler_groups(
     """
     sizes: collections.Counter[str] = collections.Counter()
     for record in records:
-        if record.get("labeler_id") is not None:
-            sizes[record["labeler_id"]] += 1
+        labeler = record.get("labeler_id")
+        if labeler is not None:
+            sizes[labeler] += 1
     unnamed = len(records) - sizes.total()
     require(
         len(sizes) >= count and unnamed == 0,
         f"stages.{stage}.groups={count}, but the rankings name {len(sizes)} labelers ({unnamed} of"
         f" {len(records)} name none); write labeler_id in each, or lower {stage}.groups",
     )
-    hashes = {who: hashlib.sha256(f"{seed} {who}".encode()).digest() for who in sizes}
-    groups, load = [set[str]() for _ in range(count)], [0] * count
-    for who in sorted(sizes, key=lambda who: (-sizes[who], hashes[who])):
+
+    def place(who: str) -> tuple[int, bytes]:
+        """The one with the most first; those with as many by a hash of the seed."""
+        name = f"{seed} {who}"
+        return -sizes[who], hashlib.sha256(name.encode()).digest()
+
+    groups = [set[str]() for _ in range(count)]
+    load = [0] * count
+    for who in sorted(sizes, key=place):
         smallest = load.index(min(load))
         groups[smallest].add(who)
         load[smallest] += sizes[who]
@@ -89,7 +102,8 @@ def labeler_groups(
 def _over_folds(values: list[float | None]) -> dict[str, float]:
     """Mean over the folds that have pairs to measure, and its standard error."""
     known = np.array([value for value in values if value is not None])
-    return {"mean": float(known.mean()), "se": float(known.std(ddof=1) / len(known) ** 0.5)}
+    standard_error = known.std(ddof=1) / len(known) ** 0.5
+    return {"mean": float(known.mean()), "se": float(standard_error)}
 
 
 def line(stage: Stage, facts: Any) -> Line:

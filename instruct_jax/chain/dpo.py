@@ -32,7 +32,8 @@ class DpoStage(DpoConfig, StartedSettings):
 
 
 def set_up(stage: Stage, steps: int) -> supervised.Supervised:
-    cfg, net = stage.settings, stage.network
+    cfg = stage.settings
+    net = stage.network
     key = stage.key(f"{stage.name} adapters")
     return supervised.set_up(
         stage,
@@ -47,7 +48,8 @@ def set_up(stage: Stage, steps: int) -> supervised.Supervised:
 
 
 def training(stage: Stage) -> Training:
-    cfg, net = stage.settings, stage.network
+    cfg = stage.settings
+    net = stage.network
     records = rankings.gathered(stage).train
     examples = encode.encode_rankings(net.tokenizer, records, net.text).items
     source = reward.ranking_source(stage, net, examples)
@@ -57,7 +59,8 @@ def training(stage: Stage) -> Training:
     def batch_at(step: int) -> DpoBatch:
         batch = rankings_at(step)
         k = batch.ranks.shape[1]
-        return DpoBatch(batch, networks.put(net, reference[source.records_at(step), :k]))
+        logp = reference[source.records_at(step), :k]
+        return DpoBatch(batch, networks.put(net, logp))
 
     steps = cfg.epochs * source.steps_per_epoch
     return supervised.training(
@@ -72,10 +75,12 @@ def training(stage: Stage) -> Training:
 
 
 def abstract_programs(stage: Stage) -> list[Program]:
-    ready, batch = set_up(stage, steps=1), reward.abstract_rankings(stage)
+    ready = set_up(stage, steps=1)
+    batch = reward.abstract_rankings(stage)
     rows, k, length = batch.tokens.shape
     reference = programs.scores(ready.net.layout, rows, k)
-    positions, parts = rows * k * length, stage.settings.micro_batches
+    positions = rows * k * length
+    parts = stage.settings.micro_batches
     learns = Learns(ready.net.policy, rows * k, length, positions, parts)
     return [supervised.program(stage, ready, DpoBatch(batch, reference), learns)]
 
@@ -109,7 +114,8 @@ def run(stage: Stage) -> dict[str, Any]:
 
 def check(stage: Stage) -> None:
     rankings.check(stage)
-    text, context = stage.run.config.text, stage.spec.model.context
+    text = stage.run.config.text
+    context = stage.spec.model.context
     longest = text.max_prompt + text.max_completion
     require(
         longest <= context,

@@ -106,11 +106,15 @@ class EvaluateStage(StageSettings):
     @property
     def base_line(self) -> str:
         """The model that wins are counted against."""
-        return next(iter(self.named)) if self.baseline is None else self.baseline
+        if self.baseline is None:
+            return next(iter(self.named))
+        return self.baseline
 
     def uses(self) -> dict[str, str]:
         found = {f"models.{name}": place for name, place in self.named.items()}
-        return found if self.reward is None else found | {"reward": self.reward}
+        if self.reward is not None:
+            found["reward"] = self.reward
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +148,15 @@ class Evaluator:
     """The report prompts, the judge, and one policy after the other."""
 
     def __init__(self, stage: Stage, net: Network):
-        self.stage, self.cfg, self.net = stage, stage.settings, net
+        self.stage = stage
+        self.cfg = stage.settings
+        self.net = net
         prompts = stage.task.prompts("report", self.cfg.prompts)
         self.records, self.ids = networks.encode(net, prompts)
         reward = stage.uses.get("reward")
-        self.reward = None if reward is None else parameters.scalar(stage.run, reward)
+        self.reward = None
+        if reward is not None:
+            self.reward = parameters.scalar(stage.run, reward)
 
     def sample_and_score(
         self, model: Model, temperature: float, purpose: str, *, prefix: str = ""
@@ -160,8 +168,9 @@ class Evaluator:
         sampler = SamplerConfig(max_tokens=sample_tokens(self.stage), temperature=temperature)
         key = self.stage.key(f"evaluate {purpose} {temperature}")
         replies = networks.generate(model.net, model.params, ids, sampler, key)
-        rows = range(len(self.records))
-        return self.score(model.net, [replies[i][0] for i in rows], list(rows))
+        rows = list(range(len(self.records)))
+        completions = [replies[i][0] for i in rows]
+        return self.score(model.net, completions, rows)
 
     def score(
         self, net: Network, completions: Sequence[Completion], rows: Sequence[int]
@@ -171,7 +180,8 @@ class Evaluator:
         reward = self._rewards(net, completions, rows)
         gold_scorer = self.stage.task.gold_scorer
         if gold_scorer is None:
-            return ScoredSamples(list(completions), reward, reward, [{} for _ in completions])
+            no_parts: list[dict[str, Any]] = [{} for _ in completions]
+            return ScoredSamples(list(completions), reward, reward, no_parts)
         parts = []
         for record, completion in zip(records, completions, strict=True):
             parts.append(gold_scorer(record, completion.text, completion.ended))
@@ -199,7 +209,8 @@ class Evaluator:
         ids = networks.ids_for(reference.net, self.net, self.records, self.ids)
         longest = sample_tokens(self.stage)
         theirs = networks.response_logp(reference.net, reference.params, ids, responses, longest)
-        return float(np.mean([c.logp for c in samples.completions]) - theirs.mean())
+        own = [c.logp for c in samples.completions]
+        return float(np.mean(own) - theirs.mean())
 
 
 def _prefixed(net: Network, prefix: str, prompt: Ids) -> list[int]:
@@ -214,16 +225,19 @@ def contestants(stage: Stage) -> list[Contestant]:
     found = []
     for name, value in stage.settings.named.items():
         place = stage.uses[f"models.{name}"]
-        key, kind = name, None
-        note = stage.run.stage_folder(place) / "done.json" if place.run is not None else None
-        if note is not None and note.exists():
-            kind = read_note(note).get("kind")
+        key = name
+        kind = None
+        if place.run is not None:
+            note = stage.run.stage_folder(place) / "done.json"
+            if note.exists():
+                kind = read_note(note).get("kind")
         if place.own:
             kind = stage.run.config.stages[str(place.stage)].kind
             spec_file = stage.run.folder / str(place.stage) / NAME
             if spec_file.exists() and value != BASE:
-                left = read_spec(stage.run.folder, str(place.stage))[1]
-                key = left.stage if left.stage != place.stage else name
+                _, left = read_spec(stage.run.folder, str(place.stage))
+                if left.stage != place.stage:
+                    key = left.stage
         found.append(Contestant(name, place, key, kind))
     return found
 
@@ -269,26 +283,32 @@ class Sampled(NamedTuple):
 
 
 def _sample_all(evaluator: Evaluator, models: list[Contestant], reference: Model) -> Sampled:
-    cfg, stage = evaluator.cfg, evaluator.stage
+    cfg = evaluator.cfg
+    stage = evaluator.stage
     head = cfg.temperatures[0]
-    held_out, batch = texts.held_out(stage, evaluator.net), texts.row_shape(stage, evaluator.net)[1]
-    sampled = Sampled({t: {} for t in cfg.temperatures}, {}, {}, {})
+    held_out = texts.held_out(stage, evaluator.net)
+    _, batch = texts.row_shape(stage, evaluator.net)
+    by_temperature: dict[float, dict[str, ScoredSamples]] = {t: {} for t in cfg.temperatures}
+    sampled = Sampled(by_temperature, more={}, nll={}, kl={})
     for contestant in models:
-        name, key = contestant.name, contestant.key
+        name = contestant.name
+        key = contestant.key
         model = parameters.policy(stage.run, contestant.place)
-        more = [
-            evaluator.sample_and_score(model, head, f"{key} draw {i}").judged
-            for i in range(1, N_SAMPLES if head else 1)
-        ]
-        sampled.more[name] = [scores for scores in more if scores is not None]
+        draws = N_SAMPLES if head else 1
+        sampled.more[name] = []
+        for i in range(1, draws):
+            scores = evaluator.sample_and_score(model, head, f"{key} draw {i}").judged
+            if scores is not None:
+                sampled.more[name].append(scores)
         for temperature in cfg.temperatures:
             samples = evaluator.sample_and_score(model, temperature, key)
             sampled.by_temperature[temperature][name] = samples
             prompted = _prompted(evaluator, contestant, model, temperature)
             if prompted is not None:
-                sampled.by_temperature[temperature][f"{name}_prompted"] = prompted
+                shown = f"{name}_prompted"
+                sampled.by_temperature[temperature][shown] = prompted
                 if temperature == head == 1.0:
-                    _note_kl(sampled, f"{name}_prompted", evaluator, model, prompted, reference)
+                    _note_kl(sampled, shown, evaluator, model, prompted, reference)
         if head == 1.0:
             first = sampled.by_temperature[head][name]
             _note_kl(sampled, name, evaluator, model, first, reference)
@@ -353,24 +373,34 @@ def _findings(
     models: list[Contestant],
     baseline: Contestant,
 ) -> dict[str, Any]:
-    cfg, stage = evaluator.cfg, evaluator.stage
+    cfg = evaluator.cfg
     head = cfg.temperatures[0]
-    judge = "gold" if stage.task.gold_scorer else "reward model" if evaluator.reward else None
-    wins, gold = {}, {}
+    judge = None
+    if evaluator.stage.task.gold_scorer:
+        judge = "gold"
+    elif evaluator.reward:
+        judge = "reward model"
+    wins = {}
+    gold = {}
     for temperature, theirs in rivals.items():
-        samples = sampled.by_temperature[temperature]
-        wins[str(temperature)], gold[str(temperature)] = {}, {}
-        for name, one in samples.items():
+        key = str(temperature)
+        wins[key] = {}
+        gold[key] = {}
+        for name, one in sampled.by_temperature[temperature].items():
             assert one.judged is not None
             # the fresh sample of the baseline against its others is the control: it must be 0.5
             shown = f"{name}_control" if name == baseline.name else name
-            wins[str(temperature)][shown] = win_rate(one.judged, theirs)
-            gold[str(temperature)][name] = float(one.judged.mean())
+            wins[key][shown] = win_rate(one.judged, theirs)
+            gold[key][name] = float(one.judged.mean())
     first = sampled.by_temperature[head]
     means = {}
     for name, one in first.items():
         if one.judged is not None:
-            means[name] = np.mean([one.judged, *sampled.more.get(name, [])], axis=0)
+            draws = [one.judged, *sampled.more.get(name, [])]
+            means[name] = np.mean(draws, axis=0)
+    wins_over_others = {}
+    if judge:
+        wins_over_others = _against_others(models, first)
     kl = dict(sampled.kl)
     if "best_of_n" in first:
         kl["best_of_n"] = best_of_n_kl(cfg.chosen_best_of)
@@ -380,7 +410,7 @@ def _findings(
         "baseline": baseline.name,
         "temperatures": list(cfg.temperatures),
         "win_rate": wins,
-        "win_rate_vs": _against_others(models, first) if judge else {},
+        "win_rate_vs": wins_over_others,
         "gold_score": gold,
         "by_use_case": by_use_case(evaluator.records, means),
         "style": {name: _style(one) for name, one in first.items()},
@@ -410,40 +440,51 @@ def _against_others(
 
 
 def _style(samples: ScoredSamples) -> dict[str, float]:
+    lengths = [len(c.ids) for c in samples.completions]
+    ended = [c.ended for c in samples.completions]
     style = {
-        "length": float(np.mean([len(c.ids) for c in samples.completions])),
-        "ended": float(np.mean([c.ended for c in samples.completions])),
+        "length": float(np.mean(lengths)),
+        "ended": float(np.mean(ended)),
     }
     for key in ("rude", "fluff"):
         if key in samples.parts[0]:
-            style[key] = float(np.mean([part[key] for part in samples.parts]))
+            found = [part[key] for part in samples.parts]
+            style[key] = float(np.mean(found))
     return style
 
 
 def _best_of_n(evaluator: Evaluator, model: Model) -> tuple[ScoredSamples, list[dict[str, float]]]:
     """The best of `chosen_best_of` samples of every report prompt, and the curve over n."""
-    cfg, n = evaluator.cfg, evaluator.cfg.chosen_best_of
+    cfg = evaluator.cfg
     most = max(cfg.best_of)
     count = min(cfg.best_of_prompts, len(evaluator.ids))
     many = _several(evaluator, model, count, most, "best of n curve")
     assert many.reward is not None and many.judged is not None
-    proxy, gold = many.reward.reshape(count, most), many.judged.reshape(count, most)
+    proxy = many.reward.reshape(count, most)
+    gold = many.judged.reshape(count, most)
     curve = []
     for k in cfg.best_of:
-        spread = [best_of_n(proxy[i : i + 1], gold[i : i + 1], k) for i in range(count)]
+        by_prompt = []
+        for i in range(count):
+            row = slice(i, i + 1)
+            by_prompt.append(best_of_n(proxy[row], gold[row], k))
         curve.append(
             {
                 "n": k,
                 "gold": best_of_n(proxy, gold, k),
                 "reward": best_of_n(proxy, proxy, k),
                 "kl": best_of_n_kl(k),
-                "se": float(np.std(spread) / count**0.5),
+                "se": float(np.std(by_prompt) / count**0.5),
             }
         )
-    few = _several(evaluator, model, len(evaluator.ids), n, "best of n bar")
+    n = cfg.chosen_best_of
+    prompts = len(evaluator.ids)
+    few = _several(evaluator, model, prompts, n, "best of n bar")
     assert few.reward is not None
-    best = few.reward.reshape(-1, n).argmax(axis=1) + np.arange(len(evaluator.ids)) * n
-    return few.chosen(best.tolist()), curve
+    best = few.reward.reshape(prompts, n).argmax(axis=1)
+    first = np.arange(prompts) * n
+    rows = first + best
+    return few.chosen(rows.tolist()), curve
 
 
 def _several(
@@ -462,8 +503,11 @@ def _several(
         evaluator.stage.key(purpose),
         samples=samples,
     )
-    flat = [one for completions in replies for one in completions]
-    rows = [i for i in range(count) for _ in range(samples)]
+    flat = []
+    rows = []
+    for i, completions in enumerate(replies):
+        flat += completions
+        rows += [i] * samples
     return evaluator.score(model.net, flat, rows)
 
 
@@ -475,14 +519,16 @@ def _over_optimization(
     prompts.  Where the reward keeps rising and the score falls, the run over-optimizes (Gao et al.
     2022).
     """
-    stage, found = evaluator.stage, {}
+    stage = evaluator.stage
+    found = {}
     for contestant in models:
         settings = stage.run.config.stages.get(str(contestant.place.stage))
         every = getattr(settings, "keep_every", None)
         if not contestant.place.own or not every or evaluator.reward is None:
             continue
         rows = []
-        saved = kept_steps(stage.run.stage_folder(contestant.place) / "checkpoints")
+        folder = stage.run.stage_folder(contestant.place)
+        saved = kept_steps(folder / "checkpoints")
         # the one before the last is only there for safety
         kept = [step for step in saved if step % every == 0 or step == saved[-1]]
         for step in (0, *kept):
@@ -491,7 +537,8 @@ def _over_optimization(
                 model = parameters.policy(stage.run, contestant.place, step)
             samples = evaluator.sample_and_score(model, 1.0, f"{contestant.name} at {step}")
             kl = evaluator.kl(model, samples, reference) if step else 0.0
-            rows.append({"step": step, "kl": kl} | _mean_scores(samples))
+            row = {"step": step, "kl": kl}
+            rows.append(row | _mean_scores(samples))
         found[contestant.name] = rows
     return found
 
@@ -501,7 +548,8 @@ def _mean_scores(samples: ScoredSamples) -> dict[str, float]:
     for name, scores in (("reward", samples.reward), ("gold", samples.judged)):
         assert scores is not None
         means[name] = float(scores.mean())
-        means[f"{name}_se"] = float(scores.std() / len(scores) ** 0.5)
+        standard_error = scores.std() / len(scores) ** 0.5
+        means[f"{name}_se"] = float(standard_error)
     return means
 
 
@@ -512,7 +560,8 @@ def _shown(
     did.  gold: the judge's score is more than the reward.
     """
     rows = []
-    for i in in_turns([use_case(record) for record in records])[:count]:
+    cases = [use_case(record) for record in records]
+    for i in in_turns(cases)[:count]:
         replies = {}
         for name, one in samples.items():
             reply: dict[str, Any] = {"text": one.completions[i].text}
@@ -521,9 +570,12 @@ def _shown(
             if gold and one.judged is not None:
                 reply["gold"] = float(one.judged[i])
             replies[name] = reply
-        record = records[i]
         rows.append(
-            {"prompt": record["prompt"], "use_case": use_case(record), "completions": replies}
+            {
+                "prompt": records[i]["prompt"],
+                "use_case": cases[i],
+                "completions": replies,
+            }
         )
     return rows
 
@@ -540,9 +592,10 @@ def _write(stage: Stage, evaluator: Evaluator, sampled: Sampled, found: dict[str
                     "completion": completion.text,
                     "ended": completion.ended,
                 }
-                for key, scores in (("gold", samples.judged), ("reward", samples.reward)):
-                    if scores is not None:
-                        row[key] = float(scores[i])
+                if samples.judged is not None:
+                    row["gold"] = float(samples.judged[i])
+                if samples.reward is not None:
+                    row["reward"] = float(samples.reward[i])
                 rows.append(row)
     if is_main():
         write_jsonl(stage.folder / "completions.jsonl", rows)

@@ -35,7 +35,9 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         if self.model is not None:
             return self.model
-        return str(self.stage) if self.run is None else f"{self.run}:{self.stage}"
+        if self.run is None:
+            return str(self.stage)
+        return f"{self.run}:{self.stage}"
 
     @property
     def own(self) -> bool:
@@ -82,7 +84,8 @@ def is_model(name: str) -> bool:
     """Is it the folder of a model of Hugging Face, or does it look like OWNER/NAME of the hub?"""
     if _is_model_folder(name):
         return True
-    return _is_hub_name(name) and not os.path.isfile(os.path.join(name, "config.yaml"))
+    is_run = os.path.isfile(os.path.join(name, "config.yaml"))
+    return _is_hub_name(name) and not is_run
 
 
 def _is_model_folder(name: str) -> bool:
@@ -139,8 +142,9 @@ def descendants(config: RunConfig, names: Sequence[str]) -> list[str]:
     """The stages and all that is made from them, in order."""
     found = set(names)
     for name in order(config):
-        if any(place.own and place.stage in found for place in uses(config, name).values()):
-            found.add(name)
+        for place in uses(config, name).values():
+            if place.own and place.stage in found:
+                found.add(name)
     return [name for name in order(config) if name in found]
 
 
@@ -156,13 +160,17 @@ def check_uses(config: RunConfig) -> None:
     for name in config.stages:
         for key, place in uses(config, name).items():
             if place.own:
-                check_leaves(config, name, key, place, config.stages[str(place.stage)].leaves)
+                used = config.stages[str(place.stage)]
+                check_leaves(config, name, key, place, used.leaves)
 
 
 def check_leaves(config: RunConfig, name: str, key: str, place: Place, leaves: str) -> None:
     """ConfigError unless `key` of the stage `name` may use a stage that leaves `leaves`."""
     wanted = wanted_of(config.stages[name], key)
-    fitting = [n for n, stage in config.stages.items() if stage.leaves in wanted and n != name]
+    fitting = []
+    for other, stage in config.stages.items():
+        if stage.leaves in wanted and other != name:
+            fitting.append(other)
     if "records" in wanted:
         fitting.append(DATA)
     needed = " or ".join(LEAVES_WORDS[word] for word in wanted)

@@ -33,11 +33,13 @@ def identity(stage: Stage) -> dict[str, Any]:
     found |= flat("settings", _settings(stage.settings, (*HOW, *kind.how)))
     for key in kind.run_keys:
         value: Any = getattr(stage.run.config, key)
-        tree = value if isinstance(value, int) else dataclasses.asdict(value)
-        found |= flat(key, tree)
+        if not isinstance(value, int):
+            value = dataclasses.asdict(value)
+        found |= flat(key, value)
     found |= _of_model(stage)
     for name, records in kind.records(stage).items():
-        found[f"data.{name}"] = _named_files(stage, name) + records_hash(records)
+        files = _named_files(stage, name)
+        found[f"data.{name}"] = files + records_hash(records)
     for key, place in stage.uses.items():
         found[f"uses.{key}"] = place_hash(stage.run, place)
     return found
@@ -58,12 +60,11 @@ def _of_model(stage: Stage) -> dict[str, Any]:
     shape = {key: value for key, value in model.items() if key not in HOW_OF_MODELS}
     if not stage.settings.whole:
         shape = {"dtype": shape["dtype"]}  # all else is what it starts from
-    lora = None if spec.lora is None else dataclasses.asdict(spec.lora)
-    return flat("model", shape) | {
-        "lora": lora,
-        "frozen_layers": spec.frozen_layers,
-        "tokenizer": tokenizer_fingerprint(stage.run, spec.tokenizer),
-    }
+    found = flat("model", shape)
+    found["lora"] = None if spec.lora is None else dataclasses.asdict(spec.lora)
+    found["frozen_layers"] = spec.frozen_layers
+    found["tokenizer"] = tokenizer_fingerprint(stage.run, spec.tokenizer)
+    return found
 
 
 def flat(prefix: str, tree: Any) -> dict[str, Any]:
@@ -96,7 +97,10 @@ def _fingerprint(source: TokenizerSource) -> str:
 def _named_files(stage: Stage, kind: str) -> str:
     """The files that the records are from, before their hash."""
     data = stage.run.config.data
-    files = () if data is None else getattr(merged_data(data, stage.settings.data), kind, ())
+    if data is None:
+        return ""
+    own = merged_data(data, stage.settings.data)
+    files = getattr(own, kind, ())
     return "".join(f"{file} " for file in files)
 
 
@@ -104,7 +108,8 @@ def records_hash(records: Any) -> str:
     """SHA-256 of records, whatever files they lie in."""
     digest = hashlib.sha256()
     for record in records:
-        digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode())
+        text = json.dumps(record, sort_keys=True, ensure_ascii=False)
+        digest.update(text.encode())
         digest.update(b"\n")
     return f"sha256:{digest.hexdigest()}"
 
@@ -129,5 +134,6 @@ def _model_hash(name: str) -> str:
             continue
         for path in sorted(place.iterdir()):
             if path.suffix in (".json", ".safetensors"):
-                digest.update(f"{path.name} {file_hash(path)}\n".encode())
+                line = f"{path.name} {file_hash(path)}\n"
+                digest.update(line.encode())
     return f"sha256:{digest.hexdigest()}"

@@ -3,10 +3,10 @@
 The first mistake is one message with its place, key, value and repair.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
-import itertools
 import math
 import os
 import re
@@ -71,7 +71,9 @@ def build_config(
 
     def where(key: str) -> str:
         from_command_line = any(f"{key}.".startswith(f"{k}.") for k in given)
-        return COMMAND_LINE if from_command_line else source
+        if from_command_line:
+            return COMMAND_LINE
+        return source
 
     rules.fill_in(tree, where)
     return _Builder(where, rules).build(cls, tree, "", None)
@@ -132,8 +134,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _problem(error: Exception) -> str:
     """What a library complains of, on one line."""
-    text = " ".join(str(getattr(error, "problem", None) or error).split())
-    return text if len(text) <= 200 else text[:197] + "..."
+    problem = getattr(error, "problem", None) or error
+    text = " ".join(str(problem).split())
+    if len(text) <= 200:
+        return text
+    return text[:197] + "..."
 
 
 def _check_duplicates(node: yaml.Node, path: Path) -> None:
@@ -153,9 +158,9 @@ def _check_duplicates(node: yaml.Node, path: Path) -> None:
 
 def _plain(tree: Any) -> Any:
     """A copy whose parts are its own: YAML's aliases share theirs."""
-    return (
-        {str(key): _plain(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
-    )
+    if not isinstance(tree, dict):
+        return tree
+    return {str(key): _plain(value) for key, value in tree.items()}
 
 
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -186,7 +191,10 @@ def _set(tree: dict[str, Any], cls: type, dotted: str, text: str, rules: Rules) 
         hint = _hint_of(hint, parent, tree, rules)
     try:
         wants_text = _hint_of(hint, name, {}, rules) in (str, str | None)
-        tree[name] = text if wants_text and text != "null" else yaml.safe_load(text)
+        if wants_text and text != "null":
+            tree[name] = text
+        else:
+            tree[name] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"command line: {shown(dotted)}={shorten(text)} is not YAML; put quotes around it"
@@ -219,9 +227,9 @@ class _Builder:
         for name, value in tree.items():
             if name not in hints:
                 key = prefix + name
+                hint = _suggestion(cls, name, prefix, self._keys(cls, tree, prefix))
                 raise ConfigError(
-                    f"{self.where(key)}: {shown(key)}={shorten(value)} is unknown;"
-                    f" {_suggestion(cls, name, prefix, self._keys(cls, tree, prefix))}"
+                    f"{self.where(key)}: {shown(key)}={shorten(value)} is unknown; {hint}"
                 )
             values[name] = self._field(cls, name, value, prefix, default)
         for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
@@ -246,7 +254,9 @@ class _Builder:
     def _keys(self, cls: Any, tree: Mapping[str, Any], prefix: str) -> Iterator[str]:
         """The dotted keys of a dataclass and of its sections; of named ones, those in the tree."""
         for name, hint in _hints(cls).items():
-            key, section, given = prefix + name, _section(hint), tree.get(name)
+            key = prefix + name
+            section = _section(hint)
+            given = tree.get(name)
             below = given if isinstance(given, dict) else {}
             if _named_sections(hint):
                 for own, values in below.items():
@@ -259,7 +269,8 @@ class _Builder:
                 yield key
 
     def _field(self, cls: Any, name: str, value: Any, prefix: str, default: Any) -> Any:
-        key, hint = prefix + name, _hints(cls)[name]
+        key = prefix + name
+        hint = _hints(cls)[name]
         section = _section(hint)
         may_be_null = type(None) in typing.get_args(hint)
         if _named_sections(hint):
@@ -271,7 +282,8 @@ class _Builder:
                 f"{self.where(key)}: {key}={shorten(value)} must be a section; write {key}:"
                 " {key: value}"
             )
-        return self.build(section, value, f"{key}.", getattr(default or cls, name, None))
+        default_section = getattr(default or cls, name, None)
+        return self.build(section, value, f"{key}.", default_section)
 
     def _sections(self, hint: Any, key: str, value: Any) -> dict[str, Any]:
         """NAME: {key: value}, each of a class of its own.  A section that is null is left out."""
@@ -290,28 +302,26 @@ class _Builder:
                     f"{self.where(place)}: {place}={shorten(section)} must be a section; write"
                     f" {name}: {{key: value}}, or null to leave it out"
                 )
+            _, cls = typing.get_args(hint)
             try:
-                cls = self.rules.class_of(name, section) if self.rules.class_of else None
+                if self.rules.class_of:
+                    cls = self.rules.class_of(name, section)
             except ConfigError as error:
                 said = f"{place}.kind" if "kind" in section else place
                 raise ConfigError(f"{self.where(said)}: {error}") from error
-            chosen = cls or typing.get_args(hint)[1]
-            sections[name] = self.build(chosen, section, f"{place}.", None)
+            sections[name] = self.build(cls, section, f"{place}.", None)
         return sections
 
 
 def _leaf(hint: Any, key: str, value: Any, source: str) -> Any:
-    try:
-        found = (
-            _parser(hint).parse_object({"value": value}).value
-            if value is not None or type(None) in typing.get_args(hint)
-            else value
-        )
-    except jsonargparse.ArgumentError:
-        found = None
-    if (
-        found is None and (value is not None or type(None) not in typing.get_args(hint))
-    ) or not all(map(_usable, _leaves(found))):
+    may_be_null = type(None) in typing.get_args(hint)
+    found = None
+    if value is not None or may_be_null:
+        with contextlib.suppress(jsonargparse.ArgumentError):
+            found = _parser(hint).parse_object({"value": value}).value
+    is_null = value is None and may_be_null
+    refused = found is None and not is_null
+    if refused or not all(map(_usable, _leaves(found))):
         raise ConfigError(f"{source}: {key}={shorten(value)} must be {_says(hint)}")
     return found
 
@@ -325,12 +335,15 @@ def _parser(hint: Any) -> jsonargparse.ArgumentParser:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple | dict):
-        yield from itertools.chain.from_iterable(
-            map(_leaves, (*value, *(value.values() if isinstance(value, dict) else ())))
-        )
+    if isinstance(value, dict):
+        parts = (*value, *value.values())
+    elif isinstance(value, tuple):
+        parts = value
     else:
         yield value
+        return
+    for part in parts:
+        yield from _leaves(part)
 
 
 def _usable(value: Any) -> bool:
@@ -339,11 +352,11 @@ def _usable(value: Any) -> bool:
     """
     if isinstance(value, str):
         return not UNUSABLE.search(value)
-    return (
-        math.isfinite(value)
-        if isinstance(value, float)
-        else not isinstance(value, int) or abs(value) < 2**31
-    )
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return abs(value) < 2**31
+    return True
 
 
 @functools.cache
@@ -360,11 +373,15 @@ def _named_sections(hint: Any) -> bool:
 def _section(hint: Any) -> Any:
     """The dataclass of a field `Config` or `Config | None`; None for any other field."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+    for option in options:
+        if dataclasses.is_dataclass(option):
+            return option
+    return None
 
 
 def _says(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if origin is tuple:
@@ -377,9 +394,9 @@ def _says(hint: Any) -> str:
 
 
 def _suggestion(cls: type, name: str, prefix: str, keys: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, _hints(cls), n=1) or difflib.get_close_matches(
-        name.lower(), _hints(cls), n=1
-    )
+    near = difflib.get_close_matches(name, _hints(cls), n=1)
+    if not near:
+        near = difflib.get_close_matches(name.lower(), _hints(cls), n=1)
     if near:
         return f"did you mean {prefix}{near[0]}?"
     deeper = [key for key in keys if key.rpartition(".")[2] == name]

@@ -84,15 +84,21 @@ class Network:
         *,
         abstract: bool = False,
     ):
-        self.spec, self.text, self.sample_batch = spec, spec.text, sample_batch
-        self.models = models = build_models(spec, mesh, devices)
-        self.layout, self.policy, self.scalar = models.training, models.policy, models.scalar
-        self._tokenizer, self.abstract = tokenizer, abstract
+        self.spec = spec
+        self.text = spec.text
+        self.sample_batch = sample_batch
+        self.abstract = abstract
+        self._tokenizer = tokenizer
+        self.models = build_models(spec, mesh, devices)
+        self.layout = self.models.training
+        self.policy = self.models.policy
+        self.scalar = self.models.scalar
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         found = self._tokenizer or self.spec.tokenizer.load()
-        check_vocabulary(found, self.spec.model.vocab_size, self.spec.model.vocab_rows)
+        model = self.spec.model
+        check_vocabulary(found, model.vocab_size, model.vocab_rows)
         return found
 
     @property
@@ -121,7 +127,10 @@ class Network:
     @property
     def boxed_whole(self) -> Params:
         """Abstract policy parameters without adapters."""
-        return split_adapters(self.boxed_policy)[0] if self.spec.lora else self.boxed_policy
+        if self.spec.lora is None:
+            return self.boxed_policy
+        whole, _ = split_adapters(self.boxed_policy)
+        return whole
 
     def split_frozen(self, params: Params) -> tuple[Params, Params]:
         """(frozen, trained) parts of parameters, of abstract ones too; frozen is {} where all are
@@ -135,7 +144,8 @@ class Network:
 
     def trained(self, params: Params) -> Params:
         """What stages train and keep."""
-        return self.split_frozen(params)[1]
+        _, trained = self.split_frozen(params)
+        return trained
 
     def cast(self, params: Params) -> Params:
         """The parameters in the dtype in which the forward pass reads them."""
@@ -148,7 +158,8 @@ class Network:
         """The policy's parameters as the sampler wants them: in the dtype of the model, in the
         sampling layout.
         """
-        cast, layout = self.cast(params), self.models.sampling
+        cast = self.cast(params)
+        layout = self.models.sampling
         if not self.abstract:
             return sharding.reshard(cast, self.boxed_policy, layout)
         places = sharding.shardings_of(self.boxed_policy, layout)
@@ -184,9 +195,8 @@ class Network:
 
     @functools.cached_property
     def lm_loss(self) -> Callable:
-        return jax.jit(
-            pretrain.make_loss(self.policy, "eval"), out_shardings=self.layout.sharding()
-        )
+        loss = pretrain.make_loss(self.policy, "eval")
+        return jax.jit(loss, out_shardings=self.layout.sharding())
 
     @functools.cached_property
     def sequence_logp(self) -> Callable[[Params, PromptBatch, jax.Array, jax.Array], jax.Array]:
@@ -218,9 +228,11 @@ def compile_rollout(
 
 def put(net: Network, batch: Any) -> Any:
     """A batch that every host has, on the mesh, split along its first axis."""
-    where, size = net.layout.sharding("batch"), len(jax.tree.leaves(batch)[0])
+    where = net.layout.sharding("batch")
+    size = len(jax.tree.leaves(batch)[0])
     rows = sharding.rows_here(where, size)
-    return sharding.put(jax.tree.map(lambda x: x[rows], batch), where, size)
+    here = jax.tree.map(lambda x: x[rows], batch)
+    return sharding.put(here, where, size)
 
 
 def batches_on_mesh(net: Network, source: Batches, size: int) -> Callable[[int], Any]:
@@ -238,7 +250,8 @@ def rows_at_a_time(net: Network, count: int) -> int:
     """
     parts = net.models.sampling.parts("rows")
     each = max(-(-count // parts), 1)
-    return min(net.sample_batch, 2 ** (each - 1).bit_length() * parts)
+    power_of_two = 2 ** (each - 1).bit_length()
+    return min(net.sample_batch, power_of_two * parts)
 
 
 def encode(net: Network, records: Sequence[Record]) -> tuple[list[Record], list[list[int]]]:
@@ -251,7 +264,9 @@ def same_ids(a: Network, b: Network) -> bool:
     """Do both read the same token ids, made of text in the same way?"""
     if a is b:
         return True
-    if (a.text.template, a.text.completion_prefix) != (b.text.template, b.text.completion_prefix):
+    if a.text.template != b.text.template:
+        return False
+    if a.text.completion_prefix != b.text.completion_prefix:
         return False
     return a.fingerprints["tokenizer"] == b.fingerprints["tokenizer"]
 
@@ -269,11 +284,14 @@ def ids_for(
     """
     if same_ids(net, other):
         return ids
-    text = net.text if longest is None else dataclasses.replace(net.text, max_prompt=longest)
+    text = net.text
+    if longest is not None:
+        text = dataclasses.replace(text, max_prompt=longest)
     encoded = encode_prompts(net.tokenizer, prompts, text)
-    if len(encoded.items) < len(prompts):
+    too_long = len(prompts) - len(encoded.items)
+    if too_long > 0:
         raise DataError(
-            f"{len(prompts) - len(encoded.items)} of {len(prompts)} prompts are too long for"
+            f"{too_long} of {len(prompts)} prompts are too long for"
             f" {net.spec.tokenizer.place} (text.max_prompt={text.max_prompt} tokens); raise"
             " text.max_prompt, or set text.on_long to truncate_left"
         )
@@ -293,14 +311,19 @@ def whole_ids(
     another one, the text is encoded again.  It may then have more tokens, as many as `net` can
     read; DataError where it has more than that.
     """
-    if same_ids(net, other):
-        return [[*p, *c.ids] for p, c in zip(ids, completions, strict=True)]
     rows = []
-    context, prefix = net.spec.model.context, net.text.completion_prefix
+    if same_ids(net, other):
+        for prompt, completion in zip(ids, completions, strict=True):
+            rows.append([*prompt, *completion.ids])
+        return rows
+    context = net.spec.model.context
+    prefix = net.text.completion_prefix
     own = ids_for(net, other, prompts, ids, longest=context)
     for prompt, completion in zip(own, completions, strict=True):
         reply = encode_completion(net.tokenizer, completion.text, prefix=prefix)
-        rows.append([*prompt, *(reply if completion.ended else reply[:-1])])
+        if not completion.ended:
+            reply = reply[:-1]  # without eos
+        rows.append([*prompt, *reply])
     longest = max(map(len, rows), default=0)
     if longest > context:
         raise DataError(
@@ -327,13 +350,15 @@ def generate(
     rollouts = list(draw_rollouts(net, params, prompts, sampler, key, samples=samples, width=width))
     flat: list[Completion] = []
     for rollout in sharding.fetch(rollouts):
-        lengths, logp = rollout.mask.sum(axis=1), rollout.logp.sum(axis=1)
+        lengths = rollout.mask.sum(axis=1)
+        logp = rollout.logp.sum(axis=1)
         for row, length in enumerate(lengths):
             ids = rollout.tokens[row][:length].tolist()
             text = decode_completion(net.tokenizer, ids, prefix=net.text.completion_prefix)
             ended = bool(rollout.ended[row])
             flat.append(Completion(text, ids, ended, float(logp[row])))
-    return [flat[i * samples : (i + 1) * samples] for i in range(len(prompts))]
+    starts = range(0, len(prompts) * samples, samples)
+    return [flat[start : start + samples] for start in starts]
 
 
 def draw_rollouts(
@@ -349,28 +374,34 @@ def draw_rollouts(
     """Rollouts of up to `sample_batch` prompts at a time; the last batch is filled up with the
     first prompts.
     """
-    size = rows_at_a_time(net, len(prompts))
+    count = len(prompts)
+    size = rows_at_a_time(net, count)
     width = max(net.text.max_prompt, width, *map(len, prompts))
-    run, params = net.rollout(sampler, samples), net.for_sampling(params)
-    for number, start in enumerate(range(0, len(prompts), size)):
-        rows = [prompts[i % len(prompts)] for i in range(start, start + size)]
+    run = net.rollout(sampler, samples)
+    weights = net.for_sampling(params)
+    for number, start in enumerate(range(0, count, size)):
+        rows = [prompts[i % count] for i in range(start, start + size)]
         batch = PromptBatch(*pad_prompts(rows, width, pad=net.pad))  # type: ignore[arg-type]
-        yield run(params, put(net, batch), jax.random.fold_in(key, number))
+        batch_key = jax.random.fold_in(key, number)
+        yield run(weights, put(net, batch), batch_key)
 
 
 def rewards(net: Network, params: Params, sequences: Sequence[Ids]) -> np.ndarray:
     """Scores [n] f32 of prompt + completion, in the order given; shorter sequences are scored
     together.
     """
-    size, scores = rows_at_a_time(net, len(sequences)), np.zeros(len(sequences), np.float32)
+    size = rows_at_a_time(net, len(sequences))
+    scores = np.zeros(len(sequences), np.float32)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     for start in range(0, len(order), size):
         part = order[start : start + size]
         rows = [sequences[i] for i in part]
-        rows += [sequences[part[0]]] * (size - len(part))
-        width = -(-max(map(len, rows)) // 16) * 16
+        rows += [rows[0]] * (size - len(part))
+        longest = max(map(len, rows))
+        width = -(-longest // 16) * 16
         batch = put(net, pad_rows(rows, width, pad=net.pad))
-        scores[part] = np.asarray(net.score(params, *batch))[: len(part)]
+        found = np.asarray(net.score(params, *batch))
+        scores[part] = found[: len(part)]
     return scores
 
 
@@ -382,25 +413,32 @@ def response_logp(
     longest: int,
 ) -> np.ndarray:
     """log p(response | prompt) in nats, [n]; no response has more than `longest` tokens."""
-    size, found = rows_at_a_time(net, len(prompts)), []
-    for start in range(0, len(prompts), size):
-        rows = [i % len(prompts) for i in range(start, start + size)]
-        asked = PromptBatch(
-            *pad_prompts([prompts[i] for i in rows], net.text.max_prompt, pad=net.pad)  # type: ignore[arg-type]
-        )
+    count = len(prompts)
+    size = rows_at_a_time(net, count)
+    found = []
+    for start in range(0, count, size):
+        rows = [i % count for i in range(start, start + size)]
+        asked = pad_prompts([prompts[i] for i in rows], net.text.max_prompt, pad=net.pad)
+        batch = PromptBatch(*asked)  # type: ignore[arg-type]
         answered = pad_rows([responses[i] for i in rows], longest, pad=net.pad)
-        found.append(net.sequence_logp(params, put(net, asked), *put(net, answered)))
-    return np.concatenate(jax.device_get(found))[: len(prompts)]
+        logp = net.sequence_logp(params, put(net, batch), *put(net, answered))
+        found.append(logp)
+    logp = np.concatenate(jax.device_get(found))
+    return logp[:count]
 
 
 def nll(net: Network, params: Params, rows: Rows, batch: int) -> float:
     """Mean negative log-likelihood per token of packed rows, in nats, `batch` rows at a time."""
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for start in range(0, len(rows.tokens), batch):
-        part = [i if i < len(rows.tokens) else -1 for i in range(start, start + batch)]
+        part = np.arange(start, start + batch)
+        beyond = part >= len(rows.tokens)
+        part[beyond] = -1  # any row, without weight
         weight = rows.mask[part].astype(np.float32)
-        weight[[i for i, row in enumerate(part) if row < 0]] = 0.0
+        weight[beyond] = 0.0
         tokens = TokenBatch(rows.tokens[part], rows.segments[part], weight)  # type: ignore[arg-type]
-        total += float(net.lm_loss(params, put(net, tokens), jax.random.key(0))[0])
+        loss, _ = net.lm_loss(params, put(net, tokens), jax.random.key(0))
+        total += float(loss)
         count += int(weight.sum())
     return total / count

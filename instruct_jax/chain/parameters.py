@@ -35,7 +35,8 @@ def policy(run: Run, place: Place, step: int | None = None) -> Model:
     if place.model is not None:
         return Model(net, _of_hub(net, place))
     boxed = net.trained(net.boxed_policy)
-    return Model(net, merge(base(run, net), _load(run, net, place, boxed, step)))
+    trained = _load(run, net, place, boxed, step)
+    return Model(net, merge(base(run, net), trained))
 
 
 def scalar(run: Run, place: Place) -> Model:
@@ -44,8 +45,9 @@ def scalar(run: Run, place: Place) -> Model:
     if place.model is not None:
         return Model(net, _of_hub(net, place, head=True))
     boxed = net.trained(net.boxed_scalar)
-    params = _load(run, net, place, boxed, None)
-    return Model(net, _normalised(run, place, merge(scalar_base(base(run, net)), params)))
+    trained = _load(run, net, place, boxed, None)
+    whole = merge(scalar_base(base(run, net)), trained)
+    return Model(net, _normalised(run, place, whole))
 
 
 def _normalised(run: Run, place: Place, params: Params) -> Params:
@@ -54,7 +56,9 @@ def _normalised(run: Run, place: Place, params: Params) -> Params:
     if run.abstract:
         return params
     shift = run.output(place).get("normalisation")
-    return params if shift is None else recentred(params, shift["mean"], shift["scale"])
+    if shift is None:
+        return params
+    return recentred(params, shift["mean"], shift["scale"])
 
 
 def base(run: Run, net: Network) -> Params:
@@ -69,7 +73,7 @@ def base(run: Run, net: Network) -> Params:
     if weights not in run.bases:
         whole = policy(run, root).params
         if net.spec.lora is None:
-            whole = net.split_frozen(whole)[0]
+            whole, _ = net.split_frozen(whole)
         run.bases[weights] = net.cast(whole)
     return run.bases[weights]
 
@@ -78,7 +82,12 @@ def adapters(run: Run, net: Network, key) -> Params:
     """New ones, which change nothing yet; {} where there are none."""
     if net.spec.lora is None:
         return {}
-    return run.born(lambda k: split_adapters(net.policy.init(k))[1], net.layout, key)
+
+    def create(key) -> Params:
+        _, new = split_adapters(net.policy.init(key))
+        return new
+
+    return run.born(create, net.layout, key)
 
 
 def start_params(run: Run, net: Network, place: Place, key) -> Params:
@@ -98,7 +107,10 @@ def _load(run: Run, net: Network, place: Place, boxed: Params, step: int | None)
     if run.abstract:
         return shapes
     folder = run.folder if place.run is None else Path(place.run)
-    left = read_spec(folder, str(place.stage))[1] if step is None else _kept(run, place, step)
+    if step is None:
+        _, left = read_spec(folder, str(place.stage))
+    else:
+        left = _kept(run, place, step)
     return restore_params(
         folder / left.stage / "checkpoints",
         shapes,
@@ -113,7 +125,7 @@ def _kept(run: Run, place: Place, step: int) -> Checkpoint:
     folder = run.folder if place.run is None else Path(place.run)
     path = folder / str(place.stage)
     if (path / "model.json").exists():
-        left = read_spec(folder, str(place.stage))[1]
+        _, left = read_spec(folder, str(place.stage))
         return Checkpoint(left.stage, left.part, step)
     return Checkpoint(str(place.stage), "params", step)
 

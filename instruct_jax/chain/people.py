@@ -34,34 +34,46 @@ def ranked_by_people(cfg: PeopleConfig, samples: list[Record], held_out: list[Re
             " compare on one host"
         )
     asked = {"train": _tasks(samples), "held out": _tasks(held_out)}
-    rows = {of.id: (group, row) for group, part in asked.items() for of, row in part}
+    tasks: list[LabelTask] = []
+    ids: dict[str, set[str]] = {}
+    rows: dict[str, tuple[str, Record]] = {}
+    for group, part in asked.items():
+        ids[group] = set()
+        for of, row in part:
+            tasks.append(of)
+            ids[group].add(of.id)
+            rows[of.id] = (group, row)
     if not asked["train"]:
         raise RunError(
             f"of {len(samples)} samples none has two replies that differ, so there is nothing to"
             " rank; train the policy further"
         )
     with contextlib.closing(store.create_store(cfg.store)) as connection:
-        store.add_tasks(connection, [of for part in asked.values() for of, _ in part])
+        store.add_tasks(connection, tasks)
         with _page(cfg) as page:
-            _wait(
-                connection,
-                {group: {of.id for of, _ in part} for group, part in asked.items()},
-                cfg.min_ranked_share,
-                page,
-            )
-        found = [a for a in store.answers(connection) if a.task_id in rows and a.ranks is not None]
-    labels = [(rows[a.task_id], a) for a in found]
+            _wait(connection, ids, cfg.min_ranked_share, page)
+        found = []
+        for answer in store.answers(connection):
+            if answer.task_id in rows and answer.ranks is not None:
+                found.append(answer)
+    train = []
+    held_out_prompts = []
+    held_out_labelers = []
+    for answer in found:
+        group, row = rows[answer.task_id]
+        record = _labeled(row, answer)
+        if group == "held out" and answer.held_out:
+            held_out_labelers.append(record)
+        elif group == "held out":
+            held_out_prompts.append(record)
+        elif not answer.held_out:
+            train.append(record)
+    agreed = agreement.by_group(found)["training"]
     return Rankings(
-        train=[
-            _labeled(row, a) for (group, row), a in labels if group == "train" and not a.held_out
-        ],
-        held_out_prompts=[
-            _labeled(row, a) for (group, row), a in labels if group == "held out" and not a.held_out
-        ],
-        held_out_labelers=[
-            _labeled(row, a) for (group, row), a in labels if group == "held out" and a.held_out
-        ],
-        agreement=share.mean if (share := agreement.by_group(found)["training"]).pairs else None,
+        train,
+        held_out_prompts,
+        held_out_labelers,
+        agreement=agreed.mean if agreed.pairs else None,
     )
 
 
@@ -72,13 +84,17 @@ def _tasks(samples: list[Record]) -> list[tuple[LabelTask, Record]]:
     found = []
     for sample in samples:
         texts = sample["completions"]
-        kept = [i for i, text in enumerate(texts) if text.strip() and texts.index(text) == i]
-        if len(kept) > 1:
-            parts = {
-                key: [sample[key][i] for i in kept] for key in ("completions", "ended", "models")
-            }
-            row = {key: value for key, value in sample.items() if key != "task"} | parts
-            found.append((task(row), row))
+        kept = []
+        for i, text in enumerate(texts):
+            seen_before = text in texts[:i]
+            if text.strip() and not seen_before:
+                kept.append(i)
+        if len(kept) < 2:
+            continue
+        row = {key: value for key, value in sample.items() if key != "task"}
+        for key in ("completions", "ended", "models"):
+            row[key] = [sample[key][i] for i in kept]
+        found.append((task(row), row))
     return found
 
 
@@ -97,14 +113,19 @@ def _wait(
 ) -> None:
     """Until training labelers have ranked `share` of the tasks of each group."""
     wanted = {group: math.ceil(share * len(tasks)) for group, tasks in asked.items()}
-    with StageProgress("waiting for people", step=0, total=sum(wanted.values())) as progress:
+    total = sum(wanted.values())
+    with StageProgress("waiting for people", step=0, total=total) as progress:
         while True:
-            ranked = {
-                a.task_id for a in store.answers(db) if a.ranks is not None and not a.held_out
-            }
-            done = sum(min(len(ranked & asked[group]), wanted[group]) for group in asked)
+            ranked = set()
+            for answer in store.answers(db):
+                if answer.ranks is not None and not answer.held_out:
+                    ranked.add(answer.task_id)
+            done = 0
+            for group, tasks in asked.items():
+                in_group = len(ranked & tasks)
+                done += min(in_group, wanted[group])
             progress.update(done, {})
-            if done == sum(wanted.values()):
+            if done == total:
                 return
             if page and page.poll():
                 raise RunError(

@@ -100,11 +100,11 @@ def ppo_networks(stage: Stage) -> PpoNetworks:
 
 
 def set_up(stage: Stage) -> Ppo:
-    cfg, run = stage.settings, stage.run
+    cfg = stage.settings
+    run = stage.run
     nets = ppo_networks(stage)
-    start = parameters.start_params(
-        run, nets.policy, stage.used("start"), stage.key(f"{stage.name} adapters")
-    )
+    adapter_key = stage.key(f"{stage.name} adapters")
+    start = parameters.start_params(run, nets.policy, stage.used("start"), adapter_key)
     policy_base, own_start = nets.policy.split_frozen(start)
     reward = parameters.scalar(run, stage.used("reward")).params
     reward_base, own_reward = nets.reward.split_frozen(reward)
@@ -142,15 +142,19 @@ def set_up(stage: Stage) -> Ppo:
 
 def _first_value(stage: Stage, nets: PpoNetworks, start: Params, reward: Params) -> Params:
     """The value function before it learns; its trained part."""
-    init, value = stage.settings.value_init, nets.value
+    init = stage.settings.value_init
+    value = nets.value
     if init == "reward":
         return reward
     if init == "policy":
         key = stage.key("value head")
         head = stage.run.born(value.scalar.init_head, value.layout, key)
         return value.trained({"backbone": backbone_of(start), "head": head})
+    key = stage.key("value weights")
     return stage.run.born(
-        lambda key: value.trained(value.scalar.init(key)), value.layout, stage.key("value weights")
+        lambda key: value.trained(value.scalar.init(key)),
+        value.layout,
+        key,
     )
 
 
@@ -158,7 +162,8 @@ def ppo_optimizers(cfg: ppo.PpoConfig) -> Optimizers:
     """Of policy and value function."""
     updates = cfg.iterations * cfg.updates
     policy = optim.make_optimizer(cfg.policy_optimizer, updates)
-    return policy, optim.make_optimizer(cfg.value_optimizer, updates)
+    value = optim.make_optimizer(cfg.value_optimizer, updates)
+    return policy, value
 
 
 def _state_options(cfg: ppo.PpoConfig, optimizers: Optimizers) -> dict[str, Any]:
@@ -181,7 +186,8 @@ def compile_experience(nets: PpoNetworks, cfg: ppo.PpoConfig) -> Callable:
 
     The models read as many rows at a time as the update does.
     """
-    policy, value = nets.policy.policy, nets.value.scalar
+    policy = nets.policy.policy
+    value = nets.value.scalar
     rows = {
         "temperature": cfg.sampler.temperature,
         "parts": cfg.batch // cfg.minibatch * cfg.micro_batches,
@@ -226,7 +232,8 @@ def compile_update(
         learn = ppo.make_update(
             nets.policy.policy, nets.value.scalar, cfg, *optimizers, bases=bases
         )
-        state, metrics = learn(ppo.adapt(state, seen["ppo/kl"], cfg), made, ptx)
+        state = ppo.adapt(state, seen["ppo/kl"], cfg)
+        state, metrics = learn(state, made, ptx)
         return state, seen | metrics
 
     bases = {name: frozen[f"{name}_base"] for name in ("policy", "value")}
@@ -245,7 +252,8 @@ def training(stage: Stage, phases: Path | None = None) -> Training:
     """PPO, or PPO-ptx where the settings have a ptx_coef.  How long rollout, experience and update
     took is written to `phases`.
     """
-    cfg, ready = stage.settings, set_up(stage)
+    cfg = stage.settings
+    ready = set_up(stage)
     return Training(
         iteration(stage, ready, phases),
         ready.state,
@@ -280,7 +288,8 @@ def _batches(stage: Stage, net: Network) -> Callable[[int], PpoBatch]:
 
     def batch_at(step: int) -> PpoBatch:
         here = sharding.rows_here(wide, cfg.ptx_batch, axis=1)
-        parts = [text.batch_at(step * cfg.updates + i, here) for i in range(cfg.updates)]
+        first = step * cfg.updates
+        parts = [text.batch_at(first + i, here) for i in range(cfg.updates)]
         stacked = jax.tree.map(lambda *x: np.stack(x), *parts)
         return prompts_at(step), sharding.put(stacked, wide, cfg.ptx_batch, axis=1)
 
@@ -293,7 +302,8 @@ def _prompt_source(
     """The prompts, their ids, and batches of them."""
     records, ids = networks.encode(net, _prompts(stage))
     batch = stage.settings.batch
-    return records, ids, batches.prompt_batches(ids, batch=batch, seed=stage.seed, pad=net.pad)
+    source = batches.prompt_batches(ids, batch=batch, seed=stage.seed, pad=net.pad)
+    return records, ids, source
 
 
 def _prompts(stage: Stage) -> list:
@@ -303,7 +313,8 @@ def _prompts(stage: Stage) -> list:
 
 def _ptx_texts(stage: Stage) -> list:
     cfg = stage.settings
-    return texts.learned(stage, cfg.iterations * cfg.updates * cfg.ptx_batch * cfg.ptx_length)
+    tokens_per_update = cfg.ptx_batch * cfg.ptx_length
+    return texts.learned(stage, cfg.iterations * cfg.updates * tokens_per_update)
 
 
 def _kl_limit(nats: float | None) -> Callable[[dict[str, float]], str | None]:
@@ -331,7 +342,8 @@ def iteration(
     def iterate(state: TrainState, batch: PpoBatch) -> tuple[TrainState, Metrics]:
         prompts, ptx = batch
         seconds: dict[str, float] = {}
-        number, key = int(state.step) + 1, ppo.iteration_keys(state)["rollout"]
+        number = int(state.step) + 1
+        key = ppo.iteration_keys(state)["rollout"]
         with _phase(seconds, "reshard"):
             whole = merge(bases["policy"], state.params["policy"])
             weights = jax.block_until_ready(net.for_sampling(whole))
@@ -360,7 +372,8 @@ def _text_scorer(stage: Stage, ready: Ppo) -> Callable[[Rollout, int], jax.Array
     """(rollout, iteration from 0) -> scores [B] f32 by a reward model with another tokenizer: it
     reads the records of the prompts and the text of the responses.
     """
-    policy, reward = ready.nets.policy, ready.nets.reward
+    policy = ready.nets.policy
+    reward = ready.nets.reward
     params = merge(ready.frozen["reward_base"], ready.frozen["reward"])
     records, ids, source = _prompt_source(stage, policy)
 
@@ -379,7 +392,8 @@ def _text_scorer(stage: Stage, ready: Ppo) -> Callable[[Rollout, int], jax.Array
             [ids[i] for i in chosen],
             completions,
         )
-        return networks.put(policy, networks.rewards(reward, params, rows))
+        scores = networks.rewards(reward, params, rows)
+        return networks.put(policy, scores)
 
     return score
 
@@ -387,8 +401,12 @@ def _text_scorer(stage: Stage, ready: Ppo) -> Callable[[Rollout, int], jax.Array
 def _write_phases(path: Path, step: int, seconds: dict[str, float], tokens: int) -> None:
     """One row for each iteration; tokens: sampled."""
     cut_after(path, step - 1)  # rows of a session that was killed before it saved
-    row = {**seconds, "tokens": tokens, "tokens_per_second": tokens / sum(seconds.values())}
-    append_row(path, {"step": step, **{k: round(v, 4) for k, v in row.items()}})
+    row: dict[str, float] = {"step": step}
+    for name, value in seconds.items():
+        row[name] = round(value, 4)
+    row["tokens"] = tokens
+    row["tokens_per_second"] = round(tokens / sum(seconds.values()), 4)
+    append_row(path, row)
 
 
 @contextlib.contextmanager
@@ -401,15 +419,19 @@ def _phase(seconds: dict[str, float], name: str) -> Iterator[None]:
 def run(stage: Stage) -> dict[str, Any]:
     """The policy and the value function after PPO or PPO-ptx."""
     cfg = stage.settings
-    state = train(training(stage, stage.folder / "phases.jsonl"), stage.folder)
+    ready = training(stage, stage.folder / "phases.jsonl")
+    state = train(ready, stage.folder)
     part = "ema" if cfg.use_ema else "params/policy"
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name, part))
-    return {"iterations": int(state.step), "episodes": int(state.step) * cfg.batch}
+    iterations = int(state.step)
+    return {"iterations": iterations, "episodes": iterations * cfg.batch}
 
 
 def check(stage: Stage) -> None:
-    cfg, text, run = stage.settings, stage.run.config.text, stage.run
-    place, context = f"stages.{stage.name}", stage.spec.model.context
+    cfg = stage.settings
+    text = stage.run.config.text
+    context = stage.spec.model.context
+    place = f"stages.{stage.name}"
     reply = cfg.sampler.max_tokens
     require(
         text.max_prompt + reply <= context,
@@ -421,13 +443,14 @@ def check(stage: Stage) -> None:
         f"{place}.ptx_length={cfg.ptx_length} exceeds model.context={context}; lower it or raise"
         " model.context",
     )
-    reward = run.spec(stage.used("reward"))
+    reward = stage.run.spec(stage.used("reward"))
     require(
         text.max_prompt + reply <= reward.model.context,
         f"text.max_prompt + {place}.sampler.max_tokens = {text.max_prompt + reply} exceeds the"
         f" context {reward.model.context} of {place}.reward={cfg.reward}; lower one of them",
     )
-    own, theirs = stage.spec.tokenizer, reward.tokenizer
+    own = stage.spec.tokenizer
+    theirs = reward.tokenizer
     if cfg.value_init == "reward" and own != theirs:
         require(
             fingerprint(own.load()) == fingerprint(theirs.load()),
@@ -448,15 +471,18 @@ def records(stage: Stage) -> dict[str, Any]:
 
 
 def rows(name: str, cfg: Any) -> dict[str, float]:
-    return {
-        f"{name}.{key} / {name}.micro_batches": getattr(cfg, key) / cfg.micro_batches
-        for key in ("minibatch", "ptx_batch")
-    }
+    found = {}
+    for key in ("minibatch", "ptx_batch"):
+        size = getattr(cfg, key) / cfg.micro_batches
+        found[f"{name}.{key} / {name}.micro_batches"] = size
+    return found
 
 
 def line(stage: Stage, facts: Any) -> Line:
-    cfg, prompt = stage.settings, stage.run.config.text.max_prompt
-    episodes, reply = cfg.iterations * cfg.batch, cfg.sampler.max_tokens
+    cfg = stage.settings
+    prompt = stage.run.config.text.max_prompt
+    reply = cfg.sampler.max_tokens
+    episodes = cfg.iterations * cfg.batch
     batch = f"{cfg.batch} x ({prompt} + {reply}), {cfg.updates} updates of {cfg.minibatch}"
     if cfg.ptx_batch:
         batch += f" + {cfg.updates} x {cfg.ptx_batch} x {cfg.ptx_length} of text"

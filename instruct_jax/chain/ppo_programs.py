@@ -24,15 +24,18 @@ class Iteration:
     """Rollout, experience and update; the scores too, where the reward model reads text."""
 
     def __init__(self, stage: Stage, ready: "Ppo"):
-        self.stage, self.ready = stage, ready
-        self.cfg, self.state = stage.settings, ready.state
+        self.stage = stage
+        self.ready = ready
+        self.cfg = stage.settings
+        self.state = ready.state
         self.prompt = stage.run.config.text.max_prompt
         self.reply = self.cfg.sampler.max_tokens
         self.length = self.prompt + self.reply
 
         nets = self.nets = ready.nets
         self.layout = nets.policy.layout
-        self.policy, self.value = nets.policy.policy, nets.value.policy
+        self.policy = nets.policy.policy
+        self.value = nets.value.policy
         self.policy_size = parameter_count(nets.policy.boxed_policy)
         self.value_size = parameter_count(nets.value.boxed_scalar)
         self.reward_size = parameter_count(nets.reward.boxed_scalar)
@@ -94,7 +97,8 @@ class Iteration:
         )
 
     def _experience(self, sampled: Rollout) -> Program:
-        rows, state = self.cfg.batch, self.state
+        rows = self.cfg.batch
+        state = self.state
         policy = Reads(self.policy, rows, self.length, positions=rows * self.reply)
         value = Reads(self.value, rows, self.length)
         reference = policy
@@ -118,7 +122,8 @@ class Iteration:
         )
 
     def _update(self, made: Experience, metrics: Metrics) -> Program:
-        cfg, ptx = self.cfg, None
+        cfg = self.cfg
+        ptx = None
         rows = cfg.epochs * cfg.batch
         parts = cfg.updates * cfg.micro_batches
         operations: list[Operation] = [
@@ -127,7 +132,8 @@ class Iteration:
         ]
         if cfg.ptx_batch:
             ptx = programs.texts(self.layout, cfg.updates, cfg.ptx_batch, cfg.ptx_length)
-            rows, length = cfg.updates * cfg.ptx_batch, cfg.ptx_length
+            rows = cfg.updates * cfg.ptx_batch
+            length = cfg.ptx_length
             operations.append(Learns(self.policy, rows, length, rows * length, parts))
         for name, model in (("policy", self.policy), ("value", self.value)):
             trained = parameter_count(self.state.params[name])

@@ -57,7 +57,9 @@ def validate(
     run = Run(config, Path(config.out))
     check_needs(run, chosen)
     check_stages(run, chosen)
-    facts = None if config.data is None else read_data(run, config.data, chosen)
+    facts = None
+    if config.data is not None:
+        facts = read_data(run, config.data, chosen)
     if exists:
         check_identities(run, chosen, redo)
     check_tokenizers(run, chosen)
@@ -176,7 +178,11 @@ def check_mesh(config: RunConfig, devices: int | None, stages: Sequence[str] | N
             sampled[f"{name}.batch"] = settings.batch
     training = sharding.TRAINING | config.mesh.training
     sampling = sharding.SAMPLING | config.mesh.sampling
-    for asked, axes in ((rows, training["batch"]), (sampled, sampling["rows"])):
+    checked = (
+        (rows, training["batch"]),
+        (sampled, sampling["rows"]),
+    )
+    for asked, axes in checked:
         parts = math.prod(sizes[axis] for axis in axes)
         says = " * ".join(f"{axis} {sizes[axis]}" for axis in axes)
         for key, size in asked.items():
@@ -191,13 +197,16 @@ def missing_files(config: RunConfig) -> list[str]:
     """The models and data that are neither here nor, as far as it can be reached, on the hub."""
     places = []
     for name in config.stages:
-        places += [p.model for p in graph.uses(config, name).values() if p.model is not None]
+        for place in graph.uses(config, name).values():
+            if place.model is not None:
+                places.append(place.model)
     data = config.data
     if data is not None and data.tokenizer is not None:
         places.append(data.tokenizer)
     gone = [name for name in places if not _is_model(name)]
     for path in _all_files(config):
-        if not readers.exists(public_sets.split_path(path)[1]):
+        _, file = public_sets.split_path(path)
+        if not readers.exists(file):
             gone.append(path)
     return list(dict.fromkeys(gone))
 
@@ -219,29 +228,40 @@ def _is_model(name: str) -> bool:
 def read_data(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
     """Reads, checks and tokenizes all records; texts are only read, as they may be many."""
     config = run.config
+    on_own_files = []
     for name in chosen:
         override = config.stages[name].data
-        if override is not None:
+        if override is None:
+            on_own_files.append(name)
+        else:
             _read(run, merged_data(data, override), [name])
-    return _read(run, data, [name for name in chosen if config.stages[name].data is None])
+    return _read(run, data, on_own_files)
 
 
 def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
-    config, form = run.config, run.config.text
+    config = run.config
+    form = config.text
     dropped: list[str] = []
     tok = run_tokenizer(config, run.folder).load()
     check_vocabulary(tok, config.model.vocab_size, config.model.vocab_rows)
     skip: Any = data.on_bad_record
     found: dict[str, list[readers.Records]] = {}
     for kind in RECORD_KINDS:
-        files = getattr(data, kind)
-        found[kind] = [_noting(dropped, public_sets.load(kind, path, skip)) for path in files]
+        found[kind] = []
+        for path in getattr(data, kind):
+            records = public_sets.load(kind, path, skip)
+            dropped += records.dropped
+            found[kind].append(records)
+    everything: dict[str, list[Record]] = {}
+    for kind in RECORD_KINDS:
+        everything[kind] = list(itertools.chain(*found[kind]))
     for texts in found["texts"]:
         encode.check_texts(tok, texts)
-    usable: dict[str, list[Record]] = {"texts": list(itertools.chain(*found["texts"]))}
+    usable = {"texts": everything["texts"]}
 
     def encoded(kind: str, to_ids: Callable[..., encode.Encoded]) -> list[Any]:
-        items, usable[kind] = [], []
+        items = []
+        usable[kind] = []
         for path, records in zip(getattr(data, kind), found[kind], strict=True):
             part = _encode(tok, path, records, to_ids, form, dropped)
             usable[kind] += [records[i] for i in part.kept]
@@ -251,20 +271,22 @@ def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
     samples = encoded("demonstrations", encode.encode_demonstrations)
     rankings = encoded("rankings", encode.encode_rankings)
     encoded("prompts", encode.encode_prompts)
-    everything = {kind: list(itertools.chain(*found[kind])) for kind in RECORD_KINDS}
     parts = split(everything, data.held_out, config.seed)
     _check_split(config, data, parts, usable, chosen)
     own = {id(record) for record in parts.demonstrations}
-    learned = [s for s, r in zip(samples, usable["demonstrations"], strict=True) if id(r) in own]
+    learned = []
+    for sample, record in zip(samples, usable["demonstrations"], strict=True):
+        if id(record) in own:
+            learned.append(sample)
     sizes = [len(ranks) for _, ranks in rankings]
     return DataFacts(
-        len(tok),
-        {kind: len(usable[kind]) for kind in RECORD_KINDS},
-        len(parts.rankings),
-        _sft_rows(run, chosen, samples, learned),
-        sum(sizes),
-        max(sizes, default=0),
-        dropped,
+        vocabulary=len(tok),
+        counts={kind: len(usable[kind]) for kind in RECORD_KINDS},
+        rankings=len(parts.rankings),
+        sft_rows=_sft_rows(run, chosen, samples, learned),
+        completions=sum(sizes),
+        most_completions=max(sizes, default=0),
+        dropped=dropped,
     )
 
 
@@ -283,7 +305,8 @@ def _sft_rows(
             raise ConfigError(
                 f"{name}.length={settings.length} is too short for the demonstrations: {error}"
             ) from error
-        rows[name] = len(packing.pack(learned, settings.length, pad=0).tokens)
+        packed = packing.pack(learned, settings.length, pad=0)
+        rows[name] = len(packed.tokens)
     return rows
 
 
@@ -295,7 +318,9 @@ def _check_split(
     chosen: Sequence[str],
 ) -> None:
     """Each part of the records has enough to go on; a batch of PPO holds no prompt twice."""
-    short = {id(record) for records in usable.values() for record in records}
+    short: set[int] = set()
+    for records in usable.values():
+        short |= {id(record) for record in records}
 
     def left(records: list[Record]) -> int:
         return sum(id(record) in short for record in records)
@@ -317,7 +342,8 @@ def _check_split(
         settings: Any = config.stages[name]
         if settings.kind != "ppo":
             continue
-        batch, prompts = settings.batch, left(parts.prompts)
+        batch = settings.batch
+        prompts = left(parts.prompts)
         fitting = 1 << (max(prompts, 1).bit_length() - 1)  # a power of two
         require(
             prompts >= batch,
@@ -345,8 +371,3 @@ def _encode(
     if found.long_prompts or found.long_completions:
         dropped.append(f"{path}: {found.message} (on_long={form.on_long})")
     return found
-
-
-def _noting(dropped: list[str], records: readers.Records) -> readers.Records:
-    dropped += records.dropped
-    return records

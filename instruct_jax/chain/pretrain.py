@@ -33,12 +33,14 @@ class PretrainStage(PretrainConfig, StageSettings):
 
 
 def set_up(stage: Stage) -> supervised.Supervised:
-    cfg, net = stage.settings, stage.network
+    cfg = stage.settings
+    net = stage.network
+    key = stage.key("policy weights")
     return supervised.set_up(
         stage,
         net,
         net.boxed_policy,
-        stage.run.born(net.policy.init, net.layout, stage.key("policy weights")),
+        stage.run.born(net.policy.init, net.layout, key),
         make_loss(net.policy, "pretrain", dropout=cfg.dropout),
         cfg.optimizer,
         cfg.steps,
@@ -47,7 +49,8 @@ def set_up(stage: Stage) -> supervised.Supervised:
 
 
 def training(stage: Stage) -> Training:
-    cfg, net = stage.settings, stage.network
+    cfg = stage.settings
+    net = stage.network
     rows = texts.rows_of(net, _texts(stage), cfg.length)
     held_out = texts.held_out(stage, net)
     facts: dict[str, Any] = {"tokens": cfg.steps * cfg.batch * cfg.length}
@@ -66,11 +69,14 @@ def training(stage: Stage) -> Training:
 
 def run(stage: Stage) -> dict[str, Any]:
     """The base model; where the task has probes, copying must have emerged."""
-    ready, net = training(stage), stage.network
-    params, output = train(ready, stage.folder).params, ready.facts
+    net = stage.network
+    ready = training(stage)
+    params = train(ready, stage.folder).params
+    output = ready.facts
     held_out = texts.held_out(stage, net)
     if held_out:
-        output["nll"] = networks.nll(net, params, held_out, texts.row_shape(stage, net)[1])
+        _, batch = texts.row_shape(stage, net)
+        output["nll"] = networks.nll(net, params, held_out, batch)
     if stage.task.probes:
         output["copy_probes"] = copy_probes(stage, net, params)
         _require_copying(output["copy_probes"], stage.run.config.world)
@@ -94,8 +100,12 @@ def _require_copying(probes: dict[str, float], world: WorldConfig | None) -> Non
 
 def copy_probes(stage: Stage, net: Network, params: Params) -> dict[str, float]:
     """Share of probes of each kind that greedy decoding answers, word for word."""
-    tok, probes = net.tokenizer, stage.task.probes
-    prompts = [bos_ids(tok) + tok.encode(p["prompt"], add_special_tokens=False) for p in probes]
+    tok = net.tokenizer
+    probes = stage.task.probes
+    prompts = []
+    for probe in probes:
+        ids = tok.encode(probe["prompt"], add_special_tokens=False)
+        prompts.append(bos_ids(tok) + ids)
     greedy = SamplerConfig(max_tokens=12, temperature=0.0)
     replies = networks.generate(net, params, prompts, greedy, stage.key("copy probes"))
     right: dict[str, list[bool]] = {}
@@ -112,11 +122,13 @@ def nll_unigram(train: Rows, held_out: Rows, vocabulary: int) -> float:
     """
     counts = np.bincount(train.tokens[train.mask], minlength=vocabulary) + 1
     logp = np.log(counts / counts.sum())
-    return float(-logp[held_out.tokens[held_out.mask]].mean())
+    measured = held_out.tokens[held_out.mask]
+    return float(-logp[measured].mean())
 
 
 def check(stage: Stage) -> None:
-    length, context = stage.settings.length, stage.spec.model.context
+    length = stage.settings.length
+    context = stage.spec.model.context
     require(
         length <= context,
         f"stages.{stage.name}.length={length} exceeds model.context={context}; lower it or raise"

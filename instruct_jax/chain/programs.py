@@ -85,14 +85,20 @@ def large_parts(state: TrainState) -> dict[str, Any]:
 
 def split(layout: Layout, tree: Any, *, axis: int = 0) -> Any:
     """The shapes with their place where one axis is the batch."""
-    where = layout.sharding(*(None,) * axis, "batch")
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+    before = (None,) * axis
+    return _placed(tree, layout.sharding(*before, "batch"))
 
 
 def replicated(layout: Layout, tree: Any) -> Any:
     """The shapes with their place where every device has a copy."""
-    where = layout.sharding()
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+    return _placed(tree, layout.sharding())
+
+
+def _placed(tree: Any, where: Any) -> Any:
+    def placed(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return jax.tree.map(placed, tree)
 
 
 def texts(layout: Layout, *shape: int) -> TokenBatch:
@@ -102,12 +108,18 @@ def texts(layout: Layout, *shape: int) -> TokenBatch:
 
 
 def rankings(layout: Layout, rows: int, k: int, length: int) -> RankingBatch:
-    tokens, mask = _ints(rows, k, length), _bools(rows, k, length)
-    return split(layout, RankingBatch(tokens, mask, _ints(rows, k), _floats(rows)))
+    batch = RankingBatch(
+        _ints(rows, k, length),
+        _bools(rows, k, length),
+        _ints(rows, k),
+        _floats(rows),
+    )
+    return split(layout, batch)
 
 
 def prompts(layout: Layout, rows: int, length: int) -> PromptBatch:
-    return split(layout, PromptBatch(_ints(rows, length), _bools(rows, length)))
+    batch = PromptBatch(_ints(rows, length), _bools(rows, length))
+    return split(layout, batch)
 
 
 def scores(layout: Layout, *shape: int) -> Any:

@@ -27,7 +27,10 @@ def source_uses(value: str | tuple[str, ...]) -> dict[str, str]:
     names = [name for name in sources(value) if name != DATA]
     if len(names) == 1:
         return {"rankings": names[0]}
-    return {f"rankings.{number}": name for number, name in enumerate(names, 1)}
+    found = {}
+    for number, name in enumerate(names, 1):
+        found[f"rankings.{number}"] = name
+    return found
 
 
 def gathered(stage: Stage) -> Rankings:
@@ -35,9 +38,12 @@ def gathered(stage: Stage) -> Rankings:
     parts = [_of_source(stage, name) for name in sources(stage.settings.rankings)]
     groups: dict[str, Any] = {}
     for group in GROUPS:
-        groups[group] = [record for part in parts for record in getattr(part, group)]
+        groups[group] = []
+        for part in parts:
+            groups[group] += getattr(part, group)
     agreements = [part.agreement for part in parts if part.agreement is not None]
-    return Rankings(**groups, agreement=agreements[0] if agreements else None)
+    first = agreements[0] if agreements else None
+    return Rankings(**groups, agreement=first)
 
 
 def check(stage: Stage) -> None:
@@ -61,10 +67,13 @@ def _of_source(stage: Stage, name: str) -> Rankings:
         return given
     place = stage.run.place(name, f"stages.{stage.name}.rankings")
     folder = stage.run.stage_folder(place)
-    if not (folder / "done.json").exists():
+    note = folder / "done.json"
+    if not note.exists():
         raise RunError(f"{folder} is not finished; run the stage {place} first")
-    output = read_note(folder / "done.json")["output"]
-    groups: dict[str, Any] = {group: read_jsonl(folder, group) for group in GROUPS}
+    output = read_note(note)["output"]
+    groups: dict[str, Any] = {}
+    for group in GROUPS:
+        groups[group] = read_jsonl(folder, group)
     return Rankings(**groups, agreement=output.get("labeler_agreement"))
 
 
@@ -72,7 +81,8 @@ def read_jsonl(folder: Path, name: str) -> list[Record]:
     """Rankings of a group, or samples, that a stage wrote into its folder; a file without lines
     holds none.
     """
-    text = (folder / f"{name}.jsonl").read_text(encoding="utf-8")
+    path = folder / f"{name}.jsonl"
+    text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]
 
 
@@ -89,8 +99,12 @@ def held_out_samples(stage: Stage) -> list[Record]:
 def scored(net: Network, params: Params, records: list[Record]) -> list[Scored]:
     """The rankings with the score that a reward model gives to each completion."""
     encoded = encode.encode_rankings(net.tokenizer, records, net.text)
-    sequences = [ids for completions, _ in encoded.items for ids in completions]
-    flat, rows, start = networks.rewards(net, params, sequences), [], 0
+    sequences = []
+    for completions, _ in encoded.items:
+        sequences += completions
+    flat = networks.rewards(net, params, sequences)
+    rows = []
+    start = 0
     for number, (completions, _) in zip(encoded.kept, encoded.items, strict=True):
         end = start + len(completions)
         lengths = [len(ids) for ids in completions]

@@ -129,7 +129,8 @@ def _check_name(name: str, where: Where) -> None:
     reserved = (BASE, "data", "tokenizer", "compiled")
     plain = name.replace("_", "").replace("-", "").isalnum() and name.isascii()
     if not plain or name in reserved or len(name) > LONGEST_NAME:
-        place, text = where(f"stages.{name}"), shown(name) or repr(name)
+        place = where(f"stages.{name}")
+        text = shown(name) or repr(name)
         raise ConfigError(
             f"{place}: stages.{text} cannot be the name of a stage; use at most {LONGEST_NAME}"
             f" letters, digits, _ and -, and none of {', '.join(reserved)}"
@@ -138,7 +139,8 @@ def _check_name(name: str, where: Where) -> None:
 
 def _fill_in_base(tree: dict[str, Any]) -> None:
     """model and data.tokenizer, where `base` is a model from outside the run."""
-    base, given = tree.get("base"), tree.get("model", {})
+    base = tree.get("base")
+    given = tree.get("model", {})
     if not isinstance(base, str) or not isinstance(given, dict) or base in tree.get("stages", {}):
         return  # nothing to fill in, or a mistake that the loader explains
     data = tree.get("data")
@@ -147,10 +149,13 @@ def _fill_in_base(tree: dict[str, Any]) -> None:
         if not os.path.isfile(os.path.join(run, stage, NAME)):
             return  # the check of the run says it
         spec, _ = read_spec(Path(run), stage)
-        own, tokenizer = spec.model, dataclasses.asdict(spec.tokenizer)
+        own = spec.model
+        tokenizer = dataclasses.asdict(spec.tokenizer)
         if isinstance(data, dict) and data.get("tokenizer") is None:
             tokenizer["tokenizer"] = tokenizer.pop("place")
-            data.update({key: value for key, value in tokenizer.items() if value is not None})
+            for key, value in tokenizer.items():
+                if value is not None:
+                    data[key] = value
     else:
         if not is_model(base):
             return  # as above

@@ -46,7 +46,8 @@ class RewardStage(RewardConfig, StartedSettings):
 
 def set_up(stage: Stage, steps: int, name: str | None = None) -> supervised.Supervised:
     """`name` gives the random keys: the folds of a cross-validation have their own."""
-    cfg, net = stage.settings, stage.network
+    cfg = stage.settings
+    net = stage.network
     name = name or stage.name
     return supervised.set_up(
         stage,
@@ -68,7 +69,8 @@ def _start(stage: Stage, net: Network, name: str) -> Params:
         return parameters.scalar(stage.run, place).params
     key = stage.key(f"{name} adapters")
     backbone = parameters.start_params(stage.run, net, place, key)
-    head = stage.run.born(net.scalar.init_head, net.layout, stage.key(f"{name} head"))
+    head_key = stage.key(f"{name} head")
+    head = stage.run.born(net.scalar.init_head, net.layout, head_key)
     return {"backbone": backbone_of(backbone), "head": head}
 
 
@@ -85,10 +87,14 @@ def training(stage: Stage) -> Training:
 
 def training_on(stage: Stage, records: list[Record], name: str | None = None) -> Training:
     """The training of a reward model with the settings of a stage, on some rankings."""
-    cfg, net = stage.settings, stage.network
+    cfg = stage.settings
+    net = stage.network
     examples = encode.encode_rankings(net.tokenizer, records, net.text).items
     if cfg.pairs_shuffled:
-        examples = [pair for example in examples for pair in _pairs(*example)]
+        pairs = []
+        for completions, ranks in examples:
+            pairs += _pairs(completions, ranks)
+        examples = pairs
     source = ranking_source(stage, net, examples)
     steps = cfg.epochs * source.steps_per_epoch
     batch_at = networks.batches_on_mesh(net, source, cfg.batch)
@@ -105,15 +111,21 @@ def training_on(stage: Stage, records: list[Record], name: str | None = None) ->
 
 def ranking_source(stage: Stage, net: Network, examples: list[Any]) -> batches.Batches:
     """Batches of rankings in a few widths and numbers of completions."""
-    longest = max(len(ids) for completions, _ in examples for ids in completions)
-    sizes = sorted({min(-(-longest * part // 32) * 8, longest) for part in (2, 3, 4)})
+    lengths = []
+    for completions, _ in examples:
+        lengths += [len(ids) for ids in completions]
+    longest = max(lengths)
+    sizes = set()
+    for quarters in (2, 3, 4):
+        size = -(-longest * quarters // 32) * 8  # rounded up to a multiple of 8
+        sizes.add(min(size, longest))
     most = max(len(ranks) for _, ranks in examples)
     return batches.ranking_batches(
         examples,
         batch=stage.settings.batch,
         seed=stage.seed,
         pad=net.pad,
-        sizes=sizes,
+        sizes=sorted(sizes),
         counts=sorted({2, most}),  # pairs are not padded to K = 9
     )
 
@@ -127,8 +139,10 @@ def _pairs(completions, ranks) -> Iterator[batches.Ranking]:
 
 
 def abstract_programs(stage: Stage) -> list[Program]:
-    cfg, ready = stage.settings, set_up(stage, steps=1)
-    batch = abstract_rankings(stage, most=2 if cfg.pairs_shuffled else 9)
+    cfg = stage.settings
+    ready = set_up(stage, steps=1)
+    most = 2 if cfg.pairs_shuffled else 9
+    batch = abstract_rankings(stage, most)
     rows, k, length = batch.tokens.shape
     learns = Learns(ready.net.policy, rows * k, length, parts=cfg.micro_batches)
     return [supervised.program(stage, ready, batch, learns)]
@@ -137,17 +151,20 @@ def abstract_programs(stage: Stage) -> list[Program]:
 def abstract_rankings(stage: Stage, most: int = 9) -> RankingBatch:
     """The largest batch of rankings that the settings allow, of at most so many completions."""
     text = stage.run.config.text
-    k = min(number_of_rankings(stage, None)[1], most)
+    _, k = number_of_rankings(stage, None)
+    k = min(k, most)
     length = text.max_prompt + text.max_completion
     return programs.rankings(stage.network.layout, stage.settings.batch, k, length)
 
 
 def run(stage: Stage) -> dict[str, Any]:
     """The reward model; recentred after its training, and measured on held-out rankings."""
-    net, given = stage.network, rankings.gathered(stage)
+    net = stage.network
+    given = rankings.gathered(stage)
     ready = training_on(stage, given.train)
     base = scalar_base(parameters.base(stage.run, net))
-    params = merge(base, train(ready, stage.folder).params)
+    trained = train(ready, stage.folder).params
+    params = merge(base, trained)
     shift = _normalisation(stage, net, params)
     params = recentred(params, shift["mean"], shift["scale"])
     write_spec(stage.run.folder, stage.name, stage.spec, Checkpoint(stage.name))
@@ -169,20 +186,24 @@ def _normalisation(stage: Stage, net: Network, params: Params) -> dict[str, floa
         mean = float(scores.mean())
     if stage.settings.normalize == "mean":
         return {"mean": mean, "scale": 1.0}
-    _, prompts = networks.encode(net, stage.task.prompts("normalisation", N_TUNING_PROMPTS))
+    records = stage.task.prompts("normalisation", N_TUNING_PROMPTS)
+    _, prompts = networks.encode(net, records)
     sampler = SamplerConfig(max_tokens=sample_tokens(stage))
     policy = parameters.policy(stage.run, stage.used("start"))
-    replies = networks.generate(
-        policy.net, policy.params, prompts, sampler, stage.key("normalisation")
-    )
-    sequences = [[*p, *c[0].ids] for p, c in zip(prompts, replies, strict=True)]
-    return {"mean": mean, "scale": float(networks.rewards(net, params, sequences).std())}
+    key = stage.key("normalisation")
+    replies = networks.generate(policy.net, policy.params, prompts, sampler, key)
+    sequences = []
+    for prompt, completions in zip(prompts, replies, strict=True):
+        sequences.append([*prompt, *completions[0].ids])
+    scores = networks.rewards(net, params, sequences)
+    return {"mean": mean, "scale": float(scores.std())}
 
 
 def _measure(stage: Stage, net: Network, params: Params, given: Rankings) -> dict[str, Any]:
     groups: dict[str, list[Scored]] = {}
     for name in GROUPS:
-        rows = rankings.scored(net, params, getattr(given, name)[:MEASURED])
+        records = getattr(given, name)[:MEASURED]
+        rows = rankings.scored(net, params, records)
         if rows:
             groups[name] = rows
     measured = reward_accuracy.measure(groups)
@@ -205,31 +226,39 @@ def _gold_accuracy(stage: Stage, rows: list[Scored]) -> float | None:
             continue
         gold = []
         for text, ended in zip(record["completions"], record["ended"], strict=True):
-            gold.append(gold_scorer(prompt, text, ended)["score"])
+            parts = gold_scorer(prompt, text, ended)
+            gold.append(parts["score"])
         for i, better in enumerate(gold):
             for j, worse in enumerate(gold):
                 if better > worse + 0.01:
-                    pairs.append((float(scores[i] - scores[j]), ""))
-    return reward_accuracy.accuracy(pairs) if pairs else None
+                    margin = float(scores[i] - scores[j])
+                    pairs.append((margin, ""))
+    if not pairs:
+        return None
+    return reward_accuracy.accuracy(pairs)
 
 
 def check(stage: Stage) -> None:
     rankings.check(stage)
-    cfg, text, spec = stage.settings, stage.run.config.text, stage.spec
+    text = stage.run.config.text
+    spec = stage.spec
     longest = text.max_prompt + text.max_completion
     require(
         longest <= spec.model.context,
         f"text.max_prompt + text.max_completion = {longest} exceeds the context"
         f" {spec.model.context} of stages.{stage.name}; raise it, or lower these",
     )
-    if cfg.normalize == "mean_and_std":
+    if stage.settings.normalize == "mean_and_std":
         require_room(stage, spec)
 
 
 def reads(config: RunConfig, cfg: Any) -> tuple[str, ...]:
-    prompts = ("prompts",) if cfg.normalize == "mean_and_std" else ()
-    given = ("rankings",) if "data" in rankings.sources(cfg.rankings) else ()
-    return (*given, *prompts)
+    kinds = []
+    if "data" in rankings.sources(cfg.rankings):
+        kinds.append("rankings")
+    if cfg.normalize == "mean_and_std":
+        kinds.append("prompts")
+    return tuple(kinds)
 
 
 def records(stage: Stage) -> dict[str, Any]:
@@ -240,33 +269,41 @@ def records(stage: Stage) -> dict[str, Any]:
 
 
 def line(stage: Stage, facts: Any) -> Line:
-    cfg, text = stage.settings, stage.run.config.text
+    cfg = stage.settings
+    text = stage.run.config.text
     count, most = number_of_rankings(stage, facts)
     width = text.max_prompt + text.max_completion
     batch = f"{cfg.batch} prompts x {most} x {width}"
     epochs = plural(cfg.epochs, "epoch")
     if count is None:
         return Line(epochs, batch)
-    return Line(f"about {cfg.epochs * -(-count // cfg.batch):,} ({epochs})", batch)
+    steps_per_epoch = -(-count // cfg.batch)
+    steps = cfg.epochs * steps_per_epoch
+    return Line(f"about {steps:,} ({epochs})", batch)
 
 
 def number_of_rankings(stage: Stage, facts: Any) -> tuple[int | None, int]:
     """(rankings to learn from, where they can be counted; most completions of one)"""
-    count: int | None = 0
-    most = 2
+    counts: list[int | None] = []
+    sizes = [2]
     for name in rankings.sources(stage.settings.rankings):
         if name == "data":
-            count = None if facts is None or count is None else count + facts.rankings
-            most = max(most, facts.most_completions if facts else 9)
+            counts.append(facts.rankings if facts else None)
+            sizes.append(facts.most_completions if facts else 9)
             continue
         place = stage.run.place(name, f"stages.{stage.name}.rankings")
         if place.own:
             compare = stage.run.config.stages[str(place.stage)]
-            count = None if count is None else count + getattr(compare, "prompts", 0)
-            most = max(most, getattr(compare, "max_completions", 9))
+            counts.append(getattr(compare, "prompts", 0))
+            sizes.append(getattr(compare, "max_completions", 9))
         else:
-            count, most = None, max(most, 9)
-    return count, most
+            counts.append(None)
+            sizes.append(9)
+    most = max(sizes)
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None, most
+    return sum(known), most
 
 
 KIND = Kind(

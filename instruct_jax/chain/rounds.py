@@ -59,7 +59,8 @@ def _learned_policies(config: RunConfig) -> list[str]:
 
 
 def _later(config: RunConfig, rounds: list[RunConfig], number: int) -> RunConfig:
-    cfg, before = config.rounds, rounds[-1].out
+    cfg = config.rounds
+    before = rounds[-1].out
     assert cfg is not None
     own = _ranked(config)
     stages: dict[str, StageSettings] = {}
@@ -70,13 +71,11 @@ def _later(config: RunConfig, rounds: list[RunConfig], number: int) -> RunConfig
             if cfg.ranker is None and cfg.people is None:
                 who = {}
             shares = {f"{before}:{policy}": share for policy, share in cfg.shares.items()}
-            settings = dataclasses.replace(
-                settings, models=shares, previous=f"{before}:{name}", **who
-            )
+            previous = f"{before}:{name}"
+            settings = dataclasses.replace(settings, models=shares, previous=previous, **who)
         if settings.kind == "evaluate":
-            settings = dataclasses.replace(
-                settings, models=settings.named | _policies_of(rounds, _measured(config, name))
-            )
+            earlier = _policies_of(rounds, _measured(config, name))
+            settings = dataclasses.replace(settings, models=settings.named | earlier)
         stages[name] = settings
     return dataclasses.replace(
         rounds[0],
@@ -96,8 +95,9 @@ def _base(config: RunConfig) -> str | None:
 
 def _measured(config: RunConfig, evaluate: str) -> list[str]:
     """The policies of an evaluation that learn from rankings."""
-    named: Any = config.stages[evaluate]
-    return [name for name in named.named.values() if name in _learned_policies(config)]
+    settings: Any = config.stages[evaluate]
+    learned = _learned_policies(config)
+    return [name for name in settings.named.values() if name in learned]
 
 
 def _policies_of(rounds: list[RunConfig], names: list[str]) -> dict[str, str]:
@@ -116,10 +116,11 @@ def _from_first(config: RunConfig, settings: Any, own: list[str]) -> Any:
         if isinstance(value, str) and value not in own:
             changes[key] = _outside(config, value, key)
     if settings.kind == "evaluate":
-        changes["models"] = {
-            name: value if value in own else _outside(config, value, "models")
-            for name, value in settings.named.items()
-        }
+        models = dict(settings.named)
+        for name, value in settings.named.items():
+            if value not in own:
+                models[name] = _outside(config, value, "models")
+        changes["models"] = models
     return dataclasses.replace(settings, **changes)
 
 

@@ -44,8 +44,10 @@ def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[s
     chosen = picked(config, stages, redo)
     if is_main():
         open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
-        write_atomic(folder / "graph.json", json.dumps(graph_of(config), indent=1) + "\n")
-        for name in graph.descendants(config, redo) if redo else ():
+        graph_text = json.dumps(graph_of(config), indent=1)
+        write_atomic(folder / "graph.json", graph_text + "\n")
+        again = graph.descendants(config, redo) if redo else []
+        for name in again:
             shutil.rmtree(folder / name, ignore_errors=True)
     barrier("run folder")
     context = Run(config, folder)
@@ -57,9 +59,11 @@ def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[s
             continue
         started = time.monotonic()
         output = KINDS[stage.settings.kind].run(stage)
-        _finish(stage, inputs, output, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        _finish(stage, inputs, output, seconds)
     if is_main():
-        write_atomic(folder / "summary.json", json.dumps(summary(folder), indent=2) + "\n")
+        summary_text = json.dumps(summary(folder), indent=2)
+        write_atomic(folder / "summary.json", summary_text + "\n")
     if stages is None and is_main():
         from instruct_jax.report import build
 
@@ -134,8 +138,11 @@ def check_identities(run: Run, chosen: Sequence[str], redo: Sequence[str] = ()) 
     again = set(graph.descendants(run.config, redo)) if redo else set()
     wanted = set(chosen)
     for name in reversed(graph.order(run.config)):
-        if name in wanted:
-            wanted |= {str(p.stage) for p in run.stage(name).uses.values() if p.own}
+        if name not in wanted:
+            continue
+        for place in run.stage(name).uses.values():
+            if place.own:
+                wanted.add(str(place.stage))
     for name in graph.order(run.config):
         stage = run.stage(name)
         begun = any((stage.folder / note).exists() for note in ("inputs.json", "done.json"))
@@ -151,7 +158,10 @@ class _Unfinished(Exception):
 
 def _identity_of_begun(stage: Stage) -> dict[str, Any]:
     for place in stage.uses.values():
-        if place.stage and not (stage.run.stage_folder(place) / "done.json").exists():
+        if not place.stage:
+            continue
+        note = stage.run.stage_folder(place) / "done.json"
+        if not note.exists():
             raise _Unfinished
     return identity.identity(stage)
 
@@ -166,7 +176,8 @@ def check_tokenizers(run: Run, chosen: Sequence[str]) -> None:
                 continue
             folder = run.folder if place.run is None else Path(place.run)
             spec, left = read_spec(folder, place.stage)
-            then = saved_fingerprints(folder / left.stage / "checkpoints").get("tokenizer")
+            saved = saved_fingerprints(folder / left.stage / "checkpoints")
+            then = saved.get("tokenizer")
             now = identity.tokenizer_fingerprint(run, spec.tokenizer)
             if then not in (None, now):
                 raise RunError(
@@ -195,25 +206,31 @@ def graph_of(config: RunConfig) -> dict[str, Any]:
 
 def summary(folder: Path) -> dict[str, Any]:
     """The numbers of a run, from what its stages left behind."""
-    stages = json.loads((folder / "graph.json").read_text(encoding="utf-8"))["stages"]
-    done, sessions = {}, []
+    text = (folder / "graph.json").read_text(encoding="utf-8")
+    stages = json.loads(text)["stages"]
+    done = {}
+    sessions = []
     for row in stages:
-        place = folder / row["name"]
-        if (place / "done.json").exists():
-            done[row["name"]] = read_note(place / "done.json")
-        if (place / "sessions.jsonl").exists():
-            lines = (place / "sessions.jsonl").read_text().splitlines()
+        note_file = folder / row["name"] / "done.json"
+        if note_file.exists():
+            done[row["name"]] = read_note(note_file)
+        sessions_file = folder / row["name"] / "sessions.jsonl"
+        if sessions_file.exists():
+            lines = sessions_file.read_text().splitlines()
             sessions += [json.loads(line) for line in lines]
-    outputs = {name: note["output"] for name, note in done.items()}
     leaves = {row["name"]: row["leaves"] for row in stages}
-    evaluations, reward_models = {}, {}
-    for name, output in outputs.items():
+    evaluations = {}
+    reward_models = {}
+    unigrams = []
+    for name, note in done.items():
+        output = note["output"]
         if "win_rate" in output:
             evaluations[name] = output
         if leaves[name] == "scalar":
             reward_models[name] = {key: output.get(key) for key in ACCURACIES}
-    unigrams = [output["nll_unigram"] for output in outputs.values() if "nll_unigram" in output]
-    peaks = [part["host_peak_gib"] for part in [*done.values(), *sessions]]
+        if "nll_unigram" in output:
+            unigrams.append(output["nll_unigram"])
+    peaks = [part["host_peak_gib"] for part in (*done.values(), *sessions)]
     return {
         "seconds": {name: note["seconds"] for name, note in done.items()},
         "evaluations": evaluations,

@@ -35,7 +35,8 @@ def run(stage: Stage) -> dict[str, Any]:
     settings: Any = stage.run.config.stages[str(start.stage)]
     per_epoch = stage.run.output(start)["steps_per_epoch"]
     reward = parameters.scalar(stage.run, stage.used("reward"))
-    prompts, ids = networks.encode(stage.network, stage.task.prompts("tuning", N_TUNING_PROMPTS))
+    records = stage.task.prompts("tuning", N_TUNING_PROMPTS)
+    prompts, ids = networks.encode(stage.network, records)
     sampler = SamplerConfig(max_tokens=sample_tokens(stage))
     scores = {}
     for epoch in range(1, settings.epochs + 1):
@@ -44,7 +45,8 @@ def run(stage: Stage) -> dict[str, Any]:
         replies = networks.generate(policy.net, policy.params, ids, sampler, key)
         best = [completions[0] for completions in replies]
         rows = networks.whole_ids(reward.net, policy.net, prompts, ids, best)
-        scores[epoch] = float(networks.rewards(reward.net, reward.params, rows).mean())
+        rewards = networks.rewards(reward.net, reward.params, rows)
+        scores[epoch] = float(rewards.mean())
     chosen = max(scores, key=lambda epoch: scores[epoch])
     step = chosen * per_epoch
     checkpoint = Checkpoint(str(start.stage), step=step)
@@ -53,7 +55,8 @@ def run(stage: Stage) -> dict[str, Any]:
 
 
 def check(stage: Stage) -> None:
-    start, stages = stage.used("start"), stage.run.config.stages
+    start = stage.used("start")
+    stages = stage.run.config.stages
     require(
         start.own and stages[str(start.stage)].kind == "sft",
         f"stages.{stage.name}.start={start} must be a stage of kind sft of this run, whose epochs"
@@ -67,7 +70,8 @@ def reads(config: RunConfig, cfg: Any) -> tuple[str, ...]:
 
 
 def line(stage: Stage, facts: Any) -> Line:
-    settings: Any = stage.run.config.stages[str(stage.used("start").stage)]
+    start = stage.used("start")
+    settings: Any = stage.run.config.stages[str(start.stage)]
     return Line(batch=f"{plural(settings.epochs, 'epoch')} x {N_TUNING_PROMPTS} prompts")
 
 

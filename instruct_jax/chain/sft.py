@@ -30,7 +30,8 @@ class SftStage(SftConfig, StartedSettings):
 
 
 def set_up(stage: Stage, steps: int) -> supervised.Supervised:
-    cfg, net = stage.settings, stage.network
+    cfg = stage.settings
+    net = stage.network
     key = stage.key(f"{stage.name} adapters")
     return supervised.set_up(
         stage,
@@ -46,7 +47,8 @@ def set_up(stage: Stage, steps: int) -> supervised.Supervised:
 
 def training(stage: Stage) -> Training:
     """On demonstrations, with a share of pretraining rows where pretrain_mix asks for it."""
-    cfg, net = stage.settings, stage.network
+    cfg = stage.settings
+    net = stage.network
     samples = _samples(stage, stage.task.demonstrations)
     rows = packing.pack(samples, cfg.length, pad=net.pad)
     mixed = mixed_rows(cfg)
@@ -54,7 +56,8 @@ def training(stage: Stage) -> Training:
     batch_at = networks.batches_on_mesh(net, source, cfg.batch)
     if mixed:
         batch_at = _mixed_batches(stage, source, mixed)
-    steps, per_epoch = cfg.epochs * source.steps_per_epoch, source.steps_per_epoch
+    per_epoch = source.steps_per_epoch
+    steps = cfg.epochs * per_epoch
     return supervised.training(
         set_up(stage, steps),
         batch_at,
@@ -73,10 +76,12 @@ def training(stage: Stage) -> Training:
 def run(stage: Stage) -> dict[str, Any]:
     """The policy after each epoch of demonstrations; the last one is what the stage leaves."""
     ready = training(stage)
-    params, output = train(ready, stage.folder).params, ready.facts
+    params = train(ready, stage.folder).params
+    output = ready.facts
     held_out = _samples(stage, stage.task.held_out_demonstrations)
     if held_out:
-        cfg, net = stage.settings, stage.network
+        cfg = stage.settings
+        net = stage.network
         rows = packing.pack(held_out, cfg.length, pad=net.pad)
         whole = merge(parameters.base(stage.run, net), params)
         output["held_out_demonstrations"] = len(held_out)
@@ -87,9 +92,9 @@ def run(stage: Stage) -> dict[str, Any]:
 
 def _samples(stage: Stage, demonstrations: list[Record]) -> list[packing.Sample]:
     """Token ids, and which of them are learned."""
-    cfg, net = stage.settings, stage.network
+    net = stage.network
     samples = encode.encode_demonstrations(net.tokenizer, demonstrations, net.text).items
-    if cfg.loss_on_prompt:
+    if stage.settings.loss_on_prompt:
         return [(ids, [True] * len(ids)) for ids, _ in samples]
     return samples
 
@@ -106,12 +111,18 @@ def _mixed_batches(
     net = stage.network
     text_rows = texts.rows_of(net, _mixed_texts(stage), stage.settings.length)
     text = batches.token_batches(text_rows, batch=rows, seed=stage.seed)
-    return lambda step: networks.put(net, _joined(source.batch_at(step), text.batch_at(step)))
+
+    def batch_at(step: int) -> TokenBatch:
+        joined = _joined(source.batch_at(step), text.batch_at(step))
+        return networks.put(net, joined)
+
+    return batch_at
 
 
 def _mixed_texts(stage: Stage) -> list[Record]:
     cfg = stage.settings
-    return texts.learned(stage, 100 * cfg.epochs * mixed_rows(cfg) * cfg.length)
+    tokens_per_batch = mixed_rows(cfg) * cfg.length
+    return texts.learned(stage, 100 * cfg.epochs * tokens_per_batch)
 
 
 def _joined(*parts: TokenBatch) -> TokenBatch:
@@ -121,11 +132,13 @@ def _joined(*parts: TokenBatch) -> TokenBatch:
         return np.concatenate([np.asarray(getattr(part, name)) for part in parts])
 
     counted = (all_rows("weight") > 0).astype(np.float32)
-    return TokenBatch(all_rows("tokens"), all_rows("segments"), counted / counted.sum())  # type: ignore[arg-type]
+    weight = counted / counted.sum()
+    return TokenBatch(all_rows("tokens"), all_rows("segments"), weight)  # type: ignore[arg-type]
 
 
 def check(stage: Stage) -> None:
-    cfg, context = stage.settings, stage.spec.model.context
+    cfg = stage.settings
+    context = stage.spec.model.context
     place = f"stages.{stage.name}"
     require(
         cfg.length <= context,
@@ -155,17 +168,23 @@ def records(stage: Stage) -> dict[str, Any]:
 
 
 def line(stage: Stage, facts: Any) -> Line:
-    cfg, world = stage.settings, stage.run.config.world
-    rows = facts.sft_rows.get(stage.name) if facts else world.demonstrations if world else None
+    cfg = stage.settings
+    world = stage.run.config.world
+    rows = None
+    if facts:
+        rows = facts.sft_rows.get(stage.name)
+    elif world:
+        rows = world.demonstrations
     hedge = "" if facts else "at most "
+    epochs = plural(cfg.epochs, "epoch")
+    batch = f"{cfg.batch} x {cfg.length}"
     if rows is None:
-        return Line(plural(cfg.epochs, "epoch"), f"{cfg.batch} x {cfg.length}")
-    steps = cfg.epochs * -(-rows // (cfg.batch - mixed_rows(cfg)))
-    return Line(
-        f"{hedge}{steps:,} ({plural(cfg.epochs, 'epoch')})",
-        f"{cfg.batch} x {cfg.length}",
-        f"{hedge}{steps * cfg.batch * cfg.length:,}",
-    )
+        return Line(epochs, batch)
+    rows_per_step = cfg.batch - mixed_rows(cfg)
+    steps_per_epoch = -(-rows // rows_per_step)
+    steps = cfg.epochs * steps_per_epoch
+    tokens = steps * cfg.batch * cfg.length
+    return Line(f"{hedge}{steps:,} ({epochs})", batch, f"{hedge}{tokens:,}")
 
 
 KIND = Kind(

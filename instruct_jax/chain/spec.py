@@ -83,12 +83,13 @@ def spec_of(config: RunConfig, folder: Path, place: Place) -> ModelSpec:
     used = uses(config, str(place.stage))
     if "start" not in used or stage.whole:
         return _new(config, folder, stage, used.get("start"))
-    return derived(config, spec_of(config, folder, used["start"]), used["start"])
+    start = spec_of(config, folder, used["start"])
+    return derived(config, start, used["start"])
 
 
 def _of_other_run(config: RunConfig, place: Place) -> ModelSpec:
     """As it was left there, computed as this run says; `base` is asked as this run asks."""
-    found = read_spec(Path(str(place.run)), str(place.stage))[0]
+    found, _ = read_spec(Path(str(place.run)), str(place.stage))
     found = dataclasses.replace(found, model=_computed_as(config, found.model))
     if config.base is not None and resolve(config, BASE, BASE) == place:
         return dataclasses.replace(found, text=config.text)
@@ -97,7 +98,10 @@ def _of_other_run(config: RunConfig, place: Place) -> ModelSpec:
 
 def _computed_as(config: RunConfig, model: ModelConfig) -> ModelConfig:
     """The shape of a model, with the keys of this run that are ours to choose."""
-    ours = {key: getattr(config.model, key) for key in FREE if key != "vocab_multiple"}
+    ours = {}
+    for key in FREE:
+        if key != "vocab_multiple":
+            ours[key] = getattr(config.model, key)
     return dataclasses.replace(model, **ours)
 
 
@@ -164,10 +168,9 @@ def _of_hub(config: RunConfig, folder: Path, place: Place) -> ModelSpec:
             frozen_layers=config.frozen_layers,
         )
     model = _computed_as(config, hub_config(name))
-    data = config.data
-    source = TokenizerSource(
-        name, data.pad_token if data else None, data.eos_token if data else None
-    )
+    source = TokenizerSource(name)
+    if config.data is not None:
+        source = TokenizerSource(name, config.data.pad_token, config.data.eos_token)
     return ModelSpec(model, source, config.text, frozen_layers=config.frozen_layers)
 
 
@@ -204,7 +207,8 @@ def write_spec(folder: Path, stage: str, spec: ModelSpec, checkpoint: Checkpoint
     tree["root"] = None if spec.root is None else str(spec.root)
     if Path(spec.tokenizer.place) == folder / WORLD_TOKENIZER:
         tree["tokenizer"]["place"] = WORLD_TOKENIZER  # a run folder may be moved
-    text = json.dumps({"spec": tree, "checkpoint": dataclasses.asdict(checkpoint)}, indent=1)
+    note = {"spec": tree, "checkpoint": dataclasses.asdict(checkpoint)}
+    text = json.dumps(note, indent=1)
     write_atomic(folder / stage / NAME, text + "\n")
 
 
@@ -262,4 +266,5 @@ def model_fingerprint(config: ModelConfig) -> str:
         value = getattr(config, field.name)
         if field.name not in silent and value != field.default:
             meaning.append((field.name, value))
-    return hashlib.sha256(repr(sorted(meaning)).encode()).hexdigest()[:16]
+    text = repr(sorted(meaning))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -44,14 +44,16 @@ def set_up(
     """
     tx = optim.make_optimizer(optimizer, steps)
     base, own = net.split_frozen(params)
+    boxed_own = net.trained(boxed)
     key = stage.key(name or stage.name)
-    state = new_state(stage.run, net, net.trained(boxed), own, key, init_optimizer=tx.init)
+    state = new_state(stage.run, net, boxed_own, own, key, init_optimizer=tx.init)
 
     def on_base(state: TrainState, base: Params, batch: Any) -> tuple[TrainState, Metrics]:
         def whole_loss(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
             return loss_fn(merge(base, params), batch, key)
 
-        return make_step(whole_loss, tx, micro_batches=micro_batches)(state, batch)
+        learn = make_step(whole_loss, tx, micro_batches=micro_batches)
+        return learn(state, batch)
 
     step = sharding.compile_step(
         on_base, net.layout, state, shardings(base), net.layout.sharding("batch")

@@ -83,7 +83,11 @@ def merged_data(data: DataConfig, override: StageData | None) -> DataConfig:
     """The files of a run, with those that a stage names in place of its own."""
     if override is None:
         return data
-    named = {kind: files for kind in KINDS if (files := getattr(override, kind))}
+    named = {}
+    for kind in KINDS:
+        files = getattr(override, kind)
+        if files:
+            named[kind] = files
     return dataclasses.replace(data, **named)
 
 
@@ -113,7 +117,9 @@ def _of_world(config: RunConfig, world: WorldConfig) -> Task:
         return instructions.prompts(seed + numbers[purpose] + shift, count, part)
 
     def rank(samples: list[Record], held_out: list[Record], noise: float | None) -> Rankings:
-        sigma = labelers.calibrate_sigma(seed, held_out, train) if noise is None else noise
+        sigma = noise
+        if sigma is None:
+            sigma = labelers.calibrate_sigma(seed, held_out, train)
         return Rankings(
             train=labelers.rankings(seed + later, samples, train, sigma),
             held_out_prompts=labelers.rankings(seed + later + 1, held_out, train, sigma),
@@ -180,10 +186,14 @@ def _of_round(config: RunConfig, purpose: str, records: list[Record], count: int
     start = (config.round - 1) * count
 
     def place(i: int) -> bytes:
-        return hashlib.sha256(f"{config.seed} {purpose} {i}".encode()).digest()
+        name = f"{config.seed} {purpose} {i}"
+        return hashlib.sha256(name.encode()).digest()
 
     order = sorted(range(len(records)), key=place)
-    return [records[order[(start + i) % len(order)]] for i in range(count)]
+    chosen = []
+    for i in range(start, start + count):
+        chosen.append(records[order[i % len(order)]])
+    return chosen
 
 
 def _texts(texts: list[str]) -> list[Record]:

@@ -12,14 +12,16 @@ LENGTH = 128  # tokens of a row of held-out text, where no stage of the run is p
 
 
 def rows_of(net: Network, records: list[Record], length: int) -> packing.Rows:
-    return packing.pack(encode.encode_texts(net.tokenizer, records, length), length, pad=net.pad)
+    ids = encode.encode_texts(net.tokenizer, records, length)
+    return packing.pack(ids, length, pad=net.pad)
 
 
 def learned(stage: Stage, tokens: int) -> list[Record]:
     """The texts that a stage learns from: those of the pretrained model that it comes from, or at
     least so many `tokens`.
     """
-    return stage.task.texts(max(_of_pretraining(stage), min(tokens, MOST)))
+    least = min(tokens, MOST)
+    return stage.task.texts(max(_of_pretraining(stage), least))
 
 
 def _of_pretraining(stage: Stage) -> int:
@@ -41,10 +43,14 @@ def held_out(stage: Stage, net: Network) -> packing.Rows | None:
     texts = stage.task.held_out_texts
     if not texts:
         return None
-    length = row_shape(stage, net)[0]
-    rows, data = rows_of(net, texts, length), stage.run.config.data
+    length, _ = row_shape(stage, net)
+    rows = rows_of(net, texts, length)
+    data = stage.run.config.data
     count = len(rows.tokens)
-    most = count if data is None else min(count, -(-data.held_out_tokens // length))
+    most = count
+    if data is not None:
+        wanted = -(-data.held_out_tokens // length)
+        most = min(count, wanted)
     chosen = np.linspace(0, count - 1, most).astype(int)
     return packing.Rows(*(x[chosen] for x in rows))
 
