@@ -64,9 +64,8 @@ def conversation_ids(
     ids = bos_ids(tok)
     for message in messages:
         if message["role"] == "user":
-            ids += encode_prompt(tok, message["content"], template=form.template)[
-                len(bos_ids(tok)) :
-            ]
+            prompt = encode_prompt(tok, message["content"], template=form.template)
+            ids += prompt[len(bos_ids(tok)) :]
         else:
             ids += encode_completion(tok, message["content"], prefix=form.completion_prefix)
     return ids
@@ -126,9 +125,13 @@ class ChatModel:
     """A model with its compiled functions, and the conversation as it remembers it."""
 
     def __init__(self, model: Opened, context: int, limit: int):
-        self.name, self.net, self.params = model.name, model.net, model.params
-        self.tok, self.form = model.net.tokenizer, model.net.text
-        self.room, self.limit = context - limit, limit
+        self.name = model.name
+        self.net = model.net
+        self.params = model.params
+        self.tok = model.net.tokenizer
+        self.form = model.net.text
+        self.room = context - limit
+        self.limit = limit
         lm = model.net.models.sampler
         self.messages: list[Message] = []
         self.replies = 0
@@ -142,10 +145,10 @@ class ChatModel:
             hidden, cache = lm.decode(weights, cache, token)
             return lm.logits(weights, hidden), cache
 
-        self._read, self._extend = jax.jit(read), jax.jit(extend, donate_argnums=1)
-        for _ in zip(
-            range(2), self.stream([self.net.pad], SamplerConfig(), jax.random.key(0)), strict=False
-        ):
+        self._read = jax.jit(read)
+        self._extend = jax.jit(extend, donate_argnums=1)
+        tokens = self.stream([self.net.pad], SamplerConfig(), jax.random.key(0))
+        for _ in zip(range(2), tokens, strict=False):
             pass  # compiled before anyone waits for it
 
     def stream(self, ids: Ids, sampler: SamplerConfig, key: jax.Array) -> Iterator[int]:
@@ -153,7 +156,8 @@ class ChatModel:
 
         key: as make_rollout takes it.
         """
-        rows: Any = pad_prompts([ids], rounded(len(ids), self.room), pad=self.net.pad)
+        width = rounded(len(ids), self.room)
+        rows: Any = pad_prompts([ids], width, pad=self.net.pad)
         logits, cache = self._read(self.params, PromptBatch(*rows))
         for t in range(self.limit):
             token = draw(logits, jax.random.fold_in(key, t), sampler)
@@ -180,7 +184,9 @@ class Session:
         key: jax.Array,
     ):
         self.speakers = self.active = dict(zip("ab", speakers, strict=False))
-        self.judge, self.sampler, self.key = judge, sampler, key
+        self.judge = judge
+        self.sampler = sampler
+        self.key = key
         self.console = Console(highlight=False, soft_wrap=True)
 
     def note(self, text: str, style: str = "dim") -> None:
@@ -228,11 +234,9 @@ class Session:
 
     def answer(self, speaker: ChatModel, text: str) -> None:
         """Streams the reply to the screen and keeps the exchange."""
-        tok, form, before = (
-            speaker.tok,
-            speaker.form,
-            [*speaker.messages, {"role": "user", "content": text}],
-        )
+        tok = speaker.tok
+        form = speaker.form
+        before = [*speaker.messages, {"role": "user", "content": text}]
         try:
             messages, ids = fit(tok, form, before, speaker.room)
         except DataError as error:
@@ -243,10 +247,12 @@ class Session:
                 f"the context is full: {forgotten} exchange{'s' * (forgotten != 1)} forgotten, the"
                 " oldest first"
             )
-        tokens = speaker.reply(ids, self.sampler, jax.random.fold_in(self.key, speaker.replies))
+        key = jax.random.fold_in(self.key, speaker.replies)
+        tokens = speaker.reply(ids, self.sampler, key)
         speaker.replies += 1
         said: list[int] = []
-        started, facts = 0.0, []
+        facts = []
+        started = 0.0
         try:
             for piece in pieces(tok, tokens, said, form.completion_prefix):
                 # at the first token: what comes before it is reading
@@ -261,18 +267,15 @@ class Session:
             return
         if len(said) == speaker.limit and said[-1] != speaker.net.eos:
             facts.append("cut off by --max_tokens")
-        speaker.messages = [
-            *messages,
-            {
-                "role": "assistant",
-                "content": decode_completion(tok, said, prefix=form.completion_prefix),
-            },
-        ]
+        reply = decode_completion(tok, said, prefix=form.completion_prefix)
+        speaker.messages = [*messages, {"role": "assistant", "content": reply}]
         facts.append(f"{len(said)} token{'s' * (len(said) != 1)}")
         if len(said) > 1:
-            facts.append(f"{(len(said) - 1) / seconds:.0f} tokens/s")
+            speed = (len(said) - 1) / seconds
+            facts.append(f"{speed:.0f} tokens/s")
         if self.judge is not None:
-            facts.append(f"reward {self.judge([*ids, *said]):.3f}")
+            score = self.judge([*ids, *said])
+            facts.append(f"reward {score:.3f}")
         self.note(", ".join(facts))
 
 
@@ -329,7 +332,8 @@ def chat(
             " lower it",
         )
         speakers.append(ChatModel(model, slots, limit))
-    session = Session(speakers, judge and _scorer(judge), sampler, jax.random.key(seed))
+    scorer = None if judge is None else _scorer(judge)
+    session = Session(speakers, scorer, sampler, jax.random.key(seed))
     for speaker in speakers:
         size = parameter_count(speaker.params)
         session.note(
@@ -356,7 +360,8 @@ def _scorer(model: Opened) -> Callable[[Ids], float]:
 
 def _check_same_ids(policy: Opened, reward: Opened) -> None:
     """A reward model reads the ids of the policy as they are."""
-    (words, eos), (others, end) = (_ids(model.net.tokenizer) for model in (policy, reward))
+    words, eos = _ids(policy.net.tokenizer)
+    others, end = _ids(reward.net.tokenizer)
     if words != others or eos != end:
         raise RunError(
             f"--reward {reward.name} has another tokenizer than {policy.name} ({len(others)} ids"
@@ -367,6 +372,5 @@ def _check_same_ids(policy: Opened, reward: Opened) -> None:
 
 def _ids(tok: PreTrainedTokenizerBase) -> tuple[dict[str, int], int | None]:
     """The ids of all tokens but PAD, which no model reads, and that of EOS."""
-    return {
-        token: i for token, i in tok.get_vocab().items() if i != tok.pad_token_id
-    }, tok.eos_token_id  # pyright: ignore
+    words = {token: i for token, i in tok.get_vocab().items() if i != tok.pad_token_id}
+    return words, tok.eos_token_id  # pyright: ignore

@@ -114,9 +114,10 @@ def sizes(spec: ModelSpec) -> Sizes:
     for init in (lm.init, ScalarModel(lm).init):
         whole = jax.eval_shape(init, key)
         split = split_adapters if spec.lora else split_lower_layers
-        parts = ({}, whole) if spec.whole else split(whole)
-        counts.append([parameter_count(part) for part in parts])
-    return Sizes(counts[0][0], counts[0][1], counts[1][1])
+        frozen, trained = ({}, whole) if spec.whole else split(whole)
+        counts.append((parameter_count(frozen), parameter_count(trained)))
+    (frozen, policy), (_, scalar) = counts
+    return Sizes(frozen, policy, scalar)
 
 
 def _models(run: Run, chosen: Sequence[str]) -> list[str]:
@@ -129,8 +130,14 @@ def _models(run: Run, chosen: Sequence[str]) -> list[str]:
     rows = []
     for spec, names in shapes.items():
         size = sizes(spec)
-        trained = f"{size.policy:,}" if size.frozen else "all"
-        rows.append((", ".join(names), f"{size.whole:,}", trained, shape_text(spec.model)))
+        rows.append(
+            (
+                ", ".join(names),
+                f"{size.whole:,}",
+                f"{size.policy:,}" if size.frozen else "all",
+                shape_text(spec.model),
+            )
+        )
     return table(("model of", "parameters", "trained", "shape"), rows)
 
 
@@ -150,9 +157,14 @@ def _mesh(config: RunConfig) -> str:
     known = abs(math.prod(axes.values()))
     if -1 not in axes.values():
         devices = plural(known, "device")
+    elif known > 1:
+        devices = f"a multiple of {known} devices"
     else:
-        devices = f"a multiple of {known} devices" if known > 1 else "any number of devices"
-    parts = [f"{name} {'(all the rest)' if n == -1 else n}" for name, n in axes.items()]
+        devices = "any number of devices"
+    parts = []
+    for name, size in axes.items():
+        shown = "(all the rest)" if size == -1 else size
+        parts.append(f"{name} {shown}")
     return f"{' x '.join(parts)}: needs {devices}"
 
 
@@ -170,12 +182,14 @@ def _memory(run: Run, chosen: Sequence[str]) -> list[str]:
     """What is certain: states and caches.  Activations and the compiler's scratch space come on
     top.
     """
-    config, mesh = run.config, run.config.mesh
+    config = run.config
+    mesh = config.mesh
     shards = max(mesh.fsdp, 1) * max(mesh.tensor, 1)
     divided = f"/ {shards} (fsdp * tensor)"
     if mesh.fsdp == -1:
         divided = f"/ {shards} (tensor), and further by fsdp"
-    rows, notes = [], []
+    rows = []
+    notes = []
     for name in chosen:
         stage = run.stage(name)
         kind = KINDS[stage.settings.kind]
@@ -197,27 +211,38 @@ def _memory(run: Run, chosen: Sequence[str]) -> list[str]:
 
 def _state(stage: Any) -> tuple[float, str]:
     """(bytes, what they are) of the state of a training stage and what lies beside it."""
-    own, settings = sizes(stage.spec), stage.settings
-    frozen = own.frozen * (2 if stage.spec.model.dtype == "bfloat16" else F32)
+    settings = stage.settings
+    own = sizes(stage.spec)
+    frozen = own.frozen * _bytes(stage.spec.model)
     on_base = "frozen base; of what is trained on it " if frozen else ""
     if not hasattr(settings, "sampler"):
         trained = own.scalar if settings.leaves == "scalar" else own.policy
         return frozen + TRAINED * trained, f"{on_base}weights, gradient, Adam"
     reward = sizes(stage.run.spec(stage.used("reward")))
     value = reward if settings.value_init == "reward" else own
-    size = frozen + (TRAINED + 2 * F32) * own.policy + TRAINED * value.scalar
+    size = frozen + F32 * reward.scalar
+    size += (TRAINED + 2 * F32) * own.policy  # trained, averaged, and the reference
+    size += TRAINED * value.scalar
     what = (
         f"{on_base}policy and value function: weights, gradient, Adam; average of the policy;"
         " reference; reward model"
     )
-    return size + F32 * reward.scalar, what
+    return size, what
 
 
 def _cache(stage: Any) -> float:
-    model, settings = stage.spec.model, stage.settings
+    """Bytes of keys and values of all tokens of a batch of replies with their prompts."""
+    model = stage.spec.model
+    settings = stage.settings
     length = stage.run.config.text.max_prompt + settings.sampler.max_tokens
-    width = 2 if model.dtype == "bfloat16" else 4
-    return 2 * model.layers * settings.batch * length * model.groups * model.head_size * width
+    tokens = settings.batch * length
+    by_layer = 2 * model.groups * model.head_size
+    return tokens * model.layers * by_layer * _bytes(model)
+
+
+def _bytes(model: ModelConfig) -> int:
+    """Of a number as the forward pass reads it."""
+    return 2 if model.dtype == "bfloat16" else F32
 
 
 def _data(config: RunConfig, facts: DataFacts | None, missing: list[str]) -> list[str]:
@@ -229,13 +254,14 @@ def _data(config: RunConfig, facts: DataFacts | None, missing: list[str]) -> lis
             "data           not found, so the data part is skipped (`run` would stop here):",
             *(f"  {path}" for path in missing),
         ]
-    counts, held_out = facts.counts, config.data.held_out if config.data else 0.0
+    counts = facts.counts
+    held_out = config.data.held_out if config.data else 0.0
+    packed = [f", {rows:,} rows in {name}" for name, rows in facts.sft_rows.items()]
     return [
         f"tokenizer      {facts.vocabulary:,} ids of {config.model.vocab_rows:,} in the model",
         f"data           {counts['texts']:,} texts, {counts['prompts']:,} prompts;"
         f" {held_out:.0%} of all records are held out",
-        f"               {counts['demonstrations']:,} demonstrations"
-        + "".join(f", {rows:,} rows in {name}" for name, rows in facts.sft_rows.items()),
+        f"               {counts['demonstrations']:,} demonstrations" + "".join(packed),
         f"               {counts['rankings']:,} rankings of {facts.completions:,} completions",
         f"dropped or cut {len(facts.dropped)}",
         *(f"  {line}" for line in facts.dropped[:10]),

@@ -108,7 +108,10 @@ def _find(model: str, overrides: Sequence[str]) -> tuple[Run, Place]:
         )
     config = load_run(Path(folder) / "config.yaml", overrides)
     run = Run(config, Path(folder))
-    names = [n for n, stage in config.stages.items() if stage.leaves in ("policy", "scalar")]
+    names = []
+    for other, stage in config.stages.items():
+        if stage.leaves in ("policy", "scalar"):
+            names.append(other)
     require(
         name in names,
         f"{model}: name a stage that leaves a model: {folder}:STAGE, one of {', '.join(names)}",
@@ -121,9 +124,11 @@ def _find(model: str, overrides: Sequence[str]) -> tuple[Run, Place]:
 def _write_rest(
     stage: Stage, family: Family, out: Path, dtype: str, keys: Any, biased: bool
 ) -> None:
-    net, is_reward = stage.network, stage.settings.leaves == "scalar"
+    net = stage.network
+    is_reward = stage.settings.leaves == "scalar"
     tok = net.tokenizer
-    eos, pad = net.eos, net.pad
+    eos = net.eos
+    pad = net.pad
     if not is_reward and pad >= keys["vocab_size"]:
         tok.pad_token = None  # ours alone: the model has no row for it
     ids = {
@@ -131,9 +136,11 @@ def _write_rest(
         "eos_token_id": tok.eos_token_id,
         "pad_token_id": tok.pad_token_id,
     }
-    classes, labels = [family.classes + family.causal], {}
+    classes = [family.classes + family.causal]
+    labels = {}
     if is_reward:
-        classes, labels = [f"{family.scalar}ForSequenceClassification"], {"num_labels": 1}
+        classes = [f"{family.scalar}ForSequenceClassification"]
+        labels = {"num_labels": 1}
     theirs: Any = AutoConfig.for_model(
         **keys | ids | labels | {"architectures": classes, "dtype": dtype}
     )
@@ -200,7 +207,9 @@ def _lineage(stage: Stage) -> list[str]:
         note = read_note(path)
         used = []
         for key, place in uses(stage.run.config, name).items():
-            digest = str(note["inputs"].get(f"uses.{key}", "")).partition(":")[2]
+            hashed = str(note["inputs"].get(f"uses.{key}", ""))
+            _, _, digest = hashed.partition(":")
             used.append(f"{place} ({digest[:12]})")
-        rows.append(f"| {name} | {note['kind']} | {', '.join(used) or 'data alone'} |")
+        made_from = ", ".join(used) or "data alone"
+        rows.append(f"| {name} | {note['kind']} | {made_from} |")
     return rows

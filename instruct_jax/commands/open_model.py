@@ -32,7 +32,8 @@ def open_policy(name: str, overrides: Sequence[str] = ()) -> Opened:
     """A language model, its parameters as the sampler wants them."""
     run, place = find(name, "policy", overrides)
     model = parameters.policy(run, place)
-    return Opened(shown(run, place), run, place, model.net, model.net.for_sampling(model.params))
+    weights = model.net.for_sampling(model.params)
+    return Opened(shown(run, place), run, place, model.net, weights)
 
 
 def open_reward(name: str, overrides: Sequence[str] = ()) -> Opened:
@@ -57,8 +58,14 @@ def find(name: str, leaves: str, overrides: Sequence[str] = ()) -> tuple[Run, Pl
     config = load_run(folder / "config.yaml", [*ONE_DEVICE, *overrides])
     run = Run(config, folder)
     _check_mesh(run)
-    fitting = [n for n in graph.order(config) if config.stages[n].leaves == leaves]
-    done = [n for n in fitting if (folder / n / NAME).exists()]
+    fitting = []
+    done = []
+    for other in graph.order(config):
+        if config.stages[other].leaves != leaves:
+            continue
+        fitting.append(other)
+        if (folder / other / NAME).exists():
+            done.append(other)
     what = graph.LEAVES_WORDS[leaves]
     if not stage:
         if not done:
@@ -76,7 +83,9 @@ def find(name: str, leaves: str, overrides: Sequence[str] = ()) -> tuple[Run, Pl
 
 def shown(opened_run: Run, place: Place) -> str:
     """RUN:STAGE of a place that `find` found."""
-    return str(place) if place.model is not None else f"{opened_run.folder}:{place.stage}"
+    if place.model is not None:
+        return str(place)
+    return f"{opened_run.folder}:{place.stage}"
 
 
 def _run_and_stage(name: str) -> tuple[Path | None, str]:

@@ -24,7 +24,8 @@ def replay(folder: Path) -> tuple[Path, dict[str, float]]:
     them.
     """
     place = find(folder)
-    name, run_folder = place.parent.name, place.parent.parent
+    name = place.parent.name
+    run_folder = place.parent.parent
     step = int(place.name.rpartition("_")[2])
     config = load_run(run_folder / "config.yaml")
     require(
@@ -40,8 +41,10 @@ def replay(folder: Path) -> tuple[Path, dict[str, float]]:
     example = training.batch_at(step - 1)
     with Checkpoints(place / "state", fingerprints=training.fingerprints) as checkpoints:
         state = checkpoints.restore(freed(training.state))
-    _, metrics = training.step(state, _read_batch(place / "batch.npz", example))
-    return place, {key: float(value) for key, value in jax.device_get(metrics).items()}
+    batch = _read_batch(place / "batch.npz", example)
+    _, metrics = training.step(state, batch)
+    metrics = jax.device_get(metrics)
+    return place, {key: float(value) for key, value in metrics.items()}
 
 
 def find(folder: Path) -> Path:
@@ -70,7 +73,7 @@ def _read_batch(path: Path, example: Any) -> Any:
                 f"{path} holds a batch of another shape than the config makes; put config.yaml and"
                 " the data back as they were"
             )
-        rows = zip(names, leaves, strict=True)
-        return jax.tree.unflatten(
-            tree, [jax.device_put(arrays[name], leaf.sharding) for name, leaf in rows]
-        )
+        placed = []
+        for name, leaf in zip(names, leaves, strict=True):
+            placed.append(jax.device_put(arrays[name], leaf.sharding))
+        return jax.tree.unflatten(tree, placed)

@@ -62,9 +62,8 @@ def sample(
     for number, name in enumerate(names):
         model = open_policy(name, overrides)
         context = model.net.spec.model.context
-        sampler = SamplerConfig(
-            max_tokens=max_tokens or min(REPLY, context // 2), temperature=temperature
-        )
+        longest = max_tokens or min(REPLY, context // 2)
+        sampler = SamplerConfig(max_tokens=longest, temperature=temperature)
         require(
             sampler.max_tokens < context,
             f"--max_tokens {sampler.max_tokens} fills the context of {name}, {context}; lower it",
@@ -76,10 +75,13 @@ def sample(
             "max_tokens": sampler.max_tokens,
             "checkpoint": _made_from(model),
         }
-    kept = sorted(set.intersection(*(set(found) for found in samples)))
-    rows = (_row(records[i], [found[i] for found in samples], names, settings) for i in kept)
+    kept = set.intersection(*(set(found) for found in samples))
+    rows = []
+    for i in sorted(kept):
+        drawn = [found[i] for found in samples]
+        rows.append(_row(records[i], drawn, names, settings))
     write_jsonl(out, rows)
-    return len(kept)
+    return len(rows)
 
 
 def _made_from(model: Opened) -> str | None:
@@ -94,7 +96,8 @@ def _draw(
 ) -> dict[int, list[Completion]]:
     """Number of the record -> completions, a batch of prompts at a time."""
     net = model.net
-    room = dataclasses.replace(net.text, max_prompt=net.spec.model.context - sampler.max_tokens)
+    longest = net.spec.model.context - sampler.max_tokens
+    room = dataclasses.replace(net.text, max_prompt=longest)
     encoded = encode.encode_prompts(net.tokenizer, records, room)
     # of all batches, so that one program is compiled
     width = max(map(len, encoded.items), default=0)
@@ -103,6 +106,7 @@ def _draw(
     with StageProgress(f"sample {model.name}", step=0, total=len(encoded.items)) as progress:
         for start in range(0, len(encoded.items), size):
             part = encoded.items[start : start + size]
+            numbers = encoded.kept[start : start + size]
             replies = networks.generate(
                 net,
                 model.params,
@@ -112,7 +116,7 @@ def _draw(
                 samples=samples,
                 width=width,
             )
-            found |= dict(zip(encoded.kept[start : start + size], replies, strict=True))
+            found |= dict(zip(numbers, replies, strict=True))
             progress.update(len(found), {})
     return found
 
@@ -120,10 +124,18 @@ def _draw(
 def _row(
     record: Record, drawn: list[list[Completion]], names: Sequence[str], settings: dict[str, Any]
 ) -> Record:
-    flat = [(name, one) for name, made in zip(names, drawn, strict=True) for one in made]
-    texts = {
-        "completions": [one.text for _, one in flat],
-        "ended": [one.ended for _, one in flat],
-        "models": [name for name, _ in flat],
+    texts = []
+    ended = []
+    models = []
+    for name, made in zip(names, drawn, strict=True):
+        for one in made:
+            texts.append(one.text)
+            ended.append(one.ended)
+            models.append(name)
+    return {
+        **record,
+        "completions": texts,
+        "ended": ended,
+        "models": models,
+        "sampler": settings,
     }
-    return {**record, **texts, "sampler": settings}

@@ -28,13 +28,15 @@ STYLES = {"read": "dim", "learned": "green", "reward": "bold magenta"}
 def show_tokens(config: RunConfig, count: int, console: Console | None = None) -> None:
     """A table for each of the first `count` records of each kind; coloured on a terminal."""
     require(count >= 1, f"--show-tokens {count} must be at least 1")
-    console, tok = console or Console(), tokenizer_of(config)
+    console = console or Console()
+    tok = tokenizer_of(config)
     for title, ids, uses in _sequences(config, tok, count):
         table = Table("position", "id", "piece", "mask", box=box.SIMPLE_HEAD)
         for position, (token, use) in enumerate(zip(ids, uses, strict=True)):
             style = STYLES[use]
             piece = Text(_piece(tok, token), style)
-            table.add_row(str(position), str(token), piece, Text(use, style))
+            mask = Text(use, style)
+            table.add_row(str(position), str(token), piece, mask)
         console.print(Text(title, "bold"), table)
 
 
@@ -57,24 +59,27 @@ Shown = tuple[str, Sequence[int], list[str]]  # title, ids, what becomes of each
 
 def _sequences(config: RunConfig, tok: PreTrainedTokenizerBase, count: int) -> Iterator[Shown]:
     """Of texts, demonstrations, rankings (every completion) and prompts."""
-    records = {kind: found[:count] for kind, found in _records(config, count).items()}
-    learned = {
-        "texts": encode.encode_texts(tok, records["texts"], _text_length(config))[:count],
-        "demonstrations": encode.encode_demonstrations(
-            tok, records["demonstrations"], config.text
-        ).items,
-    }
+    form = config.text
+    records = {}
+    for kind, found in _records(config, count).items():
+        records[kind] = found[:count]
+    texts = encode.encode_texts(tok, records["texts"], _text_length(config))
+    demonstrations = encode.encode_demonstrations(tok, records["demonstrations"], form).items
+    learned = {"texts": texts[:count], "demonstrations": demonstrations}
     for kind, samples in learned.items():
         for number, (ids, learn) in enumerate(samples, 1):
-            # nothing predicts the first
-            uses = ["learned" if own and i else "read" for i, own in enumerate(learn)]
+            uses = []
+            for i, own in enumerate(learn):
+                is_learned = own and i > 0  # nothing predicts the first
+                uses.append("learned" if is_learned else "read")
             yield f"{kind} {number}", ids, uses
-    rankings = encode.encode_rankings(tok, records["rankings"], config.text).items
+    rankings = encode.encode_rankings(tok, records["rankings"], form).items
     for number, (completions, ranks) in enumerate(rankings, 1):
         for k, (ids, rank) in enumerate(zip(completions, ranks, strict=True), 1):
             title = f"rankings {number}, completion {k} of rank {rank}"
-            yield title, ids, ["read"] * (len(ids) - 1) + ["reward"]
-    prompts = encode.encode_prompts(tok, records["prompts"], config.text).items
+            before_last = ["read"] * (len(ids) - 1)
+            yield title, ids, [*before_last, "reward"]
+    prompts = encode.encode_prompts(tok, records["prompts"], form).items
     for number, ids in enumerate(prompts, 1):
         yield f"prompts {number}", ids, ["read"] * len(ids)
 
@@ -111,4 +116,6 @@ def _piece(tok: PreTrainedTokenizerBase, token: int) -> str:
     vocabulary writes it.
     """
     text = str(tok.decode([token], clean_up_tokenization_spaces=False))
-    return repr(text if "\ufffd" not in text else str(tok.convert_ids_to_tokens(token)))
+    if "\ufffd" in text:
+        text = str(tok.convert_ids_to_tokens(token))
+    return repr(text)

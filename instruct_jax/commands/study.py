@@ -62,9 +62,12 @@ class ArmRun:
     @property
     def done(self) -> bool:
         """Are all of its stages finished, and the report where it runs them all?"""
-        finished = all((self.folder / name / "done.json").exists() for name in self.stages)
-        whole = "--stages" not in self.command
-        return finished and (not whole or (self.folder / "report.html").exists())
+        for name in self.stages:
+            note = self.folder / name / "done.json"
+            if not note.exists():
+                return False
+        runs_all = "--stages" not in self.command
+        return not runs_all or (self.folder / "report.html").exists()
 
 
 def load_study(path: Path, overrides: list[str]) -> tuple[StudyConfig, list[ArmRun]]:
@@ -72,7 +75,10 @@ def load_study(path: Path, overrides: list[str]) -> tuple[StudyConfig, list[ArmR
     built.
     """
     study = load_config(StudyConfig, path, overrides)
-    return study, [run for seed in study.seeds for run in _runs(study, path, seed)]
+    runs = []
+    for seed in study.seeds:
+        runs += _runs(study, path, seed)
+    return study, runs
 
 
 def _runs(study: StudyConfig, path: Path, seed: int) -> Iterator[ArmRun]:
@@ -113,7 +119,8 @@ def _filled(value: Any, out: str, seed: int) -> Any:
     if isinstance(value, list):
         return [_filled(part, out, seed) for part in value]
     if isinstance(value, str):
-        return value.replace("{out}", out).replace("{seed}", str(seed))
+        value = value.replace("{out}", out)
+        return value.replace("{seed}", str(seed))
     return value
 
 
@@ -125,7 +132,8 @@ def run_study(study: StudyConfig, runs: list[ArmRun]) -> None:
     for number, run in enumerate(runs):
         if run.done:
             continue
-        print(f"[{number + 1}/{len(runs)}] instruct-jax {shlex.join(run.command)}", flush=True)
+        command = shlex.join(run.command)
+        print(f"[{number + 1}/{len(runs)}] instruct-jax {command}", flush=True)
         code = _wait(run.command, Path(study.out) / "compiled")
         if code == 130 or (code == 0 and not run.done):
             raise Interrupted("the study was stopped; the same command resumes it", code)
