@@ -59,7 +59,8 @@ class Collective:
             "reduce-scatter": self.parties - 1,
             "collective-permute": 1,
         }
-        return self.total * shares.get(self.kind, others)
+        share = shares.get(self.kind, others)
+        return self.total * share
 
 
 def collectives(text: str) -> list[Collective]:
@@ -100,14 +101,16 @@ def _collective(computations: Computations, line: str, times: int) -> Collective
     source = match[1] if match else ""
     call = _CALL.search(line)
     if call is not None:
-        kind, size = call["kind"], _size(call["type"])
+        kind = call["kind"]
+        size = _size(call["type"])
         if call["start"] and kind != "all-reduce":
             size //= 2  # -start names its operand too
         return Collective(kind, size, _parties(line), times, source)
     fusion = _FUSION.search(line)
     if fusion is None:
         return None
-    inside = next(one for one in computations[fusion["name"]] if _CALL.search(one))
+    lines = computations[fusion["name"]]
+    inside = next(one for one in lines if _CALL.search(one))
     size = _size(fusion["type"])
     return Collective("reduce-scatter", size, _parties(inside), times, source)
 
@@ -115,7 +118,9 @@ def _collective(computations: Computations, line: str, times: int) -> Collective
 def _branches(line: str) -> list[str]:
     """The computations that a conditional chooses from."""
     names = re.search(r"branch_computations=\{([^}]*)\}", line)
-    return [] if names is None else re.findall(r"%?([\w.\-]+)", names[1])
+    if names is None:
+        return []
+    return re.findall(r"%?([\w.\-]+)", names[1])
 
 
 def _total(found: list[Collective]) -> int:
@@ -135,11 +140,12 @@ def _trips(computations: Computations, line: str) -> int:
         if " fusion(" in one:
             lines += computations.get(_named(one, "calls"), [])
 
-    constants, limits = {}, []
+    constants = {}
     for line in lines:
         constant = _CONSTANT.search(line)
         if constant is not None:
             constants[constant["name"]] = int(constant["value"])
+    limits = []
     for line in lines:
         below = _BELOW.search(line)
         if below is not None:
@@ -158,7 +164,8 @@ def _parties(line: str) -> int:
         return math.prod(int(sizes[axis]) for axis in axes)
     if group["size"]:
         return int(group["size"])
-    return len(group["first"].split(","))
+    members = group["first"].split(",")
+    return len(members)
 
 
 def _named(line: str, role: str) -> str:

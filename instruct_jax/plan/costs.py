@@ -47,9 +47,12 @@ class Costs(NamedTuple):
         layers = 2 * self._layers * tokens
         attention = 4 * self._queries * tokens * keys
         head = 2 * self._embedding * positions
-        masked = 0 if self.fused else attention  # plain attention computes the other half too
+        flops = layers + attention + head
+        computed = flops
+        if not self.fused:
+            computed += attention  # plain attention computes the masked half too
         traffic = self._weights(positions) + self._activations(rows, length, positions)
-        return Work(layers + attention + head, layers + attention + masked + head, traffic)
+        return Work(flops, computed, traffic)
 
     def training(self, rows: int, length: int, positions: int, parts: int = 1) -> Work:
         """Forward and backward of a batch in `parts` micro-batches; logits are made twice, and with
@@ -58,16 +61,20 @@ class Costs(NamedTuple):
         ahead = self.forward(rows, length, positions)
         head = 2 * self._embedding * positions
         passes = 4 if self.model.remat == "full" else 3  # backward counts as two
-        computed = passes * (ahead.computed - head) + 4 * head
+        without_head = ahead.computed - head
+        computed = passes * without_head + 4 * head
         weights = parts * (passes - 1) * self._weights(positions)
         activations = passes * self._activations(rows, length, positions)
         return Work(3 * ahead.flops, computed, weights + activations)
 
     def learning(self, parameters: int, parts: int = 1, steps: int = 1) -> Work:
         """Steps of Adam, and the sums of the gradients of micro-batches."""
-        own = parameters / (self.sizes["fsdp"] * self.sizes["tensor"])
-        sums = 2 * F32 * parts if parts > 1 else 0
-        return Work(0, 0, steps * own * (LEARNED + sums))
+        shards = self.sizes["fsdp"] * self.sizes["tensor"]
+        own = parameters / shards
+        by_parameter = LEARNED
+        if parts > 1:
+            by_parameter += 2 * F32 * parts
+        return Work(0, 0, steps * own * by_parameter)
 
     def decoding(self, rows: int, prompt: int, tokens: int) -> Work:
         """`tokens` tokens for each row after a prompt, one after the other, with a cache for all of
@@ -81,8 +88,8 @@ class Costs(NamedTuple):
         flops = layers + attention + head
 
         m = self.model
-        cache = 2 * m.layers * m.groups * m.head_size * self._bytes
-        cache *= rows * (prompt + tokens)
+        kept = 2 * m.groups * m.head_size  # keys and values of one token in one layer
+        cache = rows * (prompt + tokens) * m.layers * kept * self._bytes
         logits = 3 * F32 * m.vocab_rows * rows
         by_token = self._weights(rows) + (cache + logits) / self._parts
         return Work(flops, flops, tokens * by_token)
@@ -93,19 +100,26 @@ class Costs(NamedTuple):
     def _layers(self) -> int:
         """Weights in the matmuls of all layers."""
         m = self.model
-        mlp = m.mlp_size * (3 if m.gated else 2)
-        return m.layers * m.width * (self._projected + mlp)
+        return m.layers * m.width * (self._projected + self._mlp)
+
+    @property
+    def _mlp(self) -> int:
+        """Width of the matrices of an MLP together, of one layer."""
+        matrices = 3 if self.model.gated else 2
+        return matrices * self.model.mlp_size
 
     @property
     def _projected(self) -> int:
         """Width of queries, keys, values and what attention gives back, of one layer."""
         m = self.model
-        return (2 * m.heads + 2 * m.groups) * m.head_size
+        heads = 2 * m.heads + 2 * m.groups
+        return heads * m.head_size
 
     @property
     def _queries(self) -> int:
         """Width of the queries of all layers."""
-        return self.model.layers * self.model.heads * self.model.head_size
+        m = self.model
+        return m.layers * m.heads * m.head_size
 
     @property
     def _embedding(self) -> int:
@@ -124,16 +138,19 @@ class Costs(NamedTuple):
 
     def _weights(self, positions: int) -> float:
         """All weights, once."""
-        head = self._embedding if positions else 0
-        return (self._layers + head) * self._bytes / self.sizes["tensor"]
+        weights = self._layers
+        if positions:
+            weights += self._embedding
+        return weights * self._bytes / self.sizes["tensor"]
 
     def _activations(self, rows: int, length: int, positions: int) -> float:
         """What the matmuls of one forward pass read and write."""
         m = self.model
-        mlp = m.mlp_size * (3 if m.gated else 2)
         attention = self._projected + m.heads * m.head_size
         width = 4 * m.width * self.sizes["tensor"]  # which is not split over `tensor`
-        by_token = m.layers * (width + attention + mlp) * self._bytes
-        scores = 0 if self.fused else 2 * F32 * m.layers * m.heads * length
+        by_token = m.layers * (width + attention + self._mlp) * self._bytes
+        if not self.fused:
+            by_token += 2 * F32 * m.layers * m.heads * length  # its scores
+        layers = rows * length * by_token
         logits = 2 * F32 * m.vocab_rows * positions
-        return (rows * length * (by_token + scores) + logits) / self._parts
+        return (layers + logits) / self._parts

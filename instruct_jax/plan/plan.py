@@ -71,7 +71,8 @@ def plan(config: RunConfig, stages: Sequence[str], topology: Topology) -> list[R
 
 def _receive(lines: Iterator[bytes]) -> list[Row]:
     """The rows that the compiling process sends: first how many, then each after its name."""
-    total, rows = int(next(lines, 0)), []
+    total = int(next(lines, 0))
+    rows = []
     with StageProgress("plan", step=0, total=total, console=Console(stderr=True)) as progress:
         for line in lines:
             answer = json.loads(line)
@@ -86,7 +87,8 @@ def _receive(lines: Iterator[bytes]) -> list[Row]:
 def main() -> None:
     """In the process that compiles: reads a request, answers line by line."""
     config, stages, topology = pickle.load(sys.stdin.buffer)
-    answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may print there
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # nothing else may print there
 
     def answer(value: Any) -> None:
         answers.write(json.dumps(value) + "\n")
@@ -142,7 +144,8 @@ def measure(program: Program, topology: Topology) -> Row:
         row["peak"] = row["elsewhere"] + row["arguments"] + row["temporaries"]
     row["fits"] = "refused" not in row and row["peak"] <= row["memory"]
     row["largest"] = _largest(sizes)
-    return row | {"compile_seconds": round(time.monotonic() - started, 1)}
+    row["compile_seconds"] = round(time.monotonic() - started, 1)
+    return row
 
 
 def _largest(sizes: dict[str, float]) -> list[Row]:
@@ -177,7 +180,8 @@ def _bytes(x: jax.ShapeDtypeStruct) -> int:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return 0
     assert x.sharding is not None
-    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    shard = x.sharding.shard_shape(x.shape)
+    return math.prod(shard) * x.dtype.itemsize
 
 
 def _speed(text: str, work: Work, topology: Topology) -> Row:
@@ -196,7 +200,8 @@ def _speed(text: str, work: Work, topology: Topology) -> Row:
         "traffic": work.traffic,
         "intensity": computed / work.traffic,
     }
-    chip, links = topology.chip, topology.links
+    chip = topology.chip
+    links = topology.links
     if chip.flops is None or chip.bandwidth is None or links is None:
         return row
     needs = {
@@ -205,15 +210,21 @@ def _speed(text: str, work: Work, topology: Topology) -> Row:
         "links": sent / links,
     }
     bound = max(needs, key=lambda name: needs[name])
-    mfu = work.flops / (needs[bound] * topology.devices * chip.flops)
-    return row | {"seconds": needs[bound], "bound": bound, "needs": needs, "mfu": mfu}
+    seconds = needs[bound]
+    possible = seconds * topology.devices * chip.flops
+    row["seconds"] = seconds
+    row["bound"] = bound
+    row["needs"] = needs
+    row["mfu"] = work.flops / possible
+    return row
 
 
 def _refused(text: str, arguments: int) -> Row:
     """What a compiler says that found no place for a program; its largest arrays where it names
     them.
     """
-    row: Row = {"arguments": arguments, "refused": text.splitlines()[0][:300]}
+    first_line = text.splitlines()[0]
+    row: Row = {"arguments": arguments, "refused": first_line[:300]}
     # "... HLO temporaries (58.20G) exceeds available HBM", or "Used 21.07G of 15.75G hbm"
     temporaries = re.search(r"temporaries \(([\d.]+[KMGT]?)\) exceeds", text)
     used = re.search(r"Used ([\d.]+[KMGT]?) of", text)
@@ -229,7 +240,8 @@ def _refused(text: str, arguments: int) -> Row:
 def _size(text: str) -> float:
     """Bytes of "58.20G"."""
     unit = " KMGT".index(text[-1]) if text[-1] in "KMGT" else 0
-    return float(text.rstrip("KMGT")) * 1024.0**unit
+    number = float(text.rstrip("KMGT"))
+    return number * 1024.0**unit
 
 
 # --- the plan for people to read ---
@@ -286,7 +298,8 @@ def table(rows: Sequence[Row], config: RunConfig, topology: Topology) -> str:
 def _memory(row: Row) -> tuple[str, ...]:
     largest = []
     for part in row["largest"][:2]:
-        largest.append(f"{part['what']} {_gib(part['bytes'])}")
+        size = _gib(part["bytes"])
+        largest.append(f"{part['what']} {size}")
     return (
         row["stage"],
         row["step"],
@@ -302,7 +315,11 @@ def _memory(row: Row) -> tuple[str, ...]:
 def _work(row: Row) -> tuple[str, ...]:
     sent = []
     for kind, part in row["collectives"].items():
-        sent.append(f"{part['times']:,} {kind} of {_gib(part['bytes'])}")
+        size = _gib(part["bytes"])
+        sent.append(f"{part['times']:,} {kind} of {size}")
+    seconds = "-"
+    if "seconds" in row:
+        seconds = f"{row['seconds']:.3g} s ({row['bound']})"
     return (
         row["stage"],
         row["step"],
@@ -311,7 +328,7 @@ def _work(row: Row) -> tuple[str, ...]:
         f"{row['intensity']:,.0f}",
         _gib(row["sent"]),
         ", ".join(sent) or "none",
-        f"{row['seconds']:.3g} s ({row['bound']})" if "seconds" in row else "-",
+        seconds,
         f"{row['mfu']:.0%}" if "mfu" in row else "-",
     )
 

@@ -17,8 +17,12 @@ from instruct_jax.plan.costs import Costs, Work
 
 def with_programs(config: RunConfig, stages: Sequence[str] | None) -> list[str]:
     """The stages of those that are asked for (None: all) that have programs of their own."""
-    names = picked(config, stages)
-    return [name for name in names if KINDS[config.stages[name].kind].programs is not None]
+    found = []
+    for name in picked(config, stages):
+        kind = KINDS[config.stages[name].kind]
+        if kind.programs is not None:
+            found.append(name)
+    return found
 
 
 def programs(config: RunConfig, stages: Sequence[str], devices: Sequence[Any]) -> Iterator[Program]:
@@ -41,7 +45,8 @@ def work_of(program: Program) -> Work:
 
 
 def _work(operation: Operation) -> Work:
-    costs, sizes = costs_of(operation.model), operation[1:]
+    costs = costs_of(operation.model)
+    sizes = operation[1:]
     match operation:
         case Reads():
             return costs.forward(*sizes)

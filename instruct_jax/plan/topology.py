@@ -69,16 +69,17 @@ class Topology:
     @property
     def links(self) -> float | None:
         """Bytes per second that one device sends, where the slowest link counts."""
-        return (
-            self.chip.between
-            if self.chip.node and self.devices > self.chip.node
-            else self.chip.links
-        )
+        chip = self.chip
+        if chip.node and self.devices > chip.node:
+            return chip.between
+        return chip.links
 
     @property
     def memory(self) -> float:
         """Bytes that one device has; fake devices share this machine's."""
-        return self.chip.memory / (self.devices if self.kind == "cpu" else 1)
+        if self.kind == "cpu":
+            return self.chip.memory / self.devices
+        return self.chip.memory
 
     @property
     def environment(self) -> dict[str, str]:
@@ -121,7 +122,8 @@ def parse_topology(text: str) -> Topology:
             f"--topology {text}: {kind!r} is unknown; use one of {', '.join(CHIPS)}, such as"
             " v5p:4x4x4, h100:8 or cpu:8"
         )
-    chip, number = CHIPS[kind], r"[1-9]\d{0,3}"
+    chip = CHIPS[kind]
+    number = r"[1-9]\d{0,3}"
     if chip.sides is None:
         if not re.fullmatch(number, size):
             raise ConfigError(
