@@ -18,6 +18,7 @@ from instruct_jax.data.packing import Ids
 from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.schemas import Record
 from instruct_jax.errors import ConfigError, require
+from instruct_jax.runtime.folders import read_note
 from instruct_jax.runtime.hosts import is_main
 from instruct_jax.stages.rollout import SamplerConfig
 
@@ -167,7 +168,8 @@ def _previous(stage: Stage) -> dict[str, list[Record]]:
 def _noise_of_previous(stage: Stage) -> float | None:
     if stage.settings.previous is None:
         return None
-    output = stage.run.output(stage.used("previous"))
+    folder = stage.run.stage_folder(stage.used("previous"))
+    output = read_note(folder / "done.json")["output"]
     return output.get("labeler_noise")
 
 
