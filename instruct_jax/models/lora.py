@@ -37,12 +37,15 @@ class Adapter(nn.Module):
         def uniform(key, shape, dtype=jnp.float32):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        init = nn.with_logical_partitioning(uniform, (*self.axes[:contract], "rank"))
+        axes = (*self.axes[:contract], "rank")
+        init = nn.with_logical_partitioning(uniform, axes)
         a: Any = self.param("a", init, (*into, rank), jnp.float32)
-        init = nn.with_logical_partitioning(nn.initializers.zeros, ("rank", *self.axes[contract:]))
+        axes = ("rank", *self.axes[contract:])
+        init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
         b: Any = self.param("b", init, (rank, *self.features), jnp.float32)
         x = nn.Dropout(self.lora.dropout)(x, deterministic=deterministic)
-        low = jnp.tensordot(x, a.astype(self.dtype), contract) * (self.lora.alpha / rank)
+        low = jnp.tensordot(x, a.astype(self.dtype), contract)
+        low = low * (self.lora.alpha / rank)
         return jnp.tensordot(low, b.astype(self.dtype), 1)
 
 
@@ -119,6 +122,7 @@ def fold_adapters(params: Params, lora: LoraConfig | None) -> Params:
             layers[name] = part
     product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))  # of each layer
     for name, adapter in adapters.items():
+        layer = layers[name]
         change = product(adapter["a"], adapter["b"]) * (lora.alpha / lora.rank)
-        layers[name] = {**layers[name], "kernel": layers[name]["kernel"] + change}
+        layers[name] = {**layer, "kernel": layer["kernel"] + change}
     return {**params, "layers": layers}
