@@ -52,7 +52,8 @@ def form_key(secret: str, who: str) -> str:
 
     The pages in this visitor's browser know it, and no other site does.
     """
-    return hmac.new(secret.encode(), f"form\n{who}".encode(), hashlib.sha256).hexdigest()
+    text = f"form\n{who}"
+    return hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()
 
 
 def invite(db: sqlite3.Connection, name: str, team: Group, *, admin: bool, now: float) -> str:

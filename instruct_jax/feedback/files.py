@@ -61,7 +61,11 @@ def read(form: str, path: Path, out: Path) -> dict[str, int]:
         rankings, demonstrations = convert(raw)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    return _write_records(out, {"rankings.jsonl": rankings, "demonstrations.jsonl": demonstrations})
+    files = {
+        "rankings.jsonl": rankings,
+        "demonstrations.jsonl": demonstrations,
+    }
+    return _write_records(out, files)
 
 
 def _require_new(out: Path) -> None:
@@ -86,7 +90,8 @@ def _write_datasets(out: Path, files: Mapping[str, list[Record]]) -> dict[str, i
         if not records:
             continue
         name = file.removesuffix(".jsonl")
-        if len({type(record["prompt"]) for record in records}) > 1:
+        kinds = {type(record["prompt"]) for record in records}
+        if len(kinds) > 1:
             raise DataError(
                 f"{name}: prompts are partly text and partly messages, which no column of datasets"
                 " holds; export records instead"

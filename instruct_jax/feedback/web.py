@@ -87,7 +87,8 @@ class Visit:
 
     def page(self, template: str, status: int = 200, **values: Any) -> Response:
         """The page that a template makes."""
-        text = self.site.pages.get_template(template).render(me=self.me, key=self.key, **values)
+        page = self.site.pages.get_template(template)
+        text = page.render(me=self.me, key=self.key, **values)
         # not cached, so that "back" shows what is stored by now
         return HTMLResponse(text, status, {"Cache-Control": "no-store"})
 
@@ -196,7 +197,9 @@ def _answer(
     session = request.session
     is_post = request.method == "POST"
     with _connection(site) as db:
-        me = accounts.labeler(db, session.get("name", ""), session.get("generation", -1))
+        name = session.get("name", "")
+        generation = session.get("generation", -1)
+        me = accounts.labeler(db, name, generation)
         visit = Visit(site, db, request, form or {}, me, time.time())
 
         def refuse(status: int, message: str) -> Response:

@@ -102,12 +102,13 @@ def make_loss(lm: LanguageModel, beta: float) -> LossFn:
         scores = beta * (logp - batch.reference)
         losses, accuracies, margins = jax.vmap(ranking_loss)(scores, rankings.ranks)
         chosen = masked_mean(scores, rankings.ranks == 1, axis=1)
-        loss = (losses * rankings.weight).sum()
+        weight = rankings.weight
+        loss = (losses * weight).sum()
         return loss, {
             "dpo/loss": loss,
-            "dpo/accuracy": (accuracies * rankings.weight).sum(),
-            "dpo/margin": (margins * rankings.weight).sum(),
-            "dpo/chosen_score": (chosen * rankings.weight).sum(),
+            "dpo/accuracy": (accuracies * weight).sum(),
+            "dpo/margin": (margins * weight).sum(),
+            "dpo/chosen_score": (chosen * weight).sum(),
         }
 
     return loss_fn

@@ -179,7 +179,8 @@ def experience_of(
         target=target,
     )
     error = jnp.where(mask, target - reading.value, 0.0)
-    unexplained = variance(error, mask) / jnp.maximum(variance(target, mask), 1e-8)
+    left = variance(error, mask)
+    unexplained = left / jnp.maximum(variance(target, mask), 1e-8)
     logp_gap = jnp.abs(rollout.logp - reading.logp)
     metrics = {
         "ppo/score": score.mean(),
@@ -207,7 +208,8 @@ def variance(x: jax.Array, mask: jax.Array) -> jax.Array:
 def repetition(tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """Share of the bigrams of a response [B, T] that occurred before in it."""
     # a hash of each bigram
-    first = tokens[:, :-1].astype(jnp.uint32) * jnp.uint32(2654435761)
+    first = tokens[:, :-1].astype(jnp.uint32)
+    first = first * jnp.uint32(2654435761)
     second = tokens[:, 1:].astype(jnp.uint32)
     pairs = first ^ second
     real = mask[:, :-1] & mask[:, 1:]

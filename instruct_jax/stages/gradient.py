@@ -22,7 +22,8 @@ def split_rows(batch: Any, parts: int) -> Any:
 
     def split(x):
         rows = x.shape[0] // parts
-        return x.reshape(rows, parts, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(rows, parts, *x.shape[1:])
+        return x.swapaxes(0, 1)
 
     return jax.tree.map(split, batch)
 

@@ -96,12 +96,12 @@ class PpoConfig:
             self.ptx_batch % self.micro_batches == 0,
             f"micro_batches={self.micro_batches} must divide ptx_batch={self.ptx_batch}",
         )
-        require(
-            self.keep_every is None
-            or (self.keep_every >= 1 and self.keep_every % self.save_every == 0),
-            f"keep_every={self.keep_every} must be a multiple of"
-            f" save_every={self.save_every}: only what is saved can be kept",
-        )
+        if self.keep_every is not None:
+            require(
+                self.keep_every >= 1 and self.keep_every % self.save_every == 0,
+                f"keep_every={self.keep_every} must be a multiple of"
+                f" save_every={self.save_every}: only what is saved can be kept",
+            )
         require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay} must lie in [0, 1)")
 
     @property
