@@ -229,7 +229,8 @@ def _evaluation_text(config: OverlapConfig) -> EvaluationText:
 
 def _read(data: CleanData, tools: Tools) -> tuple[list[Item], list[Bad]]:
     """The items of all files, and the lines that are no records."""
-    items, bad = [], []
+    items = []
+    bad = []
     for kind in KINDS:
         for path in getattr(data, kind):
             records = public_sets.load(kind, path, data.on_bad_record)
@@ -265,7 +266,8 @@ def _steps(config: CleanConfig, tools: Tools) -> Iterator[Callable[[list[Item]],
     languages = config.languages
     if languages:
         yield lambda items: filters.other_language(items, languages.keep, languages.min_confidence)
-    sets, evaluation = config.overlap, tools.evaluation
+    sets = config.overlap
+    evaluation = tools.evaluation
     if sets and evaluation:
 
         def overlapping(items: list[Item]) -> Drops:
@@ -275,7 +277,8 @@ def _steps(config: CleanConfig, tools: Tools) -> Iterator[Callable[[list[Item]],
         yield overlapping
     if config.exact:
         yield filters.duplicates
-    prefix, per_user = config.prefix, config.per_user
+    prefix = config.prefix
+    per_user = config.per_user
     if prefix:
         yield lambda items: filters.shared_prefixes(items, prefix)
     if per_user:
@@ -283,7 +286,10 @@ def _steps(config: CleanConfig, tools: Tools) -> Iterator[Callable[[list[Item]],
 
 
 def _without_personal_data(
-    written: Sequence[Written], tools: Tools, *, drop: bool
+    written: Sequence[Written],
+    tools: Tools,
+    *,
+    drop: bool,
 ) -> tuple[list[Written], list[Dropped], dict[str, int]]:
     """Masks or drops the personal data of the training split.
 

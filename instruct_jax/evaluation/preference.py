@@ -8,7 +8,10 @@ import numpy as np
 
 
 def win_rate(
-    ours: Sequence[float] | np.ndarray, theirs: np.ndarray, *, tie: float = 1e-6
+    ours: Sequence[float] | np.ndarray,
+    theirs: np.ndarray,
+    *,
+    tie: float = 1e-6,
 ) -> dict[str, float | list[float] | int]:
     """Share of comparisons in which `ours` scores higher, ties one half, with the 95 % normal
     interval of the mean over prompts.
@@ -23,11 +26,12 @@ def win_rate(
     tied = np.abs(difference) <= tie
     wins = np.where(tied, 0.5, difference > 0).mean(axis=1)
     mean = float(wins.mean())
-    half = float(1.96 * wins.std() / math.sqrt(len(wins)))
+    n = len(wins)
+    half = float(1.96 * wins.std() / math.sqrt(n))
     return {
         "mean": mean,
         "ci95": [mean - half, mean + half],
-        "n": len(wins),
+        "n": n,
     }
 
 
@@ -82,7 +86,7 @@ def by_use_case(
             found[case][model] = {
                 "mean": float(here.mean()),
                 "se": float(error),
-                "n": len(rows),
+                "n": len(here),
             }
     return found
 

@@ -24,7 +24,8 @@ def measure(groups: Mapping[str, list[Scored]]) -> dict[str, Any]:
     pairs = {name: pairs_of(rows) for name, rows in groups.items()}
     measured: dict[str, Any] = {}
     for name, found in pairs.items():
-        measured["accuracy_" + name.replace("held_out", "heldout")] = accuracy(found)
+        name = name.replace("held_out", "heldout")
+        measured[f"accuracy_{name}"] = accuracy(found)
     unseen = pairs.get("held_out_prompts") or pairs["train"]
     rows = groups.get("held_out_prompts") or groups["train"]
     by_length = [_scored_by_length(row) for row in rows]
@@ -112,7 +113,8 @@ def _calibration(margins: np.ndarray) -> list[dict[str, float]]:
     """Predicted probability that the higher score wins, against how often it did."""
     predicted = 1 / (1 + np.exp(-np.abs(margins)))
     won = margins > 0
-    edges = np.quantile(predicted, np.linspace(0, 1, BINS + 1))
+    shares = np.linspace(0, 1, BINS + 1)
+    edges = np.quantile(predicted, shares)
     place = np.searchsorted(edges, predicted, side="right") - 1
     place = np.clip(place, 0, BINS - 1)
     bins = []
@@ -132,8 +134,9 @@ def _calibration(margins: np.ndarray) -> list[dict[str, float]]:
 
 def _score_by_length(rows: list[Scored]) -> list[dict[str, float]]:
     scores = np.concatenate([s for _, s, _ in rows])
-    lengths = np.concatenate([np.array(sizes) for _, _, sizes in rows])
-    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, BINS + 1)))
+    lengths = np.concatenate([sizes for _, _, sizes in rows])
+    shares = np.linspace(0, 1, BINS + 1)
+    edges = np.unique(np.quantile(lengths, shares))
     last = max(len(edges) - 2, 0)
     place = np.searchsorted(edges, lengths, side="right") - 1
     place = np.clip(place, 0, last)

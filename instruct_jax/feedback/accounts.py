@@ -117,7 +117,11 @@ def accept(db: sqlite3.Connection, token: str, password: str, now: float) -> Lab
 
 
 def log_in(
-    db: sqlite3.Connection, name: str, password: str, address: str, now: float
+    db: sqlite3.Connection,
+    name: str,
+    password: str,
+    address: str,
+    now: float,
 ) -> Labeler | None:
     """The labeler, or None where name or password is wrong; TooManyTries beyond the limit."""
     # A try counts before its password is checked, so that many at once do not slip through.

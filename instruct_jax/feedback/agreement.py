@@ -270,7 +270,9 @@ def _same_order(task_id: str, first: Sequence[int], second: Sequence[int]) -> Vo
 
 
 def _same_flags(
-    task_id: str, given: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]]
+    task_id: str,
+    given: Sequence[dict[str, Any]],
+    known: Sequence[dict[str, Any]],
 ) -> Vote:
     """Over the flags of sensitive content that researchers answered."""
     alike = 0

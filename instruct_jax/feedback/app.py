@@ -189,7 +189,10 @@ def _order(visit: Visit, task_id: str, k: int) -> list[int]:
 
 
 def _task_form(
-    visit: Visit, task: LabelTask, status: int = 200, problem: ReplyError | None = None
+    visit: Visit,
+    task: LabelTask,
+    status: int = 200,
+    problem: ReplyError | None = None,
 ) -> Response:
     order = _order(visit, task.id, len(task.completions))
     outputs = []

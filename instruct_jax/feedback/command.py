@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     def action(
-        name: str, work: Callable[[argparse.Namespace], None], text: str
+        name: str,
+        work: Callable[[argparse.Namespace], None],
+        text: str,
     ) -> argparse.ArgumentParser:
         new = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
         new.set_defaults(work=work)

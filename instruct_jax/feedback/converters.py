@@ -126,7 +126,8 @@ def from_label_studio(raw: Sequence[Any]) -> Records:
     Read are the Ranker, with buckets or without, and the TextArea of each annotation that was not
     skipped.  FieldError names the task and what is wrong with it.
     """
-    rankings, demonstrations = [], []
+    rankings = []
+    demonstrations = []
     for number, task in enumerate(raw):
         data = _part(task, "data", number)
         sample = data.get("sample", {})
@@ -162,7 +163,9 @@ def from_label_studio(raw: Sequence[Any]) -> Records:
 
 
 def _buckets(
-    buckets: Mapping[str, list[str]], key: str, items: Mapping[str, str]
+    buckets: Mapping[str, list[str]],
+    key: str,
+    items: Mapping[str, str],
 ) -> dict[str, int]:
     """Item -> rank, from 1; all items must be ranked.
 
@@ -282,7 +285,8 @@ def from_argilla(raw: Sequence[Any]) -> Records:
     Read are the responses to ranking questions whose values are fields, as a list of values in
     order or of values with ranks, and to the text question `demonstration`.
     """
-    rankings, demonstrations = [], []
+    rankings = []
+    demonstrations = []
     for number, record in enumerate(raw):
         fields = _part(record, "fields", number)
         metadata = record.get("metadata") or {}

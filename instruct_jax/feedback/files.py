@@ -18,7 +18,10 @@ from instruct_jax.feedback.tasks import LabelTask
 
 
 def write(
-    form: str, answers: Sequence[Answer], tasks: Mapping[str, LabelTask], out: Path
+    form: str,
+    answers: Sequence[Answer],
+    tasks: Mapping[str, LabelTask],
+    out: Path,
 ) -> dict[str, int]:
     """Writes a new folder; returns how many records are in each of its parts.
 

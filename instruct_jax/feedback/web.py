@@ -151,7 +151,12 @@ def to(path: str) -> Response:
 
 
 def route(
-    site: Site, path: str, handler: Handler, *, post: Handler | None = None, who: Who = "labeler"
+    site: Site,
+    path: str,
+    handler: Handler,
+    *,
+    post: Handler | None = None,
+    who: Who = "labeler",
 ) -> Route:
     """The route of a page: GET, and POST where there is one.
 
@@ -191,7 +196,11 @@ async def _read_form(request: Request) -> dict[str, str] | None:
 
 
 def _answer(
-    site: Site, request: Request, form: dict[str, str] | None, handler: Handler, who: Who
+    site: Site,
+    request: Request,
+    form: dict[str, str] | None,
+    handler: Handler,
+    who: Who,
 ) -> Response:
     """Calls the handler, or refuses the request: no log-in, no admin, a bad form or a bad token."""
     session = request.session

@@ -57,7 +57,11 @@ def attend(
 
 
 def attend_cudnn(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    scale: float | None = None,
 ) -> jax.Array:
     """`attend` by cuDNN's flash attention; bfloat16 or float16, C a multiple of 8 up to 128 (256 on
     newer devices).
@@ -97,7 +101,11 @@ def attend_splash(
 
 
 def splash_kernel(
-    length: int, heads: int, parts: int, window: int | None = None, cap: float | None = None
+    length: int,
+    heads: int,
+    parts: int,
+    window: int | None = None,
+    cap: float | None = None,
 ) -> Any:
     """Causal attention of `heads` query heads to one head of keys and values, where the queries lie
     in `parts` parts.
@@ -156,7 +164,9 @@ class Attention(NamedTuple):
         """Made once for all layers."""
         if self.kind == "splash":
             return Visible((segments, segments))
-        local = None if self.window is None else masking.attention_mask(segments, self.window)
+        local = None
+        if self.window is not None:
+            local = masking.attention_mask(segments, self.window)
         return Visible(masking.attention_mask(segments), local)
 
     def seen_by(self, mask: jax.Array, slot: jax.Array) -> Visible:
@@ -171,7 +181,12 @@ class Attention(NamedTuple):
         return Visible(mask[:, None, None], local[:, None, None])
 
     def decode(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible, local: bool | jax.Array
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        visible: Visible,
+        local: bool | jax.Array,
     ) -> jax.Array:
         """Of one token; every kernel is as fast as this one."""
         mask = visible.whole
@@ -203,7 +218,12 @@ class Attention(NamedTuple):
         return jax.lax.cond(local, windowed, whole, q, k, v, visible.whole)
 
     def _on_mesh(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, kernel: Any
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        seen: Any,
+        kernel: Any,
     ) -> jax.Array:
         layout = self.layout
         if layout is None or layout.mesh.size == 1:
@@ -235,7 +255,12 @@ class Attention(NamedTuple):
         return on_all(q, k, v, seen, kernel)
 
     def _attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, kernel: Any
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        seen: Any,
+        kernel: Any,
     ) -> jax.Array:
         """On one device."""
         if self.kind == "splash":
@@ -249,19 +274,24 @@ def make_attention(config: ModelConfig, layout: Layout | None) -> Attention:
     """The kernel that the config asks for; auto takes the best one that the platform of the mesh
     has for this model.
     """
-    facts = config.query_scale, config.attention_softcap, config.window
-    if config.attention != "auto":
-        return Attention(config.attention, layout, *facts)
-    platform = "cpu" if layout is None else layout.mesh.devices.flat[0].platform
-    fits = (
-        config.dtype == "bfloat16"
-        and config.head_size % 8 == 0
-        and config.head_size <= 128
-        and config.attention_softcap is None
+    kind = config.attention
+    if kind == "auto":
+        platform = "cpu" if layout is None else layout.mesh.devices.flat[0].platform
+        fits = (
+            config.dtype == "bfloat16"
+            and config.head_size % 8 == 0
+            and config.head_size <= 128
+            and config.attention_softcap is None
+        )
+        kind = "xla"
+        if platform == "tpu":
+            kind = "splash"
+        if platform == "gpu" and fits:
+            kind = "cudnn"
+    return Attention(
+        kind=kind,
+        layout=layout,
+        scale=config.query_scale,
+        cap=config.attention_softcap,
+        window=config.window,
     )
-    kind = "xla"
-    if platform == "tpu":
-        kind = "splash"
-    if platform == "gpu" and fits:
-        kind = "cudnn"
-    return Attention(kind, layout, *facts)

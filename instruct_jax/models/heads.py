@@ -41,7 +41,11 @@ class ScalarModel(NamedTuple):
         }
 
     def values(
-        self, params: Params, tokens: jax.Array, segments: jax.Array, key: jax.Array | None = None
+        self,
+        params: Params,
+        tokens: jax.Array,
+        segments: jax.Array,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """One f32 scalar per position of rows [B, L], read *after* token t.
 
@@ -53,7 +57,11 @@ class ScalarModel(NamedTuple):
         return jnp.einsum("bld,d->bl", hidden, head["kernel"]) + head["bias"]
 
     def score(
-        self, params: Params, tokens: jax.Array, mask: jax.Array, key: jax.Array | None = None
+        self,
+        params: Params,
+        tokens: jax.Array,
+        mask: jax.Array,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """Reward [B] f32 of rows [B, L], read at the last real token (wherever the
         padding stands).

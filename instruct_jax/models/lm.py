@@ -43,7 +43,13 @@ class LanguageModel(NamedTuple):
         tokens = jnp.zeros((1, 2), jnp.int32)
         attention = self._plain
         visible = attention.prepare(tokens)
-        module = Transformer(self.config, None, attention, lora=self.lora, lower=self.lower)
+        module = Transformer(
+            config=self.config,
+            layout=None,
+            attention=attention,
+            lora=self.lora,
+            lower=self.lower,
+        )
         variables = module.init(key, tokens, visible, tokens)
         return variables["params"]
 
@@ -95,7 +101,14 @@ class LanguageModel(NamedTuple):
         dropout: float = 0.0,
         **options: Any,
     ) -> Any:
-        module = Transformer(self.config, self.layout, attention, dropout, self.lora, self.lower)
+        module = Transformer(
+            config=self.config,
+            layout=self.layout,
+            attention=attention,
+            dropout=dropout,
+            lora=self.lora,
+            lower=self.lower,
+        )
         return module.apply({"params": params}, *inputs, **options)
 
     def unembedding(self, params: Params) -> jax.Array:
@@ -103,7 +116,12 @@ class LanguageModel(NamedTuple):
         return params["embedding" if self.config.tied else "unembedding"]
 
     def logprobs(
-        self, params: Params, hidden: jax.Array, targets: jax.Array, *, temperature: float = 1.0
+        self,
+        params: Params,
+        hidden: jax.Array,
+        targets: jax.Array,
+        *,
+        temperature: float = 1.0,
     ) -> tuple[jax.Array, jax.Array]:
         """log p(target) and entropy in nats, f32, of hidden states [B, L, D], targets [B, L] under
         softmax(logits / temperature).
@@ -147,7 +165,10 @@ class LanguageModel(NamedTuple):
         return softcap(logits, self.config.logit_softcap)
 
     def prefill(
-        self, params: Params, prompts: PromptBatch, length: int
+        self,
+        params: Params,
+        prompts: PromptBatch,
+        length: int,
     ) -> tuple[jax.Array, KVCache]:
         """Reads left-padded prompts [B, P].
 
@@ -159,8 +180,9 @@ class LanguageModel(NamedTuple):
         free = (0, length - prompt)
 
         def held(layer):
-            read = layer[:, :, :prompt]
-            return self._held(jnp.pad(read, ((0, 0), (0, 0), free, (0, 0))))
+            layer = layer[:, :, :prompt]
+            layer = jnp.pad(layer, ((0, 0), (0, 0), free, (0, 0)))
+            return self._held(layer)
 
         k = tuple(held(layer) for layer in k)
         v = tuple(held(layer) for layer in v)
@@ -197,7 +219,10 @@ class LanguageModel(NamedTuple):
         }
 
     def decode(
-        self, params: Params, cache: KVCache, tokens: jax.Array
+        self,
+        params: Params,
+        cache: KVCache,
+        tokens: jax.Array,
     ) -> tuple[jax.Array, KVCache]:
         """Appends one token [B] to every row.
 
@@ -210,7 +235,8 @@ class LanguageModel(NamedTuple):
         column = tokens[:, None]
         visible = attention.seen_by(seen, cache.slot)
         hidden, (k, v) = self._run(attention, params, column, visible, positions, cache)
-        return hidden[:, 0], KVCache(k, v, seen, cache.slot + 1)
+        last = hidden[:, 0]
+        return last, KVCache(k, v, seen, cache.slot + 1)
 
 
 def parameter_count(params: Params) -> int:

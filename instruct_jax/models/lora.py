@@ -54,7 +54,8 @@ def split_adapters(params: Params) -> tuple[Params, Params]:
 
     Either may be {}.  `merge` is the inverse.
     """
-    frozen, trained = {}, {}
+    frozen = {}
+    trained = {}
     for name, part in params.items():
         if name.endswith("_lora") or name == "head":
             trained[name] = part
@@ -69,7 +70,8 @@ def split_lower_layers(params: Params) -> tuple[Params, Params]:
     """(frozen parameters, trained ones) where all but "lower_layers" is trained; `merge` is the
     inverse.
     """
-    frozen, trained = {}, {}
+    frozen = {}
+    trained = {}
     for name, part in params.items():
         if name == "lower_layers":
             frozen[name] = part
@@ -114,7 +116,8 @@ def fold_adapters(params: Params, lora: LoraConfig | None) -> Params:
     """
     if lora is None:
         return params
-    layers, adapters = {}, {}
+    layers = {}
+    adapters = {}
     for name, part in params["layers"].items():
         if name.endswith("_lora"):
             adapters[name.removesuffix("_lora")] = part
@@ -123,6 +126,7 @@ def fold_adapters(params: Params, lora: LoraConfig | None) -> Params:
     product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))  # of each layer
     for name, adapter in adapters.items():
         layer = layers[name]
-        change = product(adapter["a"], adapter["b"]) * (lora.alpha / lora.rank)
+        change = product(adapter["a"], adapter["b"])
+        change = change * (lora.alpha / lora.rank)
         layers[name] = {**layer, "kernel": layer["kernel"] + change}
     return {**params, "layers": layers}

@@ -127,7 +127,8 @@ class Block(nn.Module):
         adapter = f"{name}_lora"
         if not (self.is_initializing() or self.has_variable("params", adapter)):
             return y
-        return y + Adapter(lora, features, axes, cfg.dtype, name=adapter)(x, deterministic)
+        low_rank = Adapter(lora, features, axes, cfg.dtype, name=adapter)
+        return y + low_rank(x, deterministic)
 
     @nn.compact
     def __call__(self, x, visible, positions, deterministic, facts, past=None):
@@ -154,14 +155,32 @@ class Block(nn.Module):
     def _attend(self, x, visible, positions, deterministic, facts, past):
         cfg = self.config
         bias = cfg.bias if cfg.qkv_bias is None else cfg.qkv_bias
-        bias_std = cfg.qk_bias_std
-        asked = ("embed", "heads", "head")
-        held = ("embed", "kv_heads", "head")
-        size = (cfg.heads, cfg.head_size)
-        q = self._project("q", x, size, asked, bias, deterministic, bias_std=bias_std)
-        size = (cfg.groups, cfg.head_size)
-        k = self._project("k", x, size, held, bias, deterministic, bias_std=bias_std)
-        v = self._project("v", x, size, held, bias, deterministic)
+        q = self._project(
+            "q",
+            x,
+            features=(cfg.heads, cfg.head_size),
+            axes=("embed", "heads", "head"),
+            bias=bias,
+            deterministic=deterministic,
+            bias_std=cfg.qk_bias_std,
+        )
+        k = self._project(
+            "k",
+            x,
+            features=(cfg.groups, cfg.head_size),
+            axes=("embed", "kv_heads", "head"),
+            bias=bias,
+            deterministic=deterministic,
+            bias_std=cfg.qk_bias_std,
+        )
+        v = self._project(
+            "v",
+            x,
+            features=(cfg.groups, cfg.head_size),
+            axes=("embed", "kv_heads", "head"),
+            bias=bias,
+            deterministic=deterministic,
+        )
         if cfg.qk_norm != "none":
             normed = 1 if cfg.qk_norm == "head" else 2  # axes that are normed together
             q = Norm(cfg, ("heads", "head")[-normed:], name="q_norm")(q)
@@ -186,10 +205,10 @@ class Block(nn.Module):
         y = self._project(
             "out",
             y,
-            (cfg.width,),
-            ("heads", "head", "embed"),
-            cfg.bias,
-            deterministic,
+            features=(cfg.width,),
+            axes=("heads", "head", "embed"),
+            bias=cfg.bias,
+            deterministic=deterministic,
             std=self._residual_std,
         )
         return y, (k, v)
@@ -209,10 +228,10 @@ class Block(nn.Module):
         return self._project(
             "down",
             up,
-            (cfg.width,),
-            ("mlp", "embed"),
-            bias,
-            deterministic,
+            features=(cfg.width,),
+            axes=("mlp", "embed"),
+            bias=bias,
+            deterministic=deterministic,
             std=self._residual_std,
         )
 
@@ -332,7 +351,10 @@ class Transformer(nn.Module):
         pairs = []
         for name, first, end in parts:
             if cache is None:
-                facts = Facts(jnp.arange(first, end), jnp.array(local[first:end]))
+                facts = Facts(
+                    layer=jnp.arange(first, end),
+                    local=jnp.array(local[first:end]),
+                )
                 layers = self._scanned(name, end - first)
                 x, pair = layers(x, visible, positions, deterministic, facts)
                 pairs.append(pair)
@@ -344,7 +366,13 @@ class Transformer(nn.Module):
                     weights,
                     is_leaf=lambda w: isinstance(w, tuple),
                 )
-                block = Block(cfg, self.layout, self.attention, lora=self.lora, parent=None)
+                block = Block(
+                    config=cfg,
+                    layout=self.layout,
+                    attention=self.attention,
+                    lora=self.lora,
+                    parent=None,
+                )
                 facts = Facts(layer, local[layer])
                 past = cache.k[layer], cache.v[layer], cache.slot
                 x, pair = block.apply({"params": own}, x, visible, positions, True, facts, past)
@@ -377,4 +405,11 @@ class Transformer(nn.Module):
             length=length,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return stack(cfg, self.layout, self.attention, self.dropout, self.lora, name=name)
+        return stack(
+            config=cfg,
+            layout=self.layout,
+            attention=self.attention,
+            dropout=self.dropout,
+            lora=self.lora,
+            name=name,
+        )

@@ -210,7 +210,8 @@ def details(run: Run) -> Iterator[Markup]:
 
 
 def _outside(run: Run, ids: dict[Source, str]) -> Iterator[Markup]:
-    rows, row_ids = [], []
+    rows = []
+    row_ids = []
     for source, anchor in ids.items():
         if source.where != "stage":
             users, hashes = _used_by(run, source)

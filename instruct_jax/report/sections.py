@@ -49,7 +49,8 @@ def sections(run: Run) -> list[tuple[str, str, Markup]]:
 
 def abstract(run: Run) -> str:
     """The run in one paragraph of plain words."""
-    finished, missing = [], []
+    finished = []
+    missing = []
     for stage in run.stages.values():
         part = finished if stage.done else missing
         part.append(stage.name)
@@ -103,7 +104,8 @@ def _what_was_learned(run: Run) -> Iterator[str]:
         learned = _learned(stage)
         if learned:
             unit = f" {learned.unit}" if learned.unit else ""
-            begin, end = number(learned.begin), number(learned.end)
+            begin = number(learned.begin)
+            end = number(learned.end)
             yield f"{learned.title} of {stage.name}: from {begin} to {end}{unit}."
 
 

@@ -50,7 +50,10 @@ class DpoBatch:
 
 
 def sequence_logp(
-    lm: LanguageModel, params: Params, rankings: RankingBatch, key: jax.Array | None = None
+    lm: LanguageModel,
+    params: Params,
+    rankings: RankingBatch,
+    key: jax.Array | None = None,
 ) -> jax.Array:
     """log p(completion | prompt) in nats, f32 [B, K], without what all completions begin with.
 

@@ -44,7 +44,10 @@ class Reading(NamedTuple):
 
 
 def response_logprobs(
-    lm: LanguageModel, params: Params, rollout: Rollout, temperature: float
+    lm: LanguageModel,
+    params: Params,
+    rollout: Rollout,
+    temperature: float,
 ) -> tuple[jax.Array, jax.Array]:
     """log p and entropy [B, T] of the response tokens: one forward over prompt + response, the head
     on response positions only.
@@ -115,7 +118,10 @@ def make_experience(
     """
 
     def experience(
-        params: Params, frozen: Params, rollout: Rollout, kl_coef: jax.Array
+        params: Params,
+        frozen: Params,
+        rollout: Rollout,
+        kl_coef: jax.Array,
     ) -> tuple[Experience, Metrics]:
         def read(rows: Rollout) -> tuple[Reading, jax.Array]:
             reading = read_rollout(policy, value, params, frozen["reference"], rows, temperature)
@@ -142,7 +148,11 @@ def make_experience_of_scores(
     """
 
     def experience(
-        params: Params, frozen: Params, rollout: Rollout, score: jax.Array, kl_coef: jax.Array
+        params: Params,
+        frozen: Params,
+        rollout: Rollout,
+        score: jax.Array,
+        kl_coef: jax.Array,
     ) -> tuple[Experience, Metrics]:
         def read(rows: Rollout) -> Reading:
             return read_rollout(policy, value, params, frozen["reference"], rows, temperature)

@@ -44,7 +44,11 @@ def map_rows(fn: Callable[[Any], Any], batch: Any, parts: int) -> Any:
 
 
 def accumulate(
-    loss_fn: LossFn, params: Params, batch: Any, key: jax.Array, micro_batches: int
+    loss_fn: LossFn,
+    params: Params,
+    batch: Any,
+    key: jax.Array,
+    micro_batches: int,
 ) -> tuple[Params, Metrics]:
     """Gradients and metrics of one batch, computed in `micro_batches` parts one after the other and
     summed.
@@ -71,7 +75,10 @@ def accumulate(
 
 
 def make_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, micro_batches: int = 1
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    micro_batches: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """The pure step (state, batch) -> (state, metrics) of a supervised stage."""
 

@@ -141,7 +141,9 @@ def make_losses(
     value_base = bases["value"] if bases else None
 
     def policy_fn(
-        params: Params, batch: tuple[Experience, jax.Array], key: jax.Array
+        params: Params,
+        batch: tuple[Experience, jax.Array],
+        key: jax.Array,
     ) -> tuple[jax.Array, Metrics]:
         made, weight = batch
         rollout = made.rollout
@@ -152,7 +154,9 @@ def make_losses(
         return loss - config.entropy_bonus * mean_entropy, metrics
 
     def value_fn(
-        params: Params, batch: tuple[Experience, jax.Array], key: jax.Array
+        params: Params,
+        batch: tuple[Experience, jax.Array],
+        key: jax.Array,
     ) -> tuple[jax.Array, Metrics]:
         made, weight = batch
         whole = merge(value_base, params)
@@ -235,7 +239,9 @@ def make_update(
         return (params, opt_state, active, key), metrics
 
     def update(
-        state: TrainState, made: Experience, ptx: TokenBatch | None
+        state: TrainState,
+        made: Experience,
+        ptx: TokenBatch | None,
     ) -> tuple[TrainState, Metrics]:
         keys = iteration_keys(state)
         epoch_keys = jax.random.split(keys["shuffle"], config.epochs)

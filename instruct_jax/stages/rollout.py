@@ -39,7 +39,12 @@ class SamplerConfig:
 
 
 def make_rollout(
-    lm: LanguageModel, config: SamplerConfig, *, eos: int, pad: int, samples: int = 1
+    lm: LanguageModel,
+    config: SamplerConfig,
+    *,
+    eos: int,
+    pad: int,
+    samples: int = 1,
 ) -> Callable[[Params, PromptBatch, jax.Array], Rollout]:
     """rollout(params, prompts, key) -> `samples` responses per prompt, in order: row b * samples +
     i is the i-th response to prompt b.

@@ -38,7 +38,10 @@ PAST_VERBS = tuple(v.PAST.values())
 
 
 def demonstrations(
-    seed: int, n: int, careless: float = CARELESS, lazy: float = LAZY
+    seed: int,
+    n: int,
+    careless: float = CARELESS,
+    lazy: float = LAZY,
 ) -> list[dict[str, Any]]:
     """n records `prompt, completion, labeler_id, id, use_case, kind`; kind is good, lazy or one of
     FLAWS.
@@ -62,7 +65,10 @@ def demonstrations(
 
 
 def imperfect_answer(
-    task: Task, dice: Dice, careless: float = CARELESS, lazy: float = LAZY
+    task: Task,
+    dice: Dice,
+    careless: float = CARELESS,
+    lazy: float = LAZY,
 ) -> tuple[str, str]:
     """(kind, answer) as a person would write it, fluff included."""
     kind = dice.weighted({"careless": careless, "lazy": lazy, "good": 1 - careless - lazy})

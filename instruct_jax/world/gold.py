@@ -140,7 +140,8 @@ _STORY = tuple(
 def _one_answer(task: Task, sentences: list[str]) -> Judgement:
     """One sentence, known word for word."""
     if task["use_case"] == "open_qa":
-        shape, credit = _FACTS[task["relation"]], _FACT_CREDIT
+        shape = _FACTS[task["relation"]]
+        credit = _FACT_CREDIT
     else:
         shape, credit = _ANSWERS[task["use_case"]]
     reply = sentences[0]

@@ -68,7 +68,10 @@ def prompt_text(instruction: str) -> str:
 
 
 def prompts(
-    seed: int, n: int, split: str = "ppo", use_case: str | None = None
+    seed: int,
+    n: int,
+    split: str = "ppo",
+    use_case: str | None = None,
 ) -> list[dict[str, Any]]:
     """n records `prompt, id, use_case, task` of one split; all use cases by their shares unless one
     is named.

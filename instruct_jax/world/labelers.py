@@ -102,7 +102,10 @@ def to_ranks(utilities: Sequence[float], tie: float = TIE) -> list[int]:
 
 
 def rankings(
-    seed: int, samples: Sequence[dict[str, Any]], people: Sequence[Labeler], sigma: float
+    seed: int,
+    samples: Sequence[dict[str, Any]],
+    people: Sequence[Labeler],
+    sigma: float,
 ) -> list[dict[str, Any]]:
     """Records `prompt, completions, ended, ranks, likert, flags, labeler_id`; each prompt is ranked
     by one labeler.
@@ -223,7 +226,10 @@ def _views(task: Task, completions: Sequence[str], ended: Sequence[bool]) -> lis
 
 
 def _utilities(
-    labeler: Labeler, views: Sequence[View], sigma: float, noise: np.ndarray
+    labeler: Labeler,
+    views: Sequence[View],
+    sigma: float,
+    noise: np.ndarray,
 ) -> list[float]:
     """One utility per reply; equal replies share their noise."""
     drawn: dict[tuple[str, bool], float] = {}
