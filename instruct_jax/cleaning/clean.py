@@ -170,8 +170,9 @@ def clean(config: CleanConfig, *, overwrite: bool = False) -> str:
         write_jsonl(partial / part / f"{kind}.jsonl", records)
     write_jsonl(partial / DROPPED, summary.dropped_rows(result))
     facts = summary.facts(result)
+    name = out.resolve().name
     write_atomic(partial / "summary.json", json.dumps(facts, indent=1) + "\n")
-    write_atomic(partial / "summary.md", summary.page(out.resolve().name, facts))
+    write_atomic(partial / "summary.md", summary.page(name, facts))
     if out.exists():
         shutil.rmtree(out)
     partial.rename(out)
@@ -193,9 +194,8 @@ def cleaned(config: CleanConfig) -> Cleaned:
     written = list(zip(items, parts, strict=True))
     found: dict[str, int] = {}
     if config.pii and tools.finder:
-        written, private, found = _without_personal_data(
-            written, tools, drop=config.pii.action == "drop"
-        )
+        drop = config.pii.action == "drop"
+        written, private, found = _without_personal_data(written, tools, drop=drop)
         dropped += private
     items = filters.distinct_ids([item for item, _ in written])
     parts = [part for _, part in written]
@@ -210,8 +210,11 @@ def _tools(config: CleanConfig) -> Tools:
         identify = identifier(config.languages.keep)
     if config.pii:
         finder = personal.finder_with_presidio() if config.pii.library else personal.find
+    data = config.data
     tok = load_tokenizer(
-        config.data.tokenizer, pad_token=config.data.pad_token, eos_token=config.data.eos_token
+        data.tokenizer,
+        pad_token=data.pad_token,
+        eos_token=data.eos_token,
     )
     if config.overlap:
         evaluation = _evaluation_text(config.overlap)

@@ -126,7 +126,8 @@ def normal(text: str) -> str:
 
 def hash_number(seed: int, text: str) -> int:
     """A number in [0, 2^64) that depends on seed and text alone."""
-    digest = hashlib.blake2b(f"{seed} {text}".encode(), digest_size=8).digest()
+    seeded = f"{seed} {text}"
+    digest = hashlib.blake2b(seeded.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 

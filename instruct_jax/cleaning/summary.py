@@ -278,7 +278,8 @@ def sentences(tables: dict[str, list[Row]]) -> str:
             if count and key not in ("kind", "read", *SPLITS):
                 total += count
                 reasons.append(f"{key} {count:,}")
-        line = f"{row['kind']}: {row['read']:,} read, {total:,} dropped"
+        kind = row["kind"]
+        line = f"{kind}: {row['read']:,} read, {total:,} dropped"
         if reasons:
             line += f" ({', '.join(reasons)})"
         kept = [f"{part} {row[part]:,}" for part in SPLITS]

@@ -232,7 +232,8 @@ def _facts(run: Run) -> dict[str, str]:
         for probe, share in probes.items():
             facts[f"{stage.name}: copy probes, {probe}"] = percent(share)
     summary = run.summary
-    total = duration(sum(run.seconds.values())) if run.seconds else "–"
+    spent = sum(run.seconds.values())
+    total = duration(spent) if run.seconds else "–"
     facts |= {
         "compiled after warm-up": number(summary.get("recompiles_after_warmup"), 0),
         "peak memory": number(summary.get("peak_memory_gib"), 1) + " GiB",

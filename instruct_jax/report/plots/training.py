@@ -167,7 +167,9 @@ def _kl_and_score(stage: Stage) -> tuple[np.ndarray, np.ndarray]:
         if math.isfinite(kl) and math.isfinite(score):
             x.append(max(kl, 0.0))
             y.append(score)
-    return blocks(np.array(x)), blocks(np.array(y))
+    kl = blocks(np.array(x))
+    score = blocks(np.array(y))
+    return kl, score
 
 
 def _point(kl: float, score: float) -> str:
