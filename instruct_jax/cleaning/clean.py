@@ -170,8 +170,9 @@ def clean(config: CleanConfig, *, overwrite: bool = False) -> str:
         write_jsonl(partial / part / f"{kind}.jsonl", records)
     write_jsonl(partial / DROPPED, summary.dropped_rows(result))
     facts = summary.facts(result)
+    name = out.resolve().name
     write_atomic(partial / "summary.json", json.dumps(facts, indent=1) + "\n")
-    write_atomic(partial / "summary.md", summary.page(out.resolve().name, facts))
+    write_atomic(partial / "summary.md", summary.page(name, facts))
     if out.exists():
         shutil.rmtree(out)
     partial.rename(out)
@@ -193,9 +194,8 @@ def cleaned(config: CleanConfig) -> Cleaned:
     written = list(zip(items, parts, strict=True))
     found: dict[str, int] = {}
     if config.pii and tools.finder:
-        written, private, found = _without_personal_data(
-            written, tools, drop=config.pii.action == "drop"
-        )
+        drop = config.pii.action == "drop"
+        written, private, found = _without_personal_data(written, tools, drop=drop)
         dropped += private
     items = filters.distinct_ids([item for item, _ in written])
     parts = [part for _, part in written]
@@ -210,8 +210,11 @@ def _tools(config: CleanConfig) -> Tools:
         identify = identifier(config.languages.keep)
     if config.pii:
         finder = personal.finder_with_presidio() if config.pii.library else personal.find
+    data = config.data
     tok = load_tokenizer(
-        config.data.tokenizer, pad_token=config.data.pad_token, eos_token=config.data.eos_token
+        data.tokenizer,
+        pad_token=data.pad_token,
+        eos_token=data.eos_token,
     )
     if config.overlap:
         evaluation = _evaluation_text(config.overlap)
@@ -229,7 +232,8 @@ def _evaluation_text(config: OverlapConfig) -> EvaluationText:
 
 def _read(data: CleanData, tools: Tools) -> tuple[list[Item], list[Bad]]:
     """The items of all files, and the lines that are no records."""
-    items, bad = [], []
+    items = []
+    bad = []
     for kind in KINDS:
         for path in getattr(data, kind):
             records = public_sets.load(kind, path, data.on_bad_record)
@@ -265,7 +269,8 @@ def _steps(config: CleanConfig, tools: Tools) -> Iterator[Callable[[list[Item]],
     languages = config.languages
     if languages:
         yield lambda items: filters.other_language(items, languages.keep, languages.min_confidence)
-    sets, evaluation = config.overlap, tools.evaluation
+    sets = config.overlap
+    evaluation = tools.evaluation
     if sets and evaluation:
 
         def overlapping(items: list[Item]) -> Drops:
@@ -275,7 +280,8 @@ def _steps(config: CleanConfig, tools: Tools) -> Iterator[Callable[[list[Item]],
         yield overlapping
     if config.exact:
         yield filters.duplicates
-    prefix, per_user = config.prefix, config.per_user
+    prefix = config.prefix
+    per_user = config.per_user
     if prefix:
         yield lambda items: filters.shared_prefixes(items, prefix)
     if per_user:
@@ -283,7 +289,10 @@ def _steps(config: CleanConfig, tools: Tools) -> Iterator[Callable[[list[Item]],
 
 
 def _without_personal_data(
-    written: Sequence[Written], tools: Tools, *, drop: bool
+    written: Sequence[Written],
+    tools: Tools,
+    *,
+    drop: bool,
 ) -> tuple[list[Written], list[Dropped], dict[str, int]]:
     """Masks or drops the personal data of the training split.
 

@@ -99,7 +99,8 @@ def contents(prompt: Prompt) -> list[str]:
     """
     if isinstance(prompt, str):
         return [prompt]
-    texts, system = [], []
+    texts = []
+    system = []
     for turn in prompt:
         part = system if turn["role"] == "system" else texts
         part.append(turn["content"])
@@ -125,7 +126,8 @@ def normal(text: str) -> str:
 
 def hash_number(seed: int, text: str) -> int:
     """A number in [0, 2^64) that depends on seed and text alone."""
-    digest = hashlib.blake2b(f"{seed} {text}".encode(), digest_size=8).digest()
+    seeded = f"{seed} {text}"
+    digest = hashlib.blake2b(seeded.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
@@ -167,9 +169,13 @@ def too_long(items: Items, max_prompt: int | None, max_completion: int | None) -
     for i, item in enumerate(items):
         longest = max(item.completion_tokens, default=0)
         if max_prompt is not None and item.prompt_tokens > max_prompt:
-            what, tokens, most = "prompt", item.prompt_tokens, max_prompt
+            what = "prompt"
+            tokens = item.prompt_tokens
+            most = max_prompt
         elif max_completion is not None and longest > max_completion:
-            what, tokens, most = "completion", longest, max_completion
+            what = "completion"
+            tokens = longest
+            most = max_completion
         else:
             continue
         drops[i] = Drop("too long", f"its {what} has {tokens} tokens, more than {most}")

@@ -35,7 +35,8 @@ def words(text: str) -> list[str]:
 
 def evaluation_text(texts: Iterable[tuple[str, str]], n: int) -> EvaluationText:
     """The words of (place, text), where each text is one question, context or turn."""
-    grams, short = {}, {}
+    grams = {}
+    short = {}
     for place, text in texts:
         its_words = words(text)
         if 0 < len(its_words) < n:

@@ -114,7 +114,8 @@ def finder_with_presidio() -> Find:
                     kind = result.entity_type.removesuffix("_CODE")
                     spans.append((result.start, result.end, kind))
         for result in phones.analyze(text, phones.supported_entities):
-            digits = sum(char.isdigit() for char in text[result.start : result.end])
+            found = text[result.start : result.end]
+            digits = sum(char.isdigit() for char in found)
             if digits >= MIN_DIGITS:
                 spans.append((result.start, result.end, "PHONE"))
         return spans

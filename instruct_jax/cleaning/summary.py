@@ -82,7 +82,8 @@ def _flow(result: Cleaned) -> list[Row]:
 
 
 def _sizes(written: Sequence[Written], prompts: Sequence[Written]) -> list[Row]:
-    records, sources = Counter(), Counter()
+    records = Counter()
+    sources = Counter()
     for item, part in written:
         records[item.kind, part] += 1
     for item, part in prompts:
@@ -104,7 +105,8 @@ def _sizes(written: Sequence[Written], prompts: Sequence[Written]) -> list[Row]:
 
 
 def _use_cases(prompts: Sequence[Written]) -> list[Row]:
-    total, counts = Counter(), Counter()
+    total = Counter()
+    counts = Counter()
     for item, _ in prompts:
         total[item.kind] += 1
         counts[item.kind, use_case(item)] += 1
@@ -270,12 +272,14 @@ def sentences(tables: dict[str, list[Row]]) -> str:
     """A line for each kind, for the terminal."""
     lines = []
     for row in tables["flow"]:
-        total, reasons = 0, []
+        total = 0
+        reasons = []
         for key, count in row.items():
             if count and key not in ("kind", "read", *SPLITS):
                 total += count
                 reasons.append(f"{key} {count:,}")
-        line = f"{row['kind']}: {row['read']:,} read, {total:,} dropped"
+        kind = row["kind"]
+        line = f"{kind}: {row['read']:,} read, {total:,} dropped"
         if reasons:
             line += f" ({', '.join(reasons)})"
         kept = [f"{part} {row[part]:,}" for part in SPLITS]

@@ -8,7 +8,10 @@ import numpy as np
 
 
 def win_rate(
-    ours: Sequence[float] | np.ndarray, theirs: np.ndarray, *, tie: float = 1e-6
+    ours: Sequence[float] | np.ndarray,
+    theirs: np.ndarray,
+    *,
+    tie: float = 1e-6,
 ) -> dict[str, float | list[float] | int]:
     """Share of comparisons in which `ours` scores higher, ties one half, with the 95 % normal
     interval of the mean over prompts.
@@ -17,10 +20,19 @@ def win_rate(
     luck of one draw out of the result. The paper does not say how it counts ties (4.1); one half
     makes a model against itself 0.5.
     """
-    difference = np.asarray(ours, np.float64)[:, None] - np.asarray(theirs, np.float64)
-    wins = np.where(np.abs(difference) <= tie, 0.5, difference > 0).mean(axis=1)
-    mean, half = wins.mean(), 1.96 * wins.std() / math.sqrt(len(wins))
-    return {"mean": float(mean), "ci95": [float(mean - half), float(mean + half)], "n": len(wins)}
+    ours = np.asarray(ours, np.float64)[:, None]
+    theirs = np.asarray(theirs, np.float64)
+    difference = ours - theirs
+    tied = np.abs(difference) <= tie
+    wins = np.where(tied, 0.5, difference > 0).mean(axis=1)
+    mean = float(wins.mean())
+    n = len(wins)
+    half = float(1.96 * wins.std() / math.sqrt(n))
+    return {
+        "mean": mean,
+        "ci95": [mean - half, mean + half],
+        "n": n,
+    }
 
 
 def best_of_n(proxy: np.ndarray, value: np.ndarray, n: int) -> float:
@@ -33,9 +45,13 @@ def best_of_n(proxy: np.ndarray, value: np.ndarray, n: int) -> float:
     total = proxy.shape[1]
     if not 1 <= n <= total:
         raise ValueError(f"n={n} must lie in [1, {total}]")
-    weight = np.array([math.comb(i, n - 1) for i in range(total)], np.float64) / math.comb(total, n)
-    ranked = np.take_along_axis(value, np.argsort(proxy, axis=1, kind="stable"), axis=1)
-    return float((ranked * weight[None, :]).sum(axis=1).mean())
+    subsets = math.comb(total, n)
+    best_in = [math.comb(i, n - 1) for i in range(total)]
+    weight = np.array(best_in, np.float64) / subsets
+    order = np.argsort(proxy, axis=1, kind="stable")
+    ranked = np.take_along_axis(value, order, axis=1)
+    expected = (ranked * weight[None, :]).sum(axis=1)
+    return float(expected.mean())
 
 
 def best_of_n_kl(n: int) -> float:
@@ -60,13 +76,18 @@ def by_use_case(
     each prompt.
     """
     cases = [use_case(record) for record in records]
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found = {}
     for case in sorted(set(cases)):
         rows = [i for i, name in enumerate(cases) if name == case]
         found[case] = {}
         for model, score in scores.items():
-            mean, error = score[rows].mean(), score[rows].std() / len(rows) ** 0.5
-            found[case][model] = {"mean": float(mean), "se": float(error), "n": len(rows)}
+            here = score[rows]
+            error = here.std() / len(rows) ** 0.5
+            found[case][model] = {
+                "mean": float(here.mean()),
+                "se": float(error),
+                "n": len(here),
+            }
     return found
 
 
@@ -79,6 +100,9 @@ def in_turns(cases: Sequence[str]) -> list[int]:
     for i, case in enumerate(cases):
         rows.setdefault(case, []).append(i)
     longest = max(map(len, rows.values()), default=0)
-    return [
-        positions[k] for k in range(longest) for positions in rows.values() if k < len(positions)
-    ]
+    order = []
+    for k in range(longest):
+        for positions in rows.values():
+            if k < len(positions):
+                order.append(positions[k])
+    return order

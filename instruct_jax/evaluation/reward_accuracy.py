@@ -24,15 +24,18 @@ def measure(groups: Mapping[str, list[Scored]]) -> dict[str, Any]:
     pairs = {name: pairs_of(rows) for name, rows in groups.items()}
     measured: dict[str, Any] = {}
     for name, found in pairs.items():
-        measured["accuracy_" + name.replace("held_out", "heldout")] = accuracy(found)
+        name = name.replace("held_out", "heldout")
+        measured[f"accuracy_{name}"] = accuracy(found)
     unseen = pairs.get("held_out_prompts") or pairs["train"]
     rows = groups.get("held_out_prompts") or groups["train"]
-    measured["accuracy_longer"] = accuracy(pairs_of([_scored_by_length(row) for row in rows]))
+    by_length = [_scored_by_length(row) for row in rows]
+    measured["accuracy_longer"] = accuracy(pairs_of(by_length))
     measured["per_labeler"] = _per_labeler(pairs)
     by_round = _by_round(groups.get("held_out_prompts", []))
     if len(by_round) > 1:
         measured["accuracy_by_round"] = by_round
-    measured["calibration"] = _calibration(np.array([margin for margin, _ in unseen]))
+    margins = np.array([margin for margin, _ in unseen])
+    measured["calibration"] = _calibration(margins)
     measured["score_by_length"] = _score_by_length(rows)
     return measured
 
@@ -42,10 +45,12 @@ def pairs_of(rows: list[Scored]) -> list[Pair]:
     pairs = []
     for record, scores, _ in rows:
         who = _source(record)
-        for i, better in enumerate(record["ranks"]):
-            for j, worse in enumerate(record["ranks"]):
+        ranks = record["ranks"]
+        for i, better in enumerate(ranks):
+            for j, worse in enumerate(ranks):
                 if better < worse:
-                    pairs.append((float(scores[i] - scores[j]), who))
+                    margin = float(scores[i] - scores[j])
+                    pairs.append((margin, who))
     return pairs
 
 
@@ -60,13 +65,16 @@ def _source(record: Record) -> str:
 def accuracy(pairs: list[Pair]) -> float:
     """Share of pairs in the right order; equal scores count one half."""
     margins = np.array([margin for margin, _ in pairs])
-    return float((margins > 0).mean() + 0.5 * (margins == 0).mean())
+    right = (margins > 0).mean()
+    equal = (margins == 0).mean()
+    return float(right + 0.5 * equal)
 
 
 def pair_accuracy(rows: list[Scored]) -> dict[str, Any]:
     """Accuracy and number of pairs; null where there are no pairs."""
     pairs = pairs_of(rows)
-    return {"accuracy": accuracy(pairs) if pairs else None, "pairs": len(pairs)}
+    share = accuracy(pairs) if pairs else None
+    return {"accuracy": share, "pairs": len(pairs)}
 
 
 def _per_labeler(pairs: Mapping[str, list[Pair]]) -> dict[str, float]:
@@ -76,46 +84,70 @@ def _per_labeler(pairs: Mapping[str, list[Pair]]) -> dict[str, float]:
         if name == "train":
             continue
         for pair in found:
-            by_labeler.setdefault(pair[1], []).append(pair)
+            _, who = pair
+            by_labeler.setdefault(who, []).append(pair)
     return {who: accuracy(found) for who, found in sorted(by_labeler.items())}
 
 
 def _by_round(rows: list[Scored]) -> dict[str, float]:
     rounds: dict[int, list[Scored]] = {}
     for row in rows:
-        rounds.setdefault(row[0].get("round", 1), []).append(row)
-    return {str(number): accuracy(pairs_of(rounds[number])) for number in sorted(rounds)}
+        record, _, _ = row
+        number = record.get("round", 1)
+        rounds.setdefault(number, []).append(row)
+    measured = {}
+    for number in sorted(rounds):
+        pairs = pairs_of(rounds[number])
+        measured[str(number)] = accuracy(pairs)
+    return measured
 
 
 def _scored_by_length(row: Scored) -> Scored:
     """The same ranking, where the score of a completion is its length in characters, uncut."""
     record, _, sizes = row
-    return record, np.array([len(text) for text in record["completions"]]), sizes
+    characters = [len(text) for text in record["completions"]]
+    return record, np.array(characters), sizes
 
 
 def _calibration(margins: np.ndarray) -> list[dict[str, float]]:
     """Predicted probability that the higher score wins, against how often it did."""
-    predicted, won = 1 / (1 + np.exp(-np.abs(margins))), margins > 0
-    edges = np.quantile(predicted, np.linspace(0, 1, BINS + 1))
-    place = np.clip(np.searchsorted(edges, predicted, side="right") - 1, 0, BINS - 1)
+    predicted = 1 / (1 + np.exp(-np.abs(margins)))
+    won = margins > 0
+    shares = np.linspace(0, 1, BINS + 1)
+    edges = np.quantile(predicted, shares)
+    place = np.searchsorted(edges, predicted, side="right") - 1
+    place = np.clip(place, 0, BINS - 1)
     bins = []
     for b in range(BINS):
         here = place == b
-        if here.any():
-            chance, share = float(predicted[here].mean()), float(won[here].mean())
-            bins.append({"predicted": chance, "observed": share, "n": int(here.sum())})
+        if not here.any():
+            continue
+        bins.append(
+            {
+                "predicted": float(predicted[here].mean()),
+                "observed": float(won[here].mean()),
+                "n": int(here.sum()),
+            }
+        )
     return bins
 
 
 def _score_by_length(rows: list[Scored]) -> list[dict[str, float]]:
     scores = np.concatenate([s for _, s, _ in rows])
-    lengths = np.concatenate([np.array(sizes) for _, _, sizes in rows])
-    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, BINS + 1)))
+    lengths = np.concatenate([sizes for _, _, sizes in rows])
+    shares = np.linspace(0, 1, BINS + 1)
+    edges = np.unique(np.quantile(lengths, shares))
     last = max(len(edges) - 2, 0)
-    place = np.clip(np.searchsorted(edges, lengths, side="right") - 1, 0, last)
+    place = np.searchsorted(edges, lengths, side="right") - 1
+    place = np.clip(place, 0, last)
     bins = []
     for b in np.unique(place):
         here = place == b
-        length, score = float(lengths[here].mean()), float(scores[here].mean())
-        bins.append({"length": length, "score": score, "n": int(here.sum())})
+        bins.append(
+            {
+                "length": float(lengths[here].mean()),
+                "score": float(scores[here].mean()),
+                "n": int(here.sum()),
+            }
+        )
     return bins

@@ -52,7 +52,8 @@ def form_key(secret: str, who: str) -> str:
 
     The pages in this visitor's browser know it, and no other site does.
     """
-    return hmac.new(secret.encode(), f"form\n{who}".encode(), hashlib.sha256).hexdigest()
+    text = f"form\n{who}"
+    return hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()
 
 
 def invite(db: sqlite3.Connection, name: str, team: Group, *, admin: bool, now: float) -> str:
@@ -116,7 +117,11 @@ def accept(db: sqlite3.Connection, token: str, password: str, now: float) -> Lab
 
 
 def log_in(
-    db: sqlite3.Connection, name: str, password: str, address: str, now: float
+    db: sqlite3.Connection,
+    name: str,
+    password: str,
+    address: str,
+    now: float,
 ) -> Labeler | None:
     """The labeler, or None where name or password is wrong; TooManyTries beyond the limit."""
     # A try counts before its password is checked, so that many at once do not slip through.

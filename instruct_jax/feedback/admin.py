@@ -78,24 +78,33 @@ def overview(visit: Visit) -> Response:
 
 def _overview(visit: Visit, status: int = 200, problem: str = "", link: str = "") -> Response:
     rows = progress.by_labeler(visit.db)
-    measured = _measured(visit.site.path, sum(row.answers for row in rows))
+    answers = sum(row.answers for row in rows)
+    measured = _measured(visit.site.path, answers)
     hours = progress.per_hour(visit.db, visit.now, HOURS)
+    in_last_hour = f"{hours[-1]} answers in the last hour"
+    over_time = _over_time(measured.over_time)
+    in_training = _in_words(measured.groups["training"])
     per_labeler = [(row.name, float(row.answers)) for row in rows if row.answers]
-    agreeing = [(name, *share[:3]) for name, share in measured.agreement.items()]
+    agreeing = []
+    for name, share in measured.agreement.items():
+        agreeing.append((name, share.mean, share.low, share.high))
     pictures = [
         (
             f"Answers per hour, last {HOURS} hours",
-            plots.bars(hours, f"{HOURS} h ago", "now", f"{hours[-1]} answers in the last hour"),
+            plots.bars(hours, f"{HOURS} h ago", "now", in_last_hour),
         ),
         (
             "Agreement over time",
-            plots.shares(_over_time(measured.over_time), _in_words(measured.groups["training"])),
+            plots.shares(over_time, in_training),
         ),
         (
             "Agreement of each labeler with the others",
             plots.shares(agreeing, f"{len(agreeing)} labelers"),
         ),
-        ("Answers of each labeler", plots.named_bars(per_labeler, f"{len(per_labeler)} labelers")),
+        (
+            "Answers of each labeler",
+            plots.named_bars(per_labeler, f"{len(per_labeler)} labelers"),
+        ),
     ]
     return visit.page(
         "admin.html",
@@ -114,18 +123,21 @@ def _overview(visit: Visit, status: int = 200, problem: str = "", link: str = ""
 def _over_time(points: Sequence[tuple[float, Share]]) -> list[tuple[str, float, float, float]]:
     """The points of the plot, named by the day, or by the hour where they span two days or less."""
     form = "%H:%M"
-    if points and points[-1][0] - points[0][0] > 2 * 86400:
+    times = [at for at, _ in points]
+    if times and times[-1] - times[0] > 2 * 86400:
         form = "%m-%d"
     named = []
     for at, share in points:
-        named.append((time.strftime(form, time.gmtime(at)), share.mean, share.low, share.high))
+        when = time.strftime(form, time.gmtime(at))
+        named.append((when, share.mean, share.low, share.high))
     return named
 
 
 def _in_words(share: Share | None) -> str:
     if share is None or not math.isfinite(share.mean):
         return "–"
-    return f"{share.mean:.0%} ({share.low:.0%} to {share.high:.0%}, {share.pairs} pairs)"
+    interval = f"{share.low:.0%} to {share.high:.0%}"
+    return f"{share.mean:.0%} ({interval}, {share.pairs} pairs)"
 
 
 def invite(visit: Visit) -> Response:
@@ -168,7 +180,12 @@ def browse(visit: Visit) -> Response:
     number = query.get("page", "")
     page = int(number) if number.isdecimal() else 0
     # one more than fits, to know whether there is a next page
-    given = store.answers(visit.db, labeler=labeler, last=ROWS + 1, before=page * ROWS)
+    given = store.answers(
+        visit.db,
+        labeler=labeler,
+        last=ROWS + 1,
+        before=page * ROWS,
+    )
     newest_first = given[::-1]
     return visit.page(
         "answers.html",
@@ -182,7 +199,9 @@ def browse(visit: Visit) -> Response:
 def one_answer(visit: Visit) -> Response:
     """One answer in full."""
     query = visit.request.query_params
-    given = store.answers(visit.db, labeler=query.get("labeler", ""), task=query.get("task", ""))
+    labeler = query.get("labeler", "")
+    task = query.get("task", "")
+    given = store.answers(visit.db, labeler=labeler, task=task)
     if not given:
         return visit.problem(404, "There is no such answer.")
     [answer] = given
@@ -195,7 +214,11 @@ def download(visit: Visit) -> Response:
     name = visit.request.path_params["name"]
     if name not in FILES:
         return visit.problem(404, "There is no such file.")
-    records = export(store.answers(visit.db), store.tasks(visit.db))[name]
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    files = export(store.answers(visit.db), store.tasks(visit.db))
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in files[name]]
+    text = "".join(lines)
+    headers = {
+        "Content-Disposition": f'attachment; filename="{name}"',
+        "Cache-Control": "no-store",
+    }
     return Response(text, media_type="application/jsonl", headers=headers)

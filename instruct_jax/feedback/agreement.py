@@ -70,7 +70,11 @@ def by_labeler(answers: Sequence[Answer]) -> dict[str, Share]:
     """Agreement of each labeler with all the others."""
     shares = {}
     for who in sorted({answer.labeler for answer in answers}):
-        shares[who] = pairwise(answers, lambda a, b, who=who: who in (a.labeler, b.labeler))
+
+        def one_is_this(a: Answer, b: Answer, who: str = who) -> bool:
+            return who in (a.labeler, b.labeler)
+
+        shares[who] = pairwise(answers, one_is_this)
     return shares
 
 
@@ -90,8 +94,12 @@ def over_time(answers: Sequence[Answer], bins: int) -> list[tuple[float, Share]]
 
     points = []
     for number, (start, end) in enumerate(itertools.pairwise(edges.tolist())):
-        came_then = pairwise(answers, lambda a, b, n=number: n in (stretch(a), stretch(b)))
-        points.append(((start + end) / 2, came_then))
+
+        def one_came_then(a: Answer, b: Answer, number: int = number) -> bool:
+            return number in (stretch(a), stretch(b))
+
+        middle = (start + end) / 2
+        points.append((middle, pairwise(answers, one_came_then)))
     return points
 
 
@@ -104,13 +112,16 @@ def screening(answers: Sequence[Answer]) -> dict[str, Screening]:
             continue
         on_ranks = rank_votes.setdefault(answer.labeler, [])
         on_flags = flag_votes.setdefault(answer.labeler, [])
-        if answer.ranks is not None and answer.known.get("ranks") is not None:
-            on_ranks.append(_same_order(answer.task_id, answer.ranks, answer.known["ranks"]))
-        if answer.known.get("flags"):
-            on_flags.append(_same_flags(answer.task_id, answer.flags, answer.known["flags"]))
+        known_ranks = answer.known.get("ranks")
+        known_flags = answer.known.get("flags")
+        if answer.ranks is not None and known_ranks is not None:
+            on_ranks.append(_same_order(answer.task_id, answer.ranks, known_ranks))
+        if known_flags:
+            on_flags.append(_same_flags(answer.task_id, answer.flags, known_flags))
     screened = {}
     for who in sorted(rank_votes):
-        ranks, sensitive = share(rank_votes[who]), share(flag_votes[who])
+        ranks = share(rank_votes[who])
+        sensitive = share(flag_votes[who])
         means = [part.mean for part in (ranks, sensitive) if part.pairs]
         passed = bool(means) and min(means) >= CUTOFF
         screened[who] = Screening(ranks, sensitive, passed)
@@ -172,12 +183,16 @@ def share(votes: Sequence[Vote]) -> Share:
     for vote in votes:
         number_of.setdefault(vote.task_id, len(number_of))
     tasks = len(number_of)
+    task_of_vote = [number_of[vote.task_id] for vote in votes]
     residual = np.zeros(tasks)
-    np.add.at(residual, [number_of[vote.task_id] for vote in votes], alike - mean * compared)
+    np.add.at(residual, task_of_vote, alike - mean * compared)
     spread = math.inf
     if tasks > 1:
-        spread = math.sqrt(tasks / (tasks - 1) * (residual**2).sum()) / pairs
-    low, high = max(mean - 1.96 * spread, 0.0), min(mean + 1.96 * spread, 1.0)
+        squares = (residual**2).sum()
+        spread = math.sqrt(tasks / (tasks - 1) * squares) / pairs
+    half = 1.96 * spread
+    low = max(mean - half, 0.0)
+    high = min(mean + half, 1.0)
     return Share(mean, low, high, int(pairs))
 
 
@@ -188,12 +203,16 @@ def as_text(answers: Sequence[Answer]) -> str:
     for name, value in by_group(answers).items():
         label = "training with held-out" if name == "between" else f"{name} labelers"
         groups.append((label, *_cells(value)))
-    labelers = [(who, *_cells(value)) for who, value in by_labeler(answers).items()]
+    labelers = []
+    for who, value in by_labeler(answers).items():
+        labelers.append((who, *_cells(value)))
     known_alphas = []
     for name, value in alphas(answers).items():
         if not math.isnan(value):
             known_alphas.append((name, f"{value:.3f}"))
-    flag_rows = [(name, *_cells(value)) for name, value in flags(answers).items()]
+    flag_rows = []
+    for name, value in flags(answers).items():
+        flag_rows.append((name, *_cells(value)))
     tables = [
         table(("agreement on pairs", *columns), groups),
         table(("agreement on pairs", *columns), labelers),
@@ -202,9 +221,10 @@ def as_text(answers: Sequence[Answer]) -> str:
     ]
     screened = []
     for who, result in screening(answers).items():
-        ranks, sensitive = _cells(result.ranks), _cells(result.sensitive)
+        ranks, ranks_interval, _ = _cells(result.ranks)
+        flags_alike, flags_interval, _ = _cells(result.sensitive)
         passed = "yes" if result.passed else "no"
-        screened.append((who, *ranks[:2], *sensitive[:2], passed))
+        screened.append((who, ranks, ranks_interval, flags_alike, flags_interval, passed))
     if screened:
         head = ("screening, against researchers", "ranks", "95 %", "sensitive flags", "95 %")
         tables.append(table((*head, "passed"), screened))
@@ -214,7 +234,8 @@ def as_text(answers: Sequence[Answer]) -> str:
 def _cells(value: Share) -> tuple[str, str, str]:
     if not value.pairs:
         return "-", "-", "0"
-    return f"{value.mean:.1%}", f"{value.low:.1%} to {value.high:.1%}", f"{value.pairs:,}"
+    interval = f"{value.low:.1%} to {value.high:.1%}"
+    return f"{value.mean:.1%}", interval, f"{value.pairs:,}"
 
 
 def _same_task_pairs(answers: Iterable[Answer]) -> Iterator[tuple[Answer, Answer]]:
@@ -237,24 +258,32 @@ def _flag_names(answers: Iterable[Answer]) -> list[str]:
 
 def _same_order(task_id: str, first: Sequence[int], second: Sequence[int]) -> Vote:
     """Over the pairs of completions that neither of the two rankings ties."""
-    alike = compared = 0
+    alike = 0
+    compared = 0
     for i, j in itertools.combinations(range(len(first)), 2):
-        if first[i] != first[j] and second[i] != second[j]:
-            compared += 1
-            alike += (first[i] < first[j]) == (second[i] < second[j])
+        if first[i] == first[j] or second[i] == second[j]:
+            continue
+        compared += 1
+        if (first[i] < first[j]) == (second[i] < second[j]):
+            alike += 1
     return Vote(task_id, alike, compared)
 
 
 def _same_flags(
-    task_id: str, given: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]]
+    task_id: str,
+    given: Sequence[dict[str, Any]],
+    known: Sequence[dict[str, Any]],
 ) -> Vote:
     """Over the flags of sensitive content that researchers answered."""
-    alike = compared = 0
+    alike = 0
+    compared = 0
     for mine, theirs in zip(given, known, strict=True):
         for name in SENSITIVE:
-            if name in theirs:
-                compared += 1
-                alike += mine.get(name, False) == theirs[name]
+            if name not in theirs:
+                continue
+            compared += 1
+            if mine.get(name, False) == theirs[name]:
+                alike += 1
     return Vote(task_id, alike, compared)
 
 
@@ -262,7 +291,8 @@ def _same_flag(a: Answer, b: Answer, name: str) -> Vote:
     """Over the completions of one task."""
     alike = 0
     for first, second in zip(a.flags, b.flags, strict=True):
-        alike += first.get(name, False) == second.get(name, False)
+        if first.get(name, False) == second.get(name, False):
+            alike += 1
     return Vote(a.task_id, alike, len(a.flags))
 
 
@@ -279,7 +309,8 @@ def _alpha(
     units: dict[tuple[str, int], dict[str, float]] = {}
     for answer in answers:
         for i, value in enumerate(values(answer)):
-            units.setdefault((answer.task_id, i), {})[answer.labeler] = value
+            unit = units.setdefault((answer.task_id, i), {})
+            unit[answer.labeler] = value
     rows = []  # [labelers, units], NaN where a labeler did not answer
     for who in sorted({answer.labeler for answer in answers}):
         rows.append([unit.get(who, math.nan) for unit in units.values()])
@@ -287,6 +318,7 @@ def _alpha(
     if ratings.size:
         answered_twice = (~np.isnan(ratings)).sum(axis=0) >= 2
         ratings = ratings[:, answered_twice]
-    if ratings.size == 0 or len(np.unique(ratings[~np.isnan(ratings)])) < 2:
+    different = np.unique(ratings[~np.isnan(ratings)])
+    if len(different) < 2:
         return math.nan
     return float(krippendorff.alpha(reliability_data=ratings, level_of_measurement=level))

@@ -49,7 +49,9 @@ def create_app(path: Path, *, lease: float = 3600.0, https: bool = False) -> Sta
     }
     session = Middleware(SessionMiddleware, secret_key=site.secret, **cookie)
     return Starlette(
-        routes=routes, middleware=[Middleware(guarded), session], exception_handlers={404: _absent}
+        routes=routes,
+        middleware=[Middleware(guarded), session],
+        exception_handlers={404: _absent},
     )
 
 
@@ -116,7 +118,8 @@ def join_page(visit: Visit) -> Response:
 
 
 def _join_page(visit: Visit, status: int, problem: str) -> Response:
-    name = accounts.invited(visit.db, visit.request.path_params["token"], visit.now)
+    token = visit.request.path_params["token"]
+    name = accounts.invited(visit.db, token, visit.now)
     if name is None:
         return visit.problem(
             404, "This invitation is used, has lapsed, or is not complete. Ask for a new one."
@@ -139,7 +142,8 @@ def join(visit: Visit) -> Response:
         return _join_page(visit, 422, f"The password must have {limits}.")
     if password != visit.form.get("again"):
         return _join_page(visit, 422, "The two passwords differ.")
-    me = accounts.accept(visit.db, visit.request.path_params["token"], password, visit.now)
+    token = visit.request.path_params["token"]
+    me = accounts.accept(visit.db, token, password, visit.now)
     if me is None:
         return _join_page(visit, 404, "")
     return _begin_session(visit, me)
@@ -185,10 +189,15 @@ def _order(visit: Visit, task_id: str, k: int) -> list[int]:
 
 
 def _task_form(
-    visit: Visit, task: LabelTask, status: int = 200, problem: ReplyError | None = None
+    visit: Visit,
+    task: LabelTask,
+    status: int = 200,
+    problem: ReplyError | None = None,
 ) -> Response:
     order = _order(visit, task.id, len(task.completions))
-    outputs = [(letter(at), task.completions[i]) for at, i in enumerate(order)]
+    outputs = []
+    for at, i in enumerate(order):
+        outputs.append((letter(at), task.completions[i]))
     return visit.page(
         f"{task.kind}.html",
         status,
@@ -222,9 +231,17 @@ def answer(visit: Visit) -> Response:
         reply = tasks.reply(lease.task, order, visit.form)
     except ReplyError as error:
         return _task_form(visit, lease.task, 422, error)
-    seconds = tasks.seconds_spent(visit.form.get("seconds", ""), visit.now - lease.opened)
+    measured = visit.form.get("seconds", "")
+    seconds = tasks.seconds_spent(measured, visit.now - lease.opened)
     stored = store.submit(
-        visit.db, task_id, visit.name, form, reply, shown=order, seconds=seconds, now=visit.now
+        visit.db,
+        task_id,
+        visit.name,
+        form,
+        reply,
+        shown=order,
+        seconds=seconds,
+        now=visit.now,
     )
     return to("/task") if stored else _twice(visit)
 
@@ -236,7 +253,8 @@ def _identity(form: Mapping[str, str]) -> str:
     tab, is another answer.
     """
     entered = [(name, form[name]) for name in form if name not in ("key", "seconds")]
-    return hashlib.sha256(json.dumps(sorted(entered)).encode()).hexdigest()
+    text = json.dumps(sorted(entered))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _twice(visit: Visit) -> Response:

@@ -25,7 +25,8 @@ FORMS = ("records", "datasets", *OTHER_TOOLS)
 
 def label(argv: Sequence[str]) -> None:
     """Runs one action of the command; without a name it is `serve`."""
-    named = bool(argv) and (argv[0] in (*ACTIONS, "-h", "--help") or not argv[0].startswith("-"))
+    known = (*ACTIONS, "-h", "--help")
+    named = bool(argv) and (argv[0] in known or not argv[0].startswith("-"))
     args = _parser().parse_args(argv if named else ["serve", *argv])
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     require(not missing, f"the labeling page needs {', '.join(missing)}; pip install '.[label]'")
@@ -48,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     def action(
-        name: str, work: Callable[[argparse.Namespace], None], text: str
+        name: str,
+        work: Callable[[argparse.Namespace], None],
+        text: str,
     ) -> argparse.ArgumentParser:
         new = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
         new.set_defaults(work=work)
@@ -262,8 +265,10 @@ def _add(args: argparse.Namespace) -> None:
 
 def _invite(args: argparse.Namespace) -> None:
     with closing(store.open_store(args.store)) as db:
-        token = accounts.invite(db, args.name, args.group, admin=args.admin, now=time.time())
-        print(f"{store.setting(db, 'url') or 'http://127.0.0.1:8000'}/join/{token}")
+        now = time.time()
+        token = accounts.invite(db, args.name, args.group, admin=args.admin, now=now)
+        url = store.setting(db, "url") or "http://127.0.0.1:8000"
+        print(f"{url}/join/{token}")
     print(
         f"for {args.name}: works once, within 14 days; send it so that only {args.name} reads it",
         file=sys.stderr,
@@ -284,7 +289,8 @@ def _export(args: argparse.Namespace) -> None:
     from instruct_jax.feedback import files
 
     with closing(store.open_store(args.store)) as db:
-        written = files.write(args.format, store.answers(db), store.tasks(db), args.out)
+        answers = store.answers(db)
+        written = files.write(args.format, answers, store.tasks(db), args.out)
     _print(args.out, written)
 
 

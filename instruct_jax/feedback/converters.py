@@ -69,8 +69,13 @@ def to_label_studio(tasks: Mapping[str, LabelTask], answers: Sequence[Answer]) -
             items.append({"id": str(i), "title": f"Output {i}", "body": text})
         data = {"prompt": as_text(task.prompt), "items": items, "sample": _sample(task)}
         annotations = [_annotation(answer) for answer in answers if answer.task_id == name]
-        meta = {"task": name, "kind": task.kind}
-        converted.append({"data": data, "annotations": annotations, "meta": meta})
+        converted.append(
+            {
+                "data": data,
+                "annotations": annotations,
+                "meta": {"task": name, "kind": task.kind},
+            }
+        )
     return converted
 
 
@@ -84,8 +89,9 @@ def _annotation(answer: Answer) -> Record:
     if answer.ranks is not None:
         buckets: dict[str, list[str]] = {}
         for rank in sorted(set(answer.ranks)):
-            same = [str(i) for i, other in enumerate(answer.ranks, 1) if other == rank]
-            buckets[f"rank-{rank}"] = same
+            buckets[f"rank-{rank}"] = []
+        for i, rank in enumerate(answer.ranks, 1):
+            buckets[f"rank-{rank}"].append(str(i))
         results.append(_result("ranks", "ranker", {"ranker": buckets}, to="completions"))
     for i, score in enumerate(answer.likert, 1):
         if score is not None:
@@ -120,7 +126,8 @@ def from_label_studio(raw: Sequence[Any]) -> Records:
     Read are the Ranker, with buckets or without, and the TextArea of each annotation that was not
     skipped.  FieldError names the task and what is wrong with it.
     """
-    rankings, demonstrations = [], []
+    rankings = []
+    demonstrations = []
     for number, task in enumerate(raw):
         data = _part(task, "data", number)
         sample = data.get("sample", {})
@@ -128,7 +135,8 @@ def from_label_studio(raw: Sequence[Any]) -> Records:
         base = {**sample, "prompt": prompt}
         items = {}
         for item in data.get("items", []):
-            items[str(item.get("id"))] = item.get("body") or item.get("title")
+            name = str(item.get("id"))
+            items[name] = item.get("body") or item.get("title")
         for annotation in task.get("annotations") or []:
             results = {one.get("type"): one for one in annotation.get("result", [])}
             if annotation.get("was_cancelled") or not results:
@@ -137,7 +145,8 @@ def from_label_studio(raw: Sequence[Any]) -> Records:
             if annotation.get("completed_by") is not None:
                 who = {"labeler_id": _person(annotation["completed_by"])}
             if "ranker" in results:
-                order = _buckets(results["ranker"]["value"]["ranker"], f"[{number}].ranker", items)
+                buckets = results["ranker"]["value"]["ranker"]
+                order = _buckets(buckets, f"[{number}].ranker", items)
                 ranking = {
                     **base,
                     "completions": list(items.values()),
@@ -154,7 +163,9 @@ def from_label_studio(raw: Sequence[Any]) -> Records:
 
 
 def _buckets(
-    buckets: Mapping[str, list[str]], key: str, items: Mapping[str, str]
+    buckets: Mapping[str, list[str]],
+    key: str,
+    items: Mapping[str, str],
 ) -> dict[str, int]:
     """Item -> rank, from 1; all items must be ranked.
 
@@ -184,10 +195,13 @@ def _buckets(
 def _studio_extra(results: Sequence[Record], k: int) -> Record:
     """Likert scores and flags of k completions, where they were given."""
     by_name = {one.get("from_name"): one.get("value", {}) for one in results}
-    likert, flags = [], []
+    likert = []
+    flags = []
     for i in range(1, k + 1):
-        likert.append(by_name.get(f"likert-{i}", {}).get("rating"))
-        flags.append(by_name.get(f"flags-{i}", {}).get("choices"))
+        rated = by_name.get(f"likert-{i}", {})
+        likert.append(rated.get("rating"))
+        chosen = by_name.get(f"flags-{i}", {})
+        flags.append(chosen.get("choices"))
     return _extra(likert, flags)
 
 
@@ -199,7 +213,8 @@ def _extra(likert: list[int | None], chosen: list[list[str] | None]) -> Record:
     if any(flags is not None for flags in chosen):
         extra["flags"] = []
         for flags in chosen:
-            extra["flags"].append({name: name in (flags or []) for name in FLAGS})
+            names_set = flags or []
+            extra["flags"].append({name: name in names_set for name in FLAGS})
     return extra
 
 
@@ -219,14 +234,16 @@ def to_argilla(tasks: Mapping[str, LabelTask], answers: Sequence[Answer]) -> lis
     """
     converted = []
     for name, task in tasks.items():
-        people, responses = {}, {}
+        people = {}
+        responses = {}
         for answer in answers:
             if answer.task_id != name or answer.skipped is not None:
                 continue
             user = _user(answer.labeler)
             people[user] = answer.labeler
             for question, value in _responses(answer):
-                responses.setdefault(question, []).append({"value": value, "user_id": user})
+                response = {"value": value, "user_id": user}
+                responses.setdefault(question, []).append(response)
         fields = {"prompt": as_text(task.prompt)}
         for i, text in enumerate(task.completions, 1):
             fields[f"completion-{i}"] = text
@@ -268,15 +285,18 @@ def from_argilla(raw: Sequence[Any]) -> Records:
     Read are the responses to ranking questions whose values are fields, as a list of values in
     order or of values with ranks, and to the text question `demonstration`.
     """
-    rankings, demonstrations = [], []
+    rankings = []
+    demonstrations = []
     for number, record in enumerate(raw):
         fields = _part(record, "fields", number)
         metadata = record.get("metadata") or {}
-        people, sample = metadata.get("people", {}), metadata.get("sample", {})
+        people = metadata.get("people", {})
+        sample = metadata.get("sample", {})
         responses = record.get("responses") or {}
         for question, given in responses.items():
             for response in given:
-                user, value = response.get("user_id"), response.get("value")
+                user = response.get("user_id")
+                value = response.get("value")
                 who = {"labeler_id": people.get(user, user)}
                 prompt = sample.get("prompt", fields.get("prompt"))
                 if question == "demonstration":
@@ -319,13 +339,18 @@ def _order(value: Any, fields: Mapping[str, str]) -> dict[str, int] | None:
             ranks[one["value"]] = one.get("rank") or at
         else:
             ranks[one] = at
-    hyphenated = {str(name).replace("_", "-"): rank for name, rank in ranks.items()}
+    hyphenated = {}
+    for name, rank in ranks.items():
+        hyphenated[str(name).replace("_", "-")] = rank
     order = {}
     for field in fields:
         rank = hyphenated.get(field.replace("_", "-"))
         if rank is not None:
             order[field] = rank
-    return order if len(order) == len(ranks) > 1 else None
+    all_are_fields = len(order) == len(ranks)
+    if not all_are_fields or len(ranks) < 2:
+        return None
+    return order
 
 
 def _argilla_extra(responses: Mapping[str, list[Record]], user: Any, k: int) -> Record:
@@ -339,7 +364,8 @@ def _argilla_extra(responses: Mapping[str, list[Record]], user: Any, k: int) -> 
 
     numbers = range(1, k + 1)
     likert = [answer(f"likert-{i}") for i in numbers]
-    return _extra(likert, [answer(f"flags-{i}") for i in numbers])
+    flags = [answer(f"flags-{i}") for i in numbers]
+    return _extra(likert, flags)
 
 
 def _without_models(sample: Record) -> Record:

@@ -18,7 +18,10 @@ from instruct_jax.feedback.tasks import LabelTask
 
 
 def write(
-    form: str, answers: Sequence[Answer], tasks: Mapping[str, LabelTask], out: Path
+    form: str,
+    answers: Sequence[Answer],
+    tasks: Mapping[str, LabelTask],
+    out: Path,
 ) -> dict[str, int]:
     """Writes a new folder; returns how many records are in each of its parts.
 
@@ -61,7 +64,11 @@ def read(form: str, path: Path, out: Path) -> dict[str, int]:
         rankings, demonstrations = convert(raw)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    return _write_records(out, {"rankings.jsonl": rankings, "demonstrations.jsonl": demonstrations})
+    files = {
+        "rankings.jsonl": rankings,
+        "demonstrations.jsonl": demonstrations,
+    }
+    return _write_records(out, files)
 
 
 def _require_new(out: Path) -> None:
@@ -86,7 +93,8 @@ def _write_datasets(out: Path, files: Mapping[str, list[Record]]) -> dict[str, i
         if not records:
             continue
         name = file.removesuffix(".jsonl")
-        if len({type(record["prompt"]) for record in records}) > 1:
+        kinds = {type(record["prompt"]) for record in records}
+        if len(kinds) > 1:
             raise DataError(
                 f"{name}: prompts are partly text and partly messages, which no column of datasets"
                 " holds; export records instead"

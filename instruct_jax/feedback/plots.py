@@ -44,7 +44,7 @@ def shares(points: Sequence[tuple[str, float, float, float]], alt: str) -> Marku
     marks = _axis([(0, "0 %"), (0.5, "50 %"), (1, "100 %")])
     wide = _column_width(len(points))
     for i, (label, share, low, high) in enumerate(points):
-        middle = LEFT + (i + 0.5) * wide
+        middle = _middle(i, wide)
         if all(math.isfinite(value) for value in (share, low, high)):
             marks.append(_line(middle, _y(low), middle, _y(high), "stroke"))
             marks.append(_rect(middle - 3, _y(share) - 3, 6, 6))
@@ -58,7 +58,9 @@ def _column_width(columns: int) -> float:
 
 def _bar(i: int, wide: float, share: float) -> Markup:
     width = min(wide - 2, WIDEST)
-    return _rect(LEFT + (i + 0.5) * wide - width / 2, _y(share), width, _y(0) - _y(share))
+    left = _middle(i, wide) - width / 2
+    top = _y(share)
+    return _rect(left, top, width, _y(0) - top)
 
 
 def _name(i: int, wide: float, name: str) -> Markup:
@@ -66,7 +68,12 @@ def _name(i: int, wide: float, name: str) -> Markup:
     room = max(int(wide / LETTER), 2)
     if len(name) > room:
         name = name[: room - 1] + "…"
-    return _text(LEFT + (i + 0.5) * wide, HEIGHT - 5, name, "middle")
+    return _text(_middle(i, wide), HEIGHT - 5, name, "middle")
+
+
+def _middle(i: int, wide: float) -> float:
+    """Of column i, in pixels from the left."""
+    return LEFT + (i + 0.5) * wide
 
 
 def _y(share: float) -> float:
@@ -76,8 +83,9 @@ def _y(share: float) -> float:
 def _axis(ticks: Sequence[tuple[float, str]]) -> list[Markup]:
     marks = []
     for share, name in ticks:
-        marks.append(_line(LEFT, _y(share), WIDTH, _y(share), "axis"))
-        marks.append(_text(LEFT - 4, _y(share) + 4, name, "end"))
+        y = _y(share)
+        marks.append(_line(LEFT, y, WIDTH, y, "axis"))
+        marks.append(_text(LEFT - 4, y + 4, name, "end"))
     return marks
 
 

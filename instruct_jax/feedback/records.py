@@ -28,7 +28,9 @@ def export(answers: Sequence[Answer], tasks: Mapping[str, LabelTask]) -> dict[st
     """
     files: dict[str, list[Record]] = {name: [] for name in FILES}
     for answer in answers:
-        files[file_of(answer)].append(record(answer, tasks[answer.task_id].extra))
+        task = tasks[answer.task_id]
+        line = record(answer, task.extra)
+        files[file_of(answer)].append(line)
     return files
 
 
@@ -56,7 +58,9 @@ def record(answer: Answer, extra: Mapping[str, Any]) -> Record:
     `extra` are the sample's other fields; its `id` becomes `sample_id`, because `id` is the task
     here.
     """
-    line = {"sample_id" if key == "id" else key: value for key, value in extra.items()}
+    line: Record = {}
+    for key, value in extra.items():
+        line["sample_id" if key == "id" else key] = value
     line |= {
         "id": answer.task_id,
         "labeler_id": answer.labeler,

@@ -243,7 +243,11 @@ def lease(connection: sqlite3.Connection, labeler: str, now: float, seconds: flo
 
 
 def _hold(
-    connection: sqlite3.Connection, task: str, labeler: str, now: float, seconds: float
+    connection: sqlite3.Connection,
+    task: str,
+    labeler: str,
+    now: float,
+    seconds: float,
 ) -> None:
     connection.execute(
         "INSERT INTO leases VALUES (?, ?, ?, ?, (SELECT max(version) FROM instructions))"
@@ -268,7 +272,11 @@ def open_lease(connection: sqlite3.Connection, task: str, labeler: str) -> Lease
 
 
 def renew(
-    connection: sqlite3.Connection, task: str, labeler: str, now: float, seconds: float
+    connection: sqlite3.Connection,
+    task: str,
+    labeler: str,
+    now: float,
+    seconds: float,
 ) -> None:
     """Extends the lease, under the newest instructions."""
     with writing(connection, synced=False):
@@ -359,7 +367,8 @@ def answers(
 
     With `last`, only the last so many of these, without the newest `before`.
     """
-    conditions, values = ["TRUE"], []
+    conditions = ["TRUE"]
+    values = []
     if labeler is not None:
         conditions.append("labeler = ?")
         values.append(labeler)

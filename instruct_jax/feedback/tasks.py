@@ -83,7 +83,8 @@ def task(raw: schemas.Record, *, compare: bool = False) -> LabelTask:
     kind: Kind
     if raw.get("completions") is None:
         kind = "demonstrate"
-        record = schemas.prompt({key: raw[key] for key in raw if key != "completions"})
+        asked = {key: raw[key] for key in raw if key != "completions"}
+        record = schemas.prompt(asked)
     elif compare:
         kind = "compare"
         record = schemas.sample(raw)
@@ -98,11 +99,14 @@ def task(raw: schemas.Record, *, compare: bool = False) -> LabelTask:
     known = _known(record, len(completions))
     models = _models(record, len(completions))
     content = json.dumps(
-        [kind, record["prompt"], completions, models, known], sort_keys=True, ensure_ascii=False
+        [kind, record["prompt"], completions, models, known],
+        sort_keys=True,
+        ensure_ascii=False,
     )
+    digest = hashlib.sha256(content.encode()).hexdigest()
     own_fields = ("prompt", "completions", "ranks", "models", "known")
     return LabelTask(
-        id=hashlib.sha256(content.encode()).hexdigest()[:16],
+        id=digest[:16],
         kind=kind,
         prompt=record["prompt"],
         completions=completions,
@@ -182,7 +186,8 @@ def shown_order(k: int, task_id: str, labeler: str, secret: str) -> list[int]:
     """
 
     def shuffled(i: int) -> bytes:
-        return hashlib.sha256(f"{secret}\n{task_id}\n{labeler}\n{i}".encode()).digest()
+        text = f"{secret}\n{task_id}\n{labeler}\n{i}"
+        return hashlib.sha256(text.encode()).digest()
 
     return sorted(range(k), key=shuffled)
 
@@ -200,9 +205,11 @@ def reply(task: LabelTask, order: Sequence[int], form: Mapping[str, str]) -> Rep
     `rank-i`, `flag-i-NAME` and `note-i` of the output shown as number i.
     """
     if form.get("action") == "skip":
-        return Reply(skipped=_written(form.get("reason", ""), "the reason for which you skip"))
+        reason = _written(form.get("reason", ""), "the reason for which you skip")
+        return Reply(skipped=reason)
     if task.kind == "demonstrate":
-        return Reply(text=_written(form.get("text", ""), "the demonstration"))
+        text = _written(form.get("text", ""), "the demonstration")
+        return Reply(text=text)
     k = len(order)
     is_ranking = task.kind == "rank"
     likert = [_likert(form, at, needed=is_ranking) for at in range(k)]
@@ -210,10 +217,13 @@ def reply(task: LabelTask, order: Sequence[int], form: Mapping[str, str]) -> Rep
         ranks = [_rank(form, at, k) for at in range(k)]
     else:
         ranks = [_preferred(form, at) for at in range(k)]
-    flags, notes = [], []
+    flags = []
+    notes = []
     for at in range(k):
-        flags.append({name: form.get(f"flag-{at}-{name}") == "yes" for name in FLAGS})
-        notes.append(_short(form.get(f"note-{at}", ""), f"the notes on output {letter(at)}", at))
+        chosen = {name: form.get(f"flag-{at}-{name}") == "yes" for name in FLAGS}
+        flags.append(chosen)
+        note = form.get(f"note-{at}", "")
+        notes.append(_short(note, f"the notes on output {letter(at)}", at))
     back = [order.index(i) for i in range(k)]  # where completion i was shown
     return Reply(
         ranks=dense([ranks[at] for at in back]),
@@ -236,7 +246,9 @@ def letter(at: int) -> str:
 
 def clean(text: str) -> str:
     r"""Typed text, with \\n for the \\r\\n of forms, and without control characters."""
-    return schemas.CONTROL.sub("", text.replace("\r\n", "\n")).strip("\n").rstrip()
+    text = text.replace("\r\n", "\n")
+    text = schemas.CONTROL.sub("", text)
+    return text.strip("\n").rstrip()
 
 
 def _written(text: str, what: str) -> str:

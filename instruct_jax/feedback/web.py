@@ -87,7 +87,8 @@ class Visit:
 
     def page(self, template: str, status: int = 200, **values: Any) -> Response:
         """The page that a template makes."""
-        text = self.site.pages.get_template(template).render(me=self.me, key=self.key, **values)
+        page = self.site.pages.get_template(template)
+        text = page.render(me=self.me, key=self.key, **values)
         # not cached, so that "back" shows what is stored by now
         return HTMLResponse(text, status, {"Cache-Control": "no-store"})
 
@@ -150,7 +151,12 @@ def to(path: str) -> Response:
 
 
 def route(
-    site: Site, path: str, handler: Handler, *, post: Handler | None = None, who: Who = "labeler"
+    site: Site,
+    path: str,
+    handler: Handler,
+    *,
+    post: Handler | None = None,
+    who: Who = "labeler",
 ) -> Route:
     """The route of a page: GET, and POST where there is one.
 
@@ -190,13 +196,19 @@ async def _read_form(request: Request) -> dict[str, str] | None:
 
 
 def _answer(
-    site: Site, request: Request, form: dict[str, str] | None, handler: Handler, who: Who
+    site: Site,
+    request: Request,
+    form: dict[str, str] | None,
+    handler: Handler,
+    who: Who,
 ) -> Response:
     """Calls the handler, or refuses the request: no log-in, no admin, a bad form or a bad token."""
     session = request.session
     is_post = request.method == "POST"
     with _connection(site) as db:
-        me = accounts.labeler(db, session.get("name", ""), session.get("generation", -1))
+        name = session.get("name", "")
+        generation = session.get("generation", -1)
+        me = accounts.labeler(db, name, generation)
         visit = Visit(site, db, request, form or {}, me, time.time())
 
         def refuse(status: int, message: str) -> Response:

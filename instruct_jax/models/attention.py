@@ -35,22 +35,33 @@ def attend(
     (padding) gets a finite value that nobody reads.
     """
     b, l, h, c = q.shape
-    groups, share = k.shape[1], h // k.shape[1]
-    q = (q * (c**-0.5 if scale is None else scale)).reshape(b, l, groups, share, c)
-    q = q.transpose(0, 2, 3, 1, 4).reshape(b, groups, share * l, c)
-    logits = softcap(jnp.einsum("bgqc,bgsc->bgqs", q, k, preferred_element_type=jnp.float32), cap)
-    logits = jnp.where(jnp.tile(mask, (1, 1, share, 1)), logits, jnp.finfo(jnp.float32).min)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    groups = k.shape[1]
+    share = h // groups
+    q = q * (c**-0.5 if scale is None else scale)
+    q = q.reshape(b, l, groups, share, c).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(b, groups, share * l, c)
+    logits = jnp.einsum("bgqc,bgsc->bgqs", q, k, preferred_element_type=jnp.float32)
+    logits = softcap(logits, cap)
+    mask = jnp.tile(mask, (1, 1, share, 1))
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    highest = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(highest))
     y = jnp.einsum(
         "bgqs,bgsc->bgqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
     # normalised here: [q, C] is less than [q, S]
-    y = (y / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
-    return y.reshape(b, groups, share, l, c).transpose(0, 3, 1, 2, 4).reshape(b, l, h, c)
+    y = y / weights.sum(axis=-1, keepdims=True)
+    y = y.astype(v.dtype)
+    y = y.reshape(b, groups, share, l, c).transpose(0, 3, 1, 2, 4)
+    return y.reshape(b, l, h, c)
 
 
 def attend_cudnn(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    scale: float | None = None,
 ) -> jax.Array:
     """`attend` by cuDNN's flash attention; bfloat16 or float16, C a multiple of 8 up to 128 (256 on
     newer devices).
@@ -77,32 +88,39 @@ def attend_splash(
 
     b, l, h, c = q.shape
     groups = k.shape[1]
-    q = (
-        (q * (c**-0.5 if scale is None else scale))
-        .reshape(b, l, groups, h // groups, c)
-        .transpose(0, 2, 3, 1, 4)
-    )
+    share = h // groups
+    q = q * (c**-0.5 if scale is None else scale)
+    q = q.reshape(b, l, groups, share, c).transpose(0, 2, 3, 1, 4)
     of_group = jax.vmap(kernel, in_axes=(0, 0, 0, None))  # the heads that share keys and values
-    y = jax.vmap(lambda q, k, v, own, seen: of_group(q, k, v, splash.SegmentIds(own, seen)))(
-        q, k, v, *visible
-    )
+
+    def of_row(q, k, v, own, seen):
+        return of_group(q, k, v, splash.SegmentIds(own, seen))
+
+    y = jax.vmap(of_row)(q, k, v, *visible)
     return y.transpose(0, 3, 1, 2, 4).reshape(b, l, h, c)
 
 
 def splash_kernel(
-    length: int, heads: int, parts: int, window: int | None = None, cap: float | None = None
+    length: int,
+    heads: int,
+    parts: int,
+    window: int | None = None,
+    cap: float | None = None,
 ) -> Any:
     """Causal attention of `heads` query heads to one head of keys and values, where the queries lie
     in `parts` parts.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    block = max(size for size in (LANES, 2 * LANES, 4 * LANES) if length // parts % size == 0)
+    rows = length // parts
+    blocks = (LANES, 2 * LANES, 4 * LANES)
+    block = max(size for size in blocks if rows % size == 0)
     sizes = splash.BlockSizes(block, block, block, block, block, block, block, block)
     shape = (length, length)
-    mask = (
-        splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
-    )
+    if window is None:
+        mask = splash.CausalMask(shape)
+    else:
+        mask = splash.LocalMask(shape, (window - 1, 0), 0)
     return splash.make_splash_mqa(
         splash.MultiHeadMask([mask] * heads),
         block_sizes=sizes,
@@ -146,29 +164,34 @@ class Attention(NamedTuple):
         """Made once for all layers."""
         if self.kind == "splash":
             return Visible((segments, segments))
-        local = None if self.window is None else masking.attention_mask(segments, self.window)
+        local = None
+        if self.window is not None:
+            local = masking.attention_mask(segments, self.window)
         return Visible(masking.attention_mask(segments), local)
 
     def seen_by(self, mask: jax.Array, slot: jax.Array) -> Visible:
         """The same of one token in `slot`, with a cache [B, S] of which mask is True where there
         are tokens.
         """
-        local = (
-            None
-            if self.window is None
-            else mask & (slot - jnp.arange(mask.shape[1]) < self.window)[None]
-        )
-        return Visible(mask[:, None, None], local if local is None else local[:, None, None])
+        if self.window is None:
+            return Visible(mask[:, None, None])
+        distance = slot - jnp.arange(mask.shape[1])
+        near = distance < self.window
+        local = mask & near[None]
+        return Visible(mask[:, None, None], local[:, None, None])
 
     def decode(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible, local: bool | jax.Array
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        visible: Visible,
+        local: bool | jax.Array,
     ) -> jax.Array:
         """Of one token; every kernel is as fast as this one."""
-        mask = (
-            visible.whole
-            if visible.local is None
-            else jnp.where(local, visible.local, visible.whole)
-        )
+        mask = visible.whole
+        if visible.local is not None:
+            mask = jnp.where(local, visible.local, visible.whole)
         return attend(q, k, v, mask, self.scale, self.cap)
 
     def __call__(
@@ -180,83 +203,95 @@ class Attention(NamedTuple):
         local: bool | jax.Array = False,
     ) -> jax.Array:
         if self.kind != "splash":
-            seen = (
-                visible.whole
-                if visible.local is None
-                else jnp.where(local, visible.local, visible.whole)
-            )
-            return self._on_mesh(q, k, v, seen, None)
-        kernel = functools.partial(
-            splash_kernel, q.shape[1], q.shape[2] // k.shape[1], self._parts, cap=self.cap
-        )
+            mask = visible.whole
+            if visible.local is not None:
+                mask = jnp.where(local, visible.local, visible.whole)
+            return self._on_mesh(q, k, v, mask, None)
+        _, length, heads, _ = q.shape
+        share = heads // k.shape[1]
+        causal = splash_kernel(length, share, self._parts, cap=self.cap)
         if self.window is None:
-            return self._on_mesh(q, k, v, visible.whole, kernel())
-        whole, windowed = (
-            functools.partial(self._on_mesh, kernel=kernel(window))
-            for window in (None, self.window)
-        )
+            return self._on_mesh(q, k, v, visible.whole, causal)
+        near = splash_kernel(length, share, self._parts, self.window, cap=self.cap)
+        whole = functools.partial(self._on_mesh, kernel=causal)
+        windowed = functools.partial(self._on_mesh, kernel=near)
         return jax.lax.cond(local, windowed, whole, q, k, v, visible.whole)
 
     def _on_mesh(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, kernel: Any
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        seen: Any,
+        kernel: Any,
     ) -> jax.Array:
         layout = self.layout
         if layout is None or layout.mesh.size == 1:
             return self._attend(q, k, v, seen, kernel)
         spec = lambda *axes: layout.sharding(*axes).spec  # noqa: E731
-        masks = spec("batch", None, "sequence", None)
+        queries = spec("batch", "sequence", "heads", None)
+        keys = spec("batch", "kv_heads", "sequence", None)
+        if kernel:
+            visible = (spec("batch", "sequence"), spec("batch", None))
+            of_kernel = kernel.manual_sharding_spec(layout.sharding(None, "sequence"))
+        else:
+            visible = spec("batch", None, "sequence", None)
+            of_kernel = None
 
         def on_each(q, k, v, seen, kernel):
             if self._parts > 1:
-                k, v = (
-                    jax.lax.all_gather(x, layout.rules["sequence"], axis=2, tiled=True)
-                    for x in (k, v)
-                )
+                sequence = layout.rules["sequence"]
+                k = jax.lax.all_gather(k, sequence, axis=2, tiled=True)
+                v = jax.lax.all_gather(v, sequence, axis=2, tiled=True)
             return self._attend(q, k, v, seen, kernel)
 
-        return jax.shard_map(
+        on_all = jax.shard_map(
             on_each,
             mesh=layout.mesh,
-            in_specs=(
-                spec("batch", "sequence", "heads", None),
-                spec("batch", "kv_heads", "sequence", None),
-                spec("batch", "kv_heads", "sequence", None),
-                (spec("batch", "sequence"), spec("batch", None)) if kernel else masks,
-                kernel and kernel.manual_sharding_spec(layout.sharding(None, "sequence")),
-            ),
-            out_specs=spec("batch", "sequence", "heads", None),
+            in_specs=(queries, keys, keys, visible, of_kernel),
+            out_specs=queries,
             check_vma=False,
-        )(q, k, v, seen, kernel)
+        )
+        return on_all(q, k, v, seen, kernel)
 
     def _attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, kernel: Any
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        seen: Any,
+        kernel: Any,
     ) -> jax.Array:
         """On one device."""
         if self.kind == "splash":
             return attend_splash(q, k, v, seen, kernel, self.scale)
-        return (
-            attend_cudnn(q, k, v, seen, self.scale)
-            if self.kind == "cudnn"
-            else attend(q, k, v, seen, self.scale, self.cap)
-        )
+        if self.kind == "cudnn":
+            return attend_cudnn(q, k, v, seen, self.scale)
+        return attend(q, k, v, seen, self.scale, self.cap)
 
 
 def make_attention(config: ModelConfig, layout: Layout | None) -> Attention:
     """The kernel that the config asks for; auto takes the best one that the platform of the mesh
     has for this model.
     """
-    facts = config.query_scale, config.attention_softcap, config.window
-    if config.attention != "auto":
-        return Attention(config.attention, layout, *facts)
-    platform = "cpu" if layout is None else layout.mesh.devices.flat[0].platform
-    fits = (
-        config.dtype == "bfloat16"
-        and config.head_size % 8 == 0
-        and config.head_size <= 128
-        and config.attention_softcap is None
-    )
+    kind = config.attention
+    if kind == "auto":
+        platform = "cpu" if layout is None else layout.mesh.devices.flat[0].platform
+        fits = (
+            config.dtype == "bfloat16"
+            and config.head_size % 8 == 0
+            and config.head_size <= 128
+            and config.attention_softcap is None
+        )
+        kind = "xla"
+        if platform == "tpu":
+            kind = "splash"
+        if platform == "gpu" and fits:
+            kind = "cudnn"
     return Attention(
-        "cudnn" if platform == "gpu" and fits else "splash" if platform == "tpu" else "xla",
-        layout,
-        *facts,
+        kind=kind,
+        layout=layout,
+        scale=config.query_scale,
+        cap=config.attention_softcap,
+        window=config.window,
     )

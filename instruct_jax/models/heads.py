@@ -21,8 +21,10 @@ class ScalarModel(NamedTuple):
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters, boxed with their logical axis names."""
-        backbone, head = jax.random.split(key)
-        return {"backbone": backbone_of(self.lm.init(backbone)), "head": self.init_head(head)}
+        backbone_key, head_key = jax.random.split(key)
+        backbone = backbone_of(self.lm.init(backbone_key))
+        head = self.init_head(head_key)
+        return {"backbone": backbone, "head": head}
 
     def init_head(self, key: jax.Array) -> Params:
         """A head to put on a trained backbone: kernel ~ N(0, 1/(D+1)), bias 0 (Stiennon et al.
@@ -30,7 +32,8 @@ class ScalarModel(NamedTuple):
         2020); boxed.
         """
         width = self.lm.config.width
-        kernel = jax.random.normal(key, (width,), jnp.float32) * (width + 1) ** -0.5
+        std = (width + 1) ** -0.5
+        kernel = jax.random.normal(key, (width,), jnp.float32) * std
         bias = jnp.zeros((), jnp.float32)
         return {
             "kernel": nn.LogicallyPartitioned(kernel, ("norm",)),
@@ -38,23 +41,34 @@ class ScalarModel(NamedTuple):
         }
 
     def values(
-        self, params: Params, tokens: jax.Array, segments: jax.Array, key: jax.Array | None = None
+        self,
+        params: Params,
+        tokens: jax.Array,
+        segments: jax.Array,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """One f32 scalar per position of rows [B, L], read *after* token t.
 
         `key` turns the dropout of adapters on.
         """
-        hidden = self.lm.hidden(params["backbone"], tokens, segments, key=key).astype(jnp.float32)
-        return jnp.einsum("bld,d->bl", hidden, params["head"]["kernel"]) + params["head"]["bias"]
+        hidden = self.lm.hidden(params["backbone"], tokens, segments, key=key)
+        hidden = hidden.astype(jnp.float32)
+        head = params["head"]
+        return jnp.einsum("bld,d->bl", hidden, head["kernel"]) + head["bias"]
 
     def score(
-        self, params: Params, tokens: jax.Array, mask: jax.Array, key: jax.Array | None = None
+        self,
+        params: Params,
+        tokens: jax.Array,
+        mask: jax.Array,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """Reward [B] f32 of rows [B, L], read at the last real token (wherever the
         padding stands).
         """
         values = self.values(params, tokens, mask.astype(jnp.int32), key)
-        return jnp.take_along_axis(values, masking.last_index(mask)[:, None], axis=1)[:, 0]
+        last = masking.last_index(mask)
+        return jnp.take_along_axis(values, last[:, None], axis=1)[:, 0]
 
 
 def recentred(params: Params, mean: float | jax.Array, scale: float | jax.Array) -> Params:
@@ -62,7 +76,6 @@ def recentred(params: Params, mean: float | jax.Array, scale: float | jax.Array)
     nothing to remember.
     """
     head = params["head"]
-    return {
-        **params,
-        "head": {"kernel": head["kernel"] / scale, "bias": (head["bias"] - mean) / scale},
-    }
+    kernel = head["kernel"] / scale
+    bias = (head["bias"] - mean) / scale
+    return {**params, "head": {"kernel": kernel, "bias": bias}}

@@ -42,8 +42,16 @@ class LanguageModel(NamedTuple):
         """
         tokens = jnp.zeros((1, 2), jnp.int32)
         attention = self._plain
-        module = Transformer(self.config, None, attention, lora=self.lora, lower=self.lower)
-        return module.init(key, tokens, attention.prepare(tokens), tokens)["params"]
+        visible = attention.prepare(tokens)
+        module = Transformer(
+            config=self.config,
+            layout=None,
+            attention=attention,
+            lora=self.lora,
+            lower=self.lower,
+        )
+        variables = module.init(key, tokens, visible, tokens)
+        return variables["params"]
 
     def hidden(
         self,
@@ -58,27 +66,27 @@ class LanguageModel(NamedTuple):
 
         `key` turns all dropout on.
         """
-        rngs = None if key is None else {"dropout": key}
-        return self._read(
-            params, tokens, segments, dropout=dropout, deterministic=key is None, rngs=rngs
-        )[0][:, : tokens.shape[1]]
+        hidden, _ = self._read(
+            params,
+            tokens,
+            segments,
+            dropout=dropout,
+            deterministic=key is None,
+            rngs=None if key is None else {"dropout": key},
+        )
+        return hidden[:, : tokens.shape[1]]
 
     def _read(self, params: Params, tokens: jax.Array, segments: jax.Array, **options: Any) -> Any:
         """Hidden states, keys and values of rows [B, L], with padding behind them where the
         attention wants a rounder L.
         """
         attention = make_attention(self.config, self.layout)
-        tokens, segments = (
-            jnp.pad(x, ((0, 0), (0, -x.shape[1] % attention.multiple))) for x in (tokens, segments)
-        )
-        return self._run(
-            attention,
-            params,
-            tokens,
-            attention.prepare(segments),
-            masking.positions(segments),
-            **options,
-        )
+        behind = ((0, 0), (0, -tokens.shape[1] % attention.multiple))
+        tokens = jnp.pad(tokens, behind)
+        segments = jnp.pad(segments, behind)
+        visible = attention.prepare(segments)
+        positions = masking.positions(segments)
+        return self._run(attention, params, tokens, visible, positions, **options)
 
     @property
     def _plain(self) -> Attention:
@@ -93,7 +101,14 @@ class LanguageModel(NamedTuple):
         dropout: float = 0.0,
         **options: Any,
     ) -> Any:
-        module = Transformer(self.config, self.layout, attention, dropout, self.lora, self.lower)
+        module = Transformer(
+            config=self.config,
+            layout=self.layout,
+            attention=attention,
+            dropout=dropout,
+            lora=self.lora,
+            lower=self.lower,
+        )
         return module.apply({"params": params}, *inputs, **options)
 
     def unembedding(self, params: Params) -> jax.Array:
@@ -101,12 +116,18 @@ class LanguageModel(NamedTuple):
         return params["embedding" if self.config.tied else "unembedding"]
 
     def logprobs(
-        self, params: Params, hidden: jax.Array, targets: jax.Array, *, temperature: float = 1.0
+        self,
+        params: Params,
+        hidden: jax.Array,
+        targets: jax.Array,
+        *,
+        temperature: float = 1.0,
     ) -> tuple[jax.Array, jax.Array]:
         """log p(target) and entropy in nats, f32, of hidden states [B, L, D], targets [B, L] under
         softmax(logits / temperature).
         """
-        cfg, layout = self.config, self.layout
+        cfg = self.config
+        layout = self.layout
         read = functools.partial(
             token_logprobs,
             temperature=temperature,
@@ -120,14 +141,10 @@ class LanguageModel(NamedTuple):
         # devices once, not once per chunk.
         length = targets.shape[1]
         more = -length % layout.parts("sequence")
-        hidden, targets = (
-            jnp.pad(hidden, ((0, 0), (0, more), (0, 0))),
-            jnp.pad(targets, ((0, 0), (0, more))),
-        )
-        positions, states = (
-            layout.sharding("batch", "sequence").spec,
-            layout.sharding("batch", "sequence", None).spec,
-        )
+        hidden = jnp.pad(hidden, ((0, 0), (0, more), (0, 0)))
+        targets = jnp.pad(targets, ((0, 0), (0, more)))
+        positions = layout.sharding("batch", "sequence").spec
+        states = layout.sharding("batch", "sequence", None).spec
         own = jax.shard_map(
             read,
             mesh=layout.mesh,
@@ -136,47 +153,60 @@ class LanguageModel(NamedTuple):
             axis_names=set(layout.rules["batch"] + layout.rules["sequence"]),
             check_vma=False,
         )
-        logp, entropy = own(hidden, gathered(layout, self.unembedding(params), "vocab"), targets)
+        weight = gathered(layout, self.unembedding(params), "vocab")
+        logp, entropy = own(hidden, weight, targets)
         return logp[:, :length], entropy[:, :length]
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """[B, V] f32 logits of one position per row [B, D]."""
         weight = self.unembedding(params).astype(hidden.dtype)
-        logits = jnp.einsum("bd,vd->bv", hidden, weight, preferred_element_type=jnp.float32)[
-            :, : self.config.vocab_size
-        ]
+        logits = jnp.einsum("bd,vd->bv", hidden, weight, preferred_element_type=jnp.float32)
+        logits = logits[:, : self.config.vocab_size]
         return softcap(logits, self.config.logit_softcap)
 
     def prefill(
-        self, params: Params, prompts: PromptBatch, length: int
+        self,
+        params: Params,
+        prompts: PromptBatch,
+        length: int,
     ) -> tuple[jax.Array, KVCache]:
         """Reads left-padded prompts [B, P].
 
         Returns the last hidden state [B, D] and a cache with `length` slots.
         """
-        hidden, seen = self._read(params, prompts.tokens, prompts.mask.astype(jnp.int32))
+        segments = prompts.mask.astype(jnp.int32)
+        hidden, (k, v) = self._read(params, prompts.tokens, segments)
         prompt = prompts.tokens.shape[1]
-        free = ((0, 0), (0, 0), (0, length - prompt), (0, 0))
-        k, v = (tuple(self._held(jnp.pad(layer[:, :, :prompt], free)) for layer in x) for x in seen)
-        mask = jnp.pad(prompts.mask, ((0, 0), (0, length - prompt)))
-        return hidden[:, prompt - 1], KVCache(k, v, mask, jnp.asarray(prompt, jnp.int32))
+        free = (0, length - prompt)
+
+        def held(layer):
+            layer = layer[:, :, :prompt]
+            layer = jnp.pad(layer, ((0, 0), (0, 0), free, (0, 0)))
+            return self._held(layer)
+
+        k = tuple(held(layer) for layer in k)
+        v = tuple(held(layer) for layer in v)
+        mask = jnp.pad(prompts.mask, ((0, 0), free))
+        last = hidden[:, prompt - 1]
+        slot = jnp.asarray(prompt, jnp.int32)
+        return last, KVCache(k, v, mask, slot)
 
     def _held(self, layer: jax.Array) -> jax.Array:
         """Keys or values [B, G, S, C] of a cache, pinned to the mesh."""
-        return (
-            layer
-            if self.layout is None
-            else self.layout.constrain(layer, "rows", "kv_heads", None, None)
-        )
+        if self.layout is None:
+            return layer
+        return self.layout.constrain(layer, "rows", "kv_heads", None, None)
 
     def cast(self, params: Params) -> Params:
         """The weights in config.dtype, as the forward pass reads them, norms as they are: half the
         bytes for whoever only reads.
         """
-        by_norm = lambda path: any("norm" in entry.key for entry in path)  # noqa: E731
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: x if by_norm(path) else x.astype(self.config.dtype), params
-        )
+
+        def cast(path, x):
+            of_norm = any("norm" in entry.key for entry in path)
+            return x if of_norm else x.astype(self.config.dtype)
+
+        return jax.tree_util.tree_map_with_path(cast, params)
 
     def unstacked(self, params: Params) -> Params:
         """The same parameters for `decode` and `logits`, layers apart, weights in config.dtype:
@@ -189,25 +219,24 @@ class LanguageModel(NamedTuple):
         }
 
     def decode(
-        self, params: Params, cache: KVCache, tokens: jax.Array
+        self,
+        params: Params,
+        cache: KVCache,
+        tokens: jax.Array,
     ) -> tuple[jax.Array, KVCache]:
         """Appends one token [B] to every row.
 
         Returns its hidden state [B, D] and the cache.  params: plain or unstacked.
         """
-        attention, positions = self._plain, cache.mask.sum(-1, dtype=jnp.int32)[:, None]
-        seen = jax.lax.dynamic_update_slice(
-            cache.mask, jnp.ones((tokens.shape[0], 1), bool), (0, cache.slot)
-        )
-        hidden, (k, v) = self._run(
-            attention,
-            params,
-            tokens[:, None],
-            attention.seen_by(seen, cache.slot),
-            positions,
-            cache,
-        )
-        return hidden[:, 0], KVCache(k, v, seen, cache.slot + 1)
+        attention = self._plain
+        positions = cache.mask.sum(-1, dtype=jnp.int32)[:, None]
+        real = jnp.ones((tokens.shape[0], 1), bool)
+        seen = jax.lax.dynamic_update_slice(cache.mask, real, (0, cache.slot))
+        column = tokens[:, None]
+        visible = attention.seen_by(seen, cache.slot)
+        hidden, (k, v) = self._run(attention, params, column, visible, positions, cache)
+        last = hidden[:, 0]
+        return last, KVCache(k, v, seen, cache.slot + 1)
 
 
 def parameter_count(params: Params) -> int:

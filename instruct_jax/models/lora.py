@@ -37,12 +37,15 @@ class Adapter(nn.Module):
         def uniform(key, shape, dtype=jnp.float32):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        init = nn.with_logical_partitioning(uniform, (*self.axes[:contract], "rank"))
+        axes = (*self.axes[:contract], "rank")
+        init = nn.with_logical_partitioning(uniform, axes)
         a: Any = self.param("a", init, (*into, rank), jnp.float32)
-        init = nn.with_logical_partitioning(nn.initializers.zeros, ("rank", *self.axes[contract:]))
+        axes = ("rank", *self.axes[contract:])
+        init = nn.with_logical_partitioning(nn.initializers.zeros, axes)
         b: Any = self.param("b", init, (rank, *self.features), jnp.float32)
         x = nn.Dropout(self.lora.dropout)(x, deterministic=deterministic)
-        low = jnp.tensordot(x, a.astype(self.dtype), contract) * (self.lora.alpha / rank)
+        low = jnp.tensordot(x, a.astype(self.dtype), contract)
+        low = low * (self.lora.alpha / rank)
         return jnp.tensordot(low, b.astype(self.dtype), 1)
 
 
@@ -51,7 +54,8 @@ def split_adapters(params: Params) -> tuple[Params, Params]:
 
     Either may be {}.  `merge` is the inverse.
     """
-    frozen, trained = {}, {}
+    frozen = {}
+    trained = {}
     for name, part in params.items():
         if name.endswith("_lora") or name == "head":
             trained[name] = part
@@ -66,7 +70,8 @@ def split_lower_layers(params: Params) -> tuple[Params, Params]:
     """(frozen parameters, trained ones) where all but "lower_layers" is trained; `merge` is the
     inverse.
     """
-    frozen, trained = {}, {}
+    frozen = {}
+    trained = {}
     for name, part in params.items():
         if name == "lower_layers":
             frozen[name] = part
@@ -111,7 +116,8 @@ def fold_adapters(params: Params, lora: LoraConfig | None) -> Params:
     """
     if lora is None:
         return params
-    layers, adapters = {}, {}
+    layers = {}
+    adapters = {}
     for name, part in params["layers"].items():
         if name.endswith("_lora"):
             adapters[name.removesuffix("_lora")] = part
@@ -119,6 +125,8 @@ def fold_adapters(params: Params, lora: LoraConfig | None) -> Params:
             layers[name] = part
     product = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))  # of each layer
     for name, adapter in adapters.items():
-        change = product(adapter["a"], adapter["b"]) * (lora.alpha / lora.rank)
-        layers[name] = {**layers[name], "kernel": layers[name]["kernel"] + change}
+        layer = layers[name]
+        change = product(adapter["a"], adapter["b"])
+        change = change * (lora.alpha / lora.rank)
+        layers[name] = {**layer, "kernel": layer["kernel"] + change}
     return {**params, "layers": layers}

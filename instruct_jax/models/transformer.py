@@ -35,12 +35,9 @@ REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full
 class KVCache:
     """Keys and values of all tokens so far; slot s of every row is written at the same time."""
 
-    k: tuple[
-        jax.Array, ...
-        # N of [B, G, S, C] config.dtype; apart, because a slice of one array would be copied at
-        # every
-        # token
-    ]
+    # N of [B, G, S, C] config.dtype; apart, because a slice of one array would be copied at every
+    # token
+    k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]  # N of [B, G, S, C] config.dtype
     mask: jax.Array  # [B, S] bool, True = real token
     slot: jax.Array  # [] int32, the next slot to write
@@ -55,16 +52,16 @@ class Facts(NamedTuple):
 
 def rotary_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray, float]:
     """Frequencies of whole layers and of those with a window, and the factor of what is rotated."""
-    base, scaling = config.rotary_base, config.rope_scaling
+    base = config.rotary_base
+    scaling = config.rope_scaling
     plain = rotary.frequencies(config.rotated, base)
-    local = (
-        plain
-        if config.local_rotary_base is None
-        else rotary.frequencies(config.rotated, config.local_rotary_base)
-    )
+    local = plain
+    if config.local_rotary_base is not None:
+        local = rotary.frequencies(config.rotated, config.local_rotary_base)
     if scaling is None:
         return plain, local, 1.0
-    context, factor = scaling.original_context, 1.0
+    context = scaling.original_context
+    factor = 1.0
     if scaling.kind == "linear":
         whole = plain / np.float32(scaling.factor)
     elif scaling.kind == "llama3":
@@ -75,12 +72,12 @@ def rotary_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray, float]:
         whole = rotary.stretch_yarn(
             plain, base, scaling.factor, context, scaling.beta_fast, scaling.beta_slow
         )
-        factor = (
-            0.1 * math.log(scaling.factor) + 1
-            if scaling.attention_factor is None
-            else scaling.attention_factor
-        )
-    return whole, whole if config.local_rotary_base is None else local, factor
+        factor = scaling.attention_factor
+        if factor is None:
+            factor = 0.1 * math.log(scaling.factor) + 1
+    if config.local_rotary_base is None:
+        local = whole
+    return whole, local, factor
 
 
 class Block(nn.Module):
@@ -110,29 +107,28 @@ class Block(nn.Module):
         """A projection whose kernel has these logical axis names, with its adapter where the
         parameters have one.
         """
-        cfg, contract = self.config, len(axes) - len(features)
-        y = nn.DenseGeneral(
+        cfg = self.config
+        contract = len(axes) - len(features)
+        kernel_init = nn.initializers.normal(cfg.init_std if std is None else std)
+        bias_init = nn.initializers.normal(bias_std) if bias_std else nn.initializers.zeros
+        dense = nn.DenseGeneral(
             features,
             axis=tuple(range(-contract, 0)),
             use_bias=bias,
             dtype=cfg.dtype,
-            kernel_init=nn.with_logical_partitioning(
-                nn.initializers.normal(cfg.init_std if std is None else std), axes
-            ),
-            bias_init=nn.with_logical_partitioning(
-                nn.initializers.normal(bias_std) if bias_std else nn.initializers.zeros,
-                axes[contract:],
-            ),
+            kernel_init=nn.with_logical_partitioning(kernel_init, axes),
+            bias_init=nn.with_logical_partitioning(bias_init, axes[contract:]),
             name=name,
-        )(x)
-        lora, adapter = self.lora, f"{name}_lora"
-        if (
-            lora is None
-            or name not in lora.targets
-            or not (self.is_initializing() or self.has_variable("params", adapter))
-        ):
+        )
+        y = dense(x)
+        lora = self.lora
+        if lora is None or name not in lora.targets:
             return y
-        return y + Adapter(lora, features, axes, cfg.dtype, name=adapter)(x, deterministic)
+        adapter = f"{name}_lora"
+        if not (self.is_initializing() or self.has_variable("params", adapter)):
+            return y
+        low_rank = Adapter(lora, features, axes, cfg.dtype, name=adapter)
+        return y + low_rank(x, deterministic)
 
     @nn.compact
     def __call__(self, x, visible, positions, deterministic, facts, past=None):
@@ -140,65 +136,79 @@ class Block(nn.Module):
         is.  visible: what each query may see, as self.attention has it.
         """
         cfg = self.config
-        before, after = cfg.norm_place != "post", cfg.norm_place != "pre"
+        before = cfg.norm_place != "post"
+        after = cfg.norm_place != "pre"
 
-        y, seen = self._attend(
-            Norm(cfg, name="attention_norm")(x) if before else x,
-            visible,
-            positions,
-            deterministic,
-            facts,
-            past,
-        )
-        y = Norm(cfg, name="attention_out_norm")(y) if after else y
+        read = Norm(cfg, name="attention_norm")(x) if before else x
+        y, seen = self._attend(read, visible, positions, deterministic, facts, past)
+        if after:
+            y = Norm(cfg, name="attention_out_norm")(y)
         between = x if cfg.parallel else self._residual(x, y, deterministic)
-        z = self._mlp(Norm(cfg, name="mlp_norm")(between) if before else between, deterministic)
-        z = Norm(cfg, name="mlp_out_norm")(z) if after else z
-        return self._residual(between, y + z if cfg.parallel else z, deterministic), seen
+        read = Norm(cfg, name="mlp_norm")(between) if before else between
+        z = self._mlp(read, deterministic)
+        if after:
+            z = Norm(cfg, name="mlp_out_norm")(z)
+        if cfg.parallel:
+            z = y + z
+        return self._residual(between, z, deterministic), seen
 
     def _attend(self, x, visible, positions, deterministic, facts, past):
         cfg = self.config
         bias = cfg.bias if cfg.qkv_bias is None else cfg.qkv_bias
-        asked, held = ("embed", "heads", "head"), ("embed", "kv_heads", "head")
         q = self._project(
-            "q", x, (cfg.heads, cfg.head_size), asked, bias, deterministic, bias_std=cfg.qk_bias_std
+            "q",
+            x,
+            features=(cfg.heads, cfg.head_size),
+            axes=("embed", "heads", "head"),
+            bias=bias,
+            deterministic=deterministic,
+            bias_std=cfg.qk_bias_std,
         )
         k = self._project(
-            "k", x, (cfg.groups, cfg.head_size), held, bias, deterministic, bias_std=cfg.qk_bias_std
+            "k",
+            x,
+            features=(cfg.groups, cfg.head_size),
+            axes=("embed", "kv_heads", "head"),
+            bias=bias,
+            deterministic=deterministic,
+            bias_std=cfg.qk_bias_std,
         )
-        v = self._project("v", x, (cfg.groups, cfg.head_size), held, bias, deterministic)
+        v = self._project(
+            "v",
+            x,
+            features=(cfg.groups, cfg.head_size),
+            axes=("embed", "kv_heads", "head"),
+            bias=bias,
+            deterministic=deterministic,
+        )
         if cfg.qk_norm != "none":
-            heads = 1 if cfg.qk_norm == "head" else 2  # axes that are normed together
-            q, k = (
-                Norm(cfg, ("heads", "head")[-heads:], name="q_norm")(q),
-                Norm(cfg, ("kv_heads", "head")[-heads:], name="k_norm")(k),
-            )
+            normed = 1 if cfg.qk_norm == "head" else 2  # axes that are normed together
+            q = Norm(cfg, ("heads", "head")[-normed:], name="q_norm")(q)
+            k = Norm(cfg, ("kv_heads", "head")[-normed:], name="k_norm")(k)
         if cfg.positions == "rotary":
             whole, local, factor = rotary_tables(cfg)
             frequency = jnp.where(facts.local, local, whole)
-            q, k = (
-                rotary.rotate(q, positions, frequency, factor),
-                rotary.rotate(k, positions, frequency, factor),
-            )
+            q = rotary.rotate(q, positions, frequency, factor)
+            k = rotary.rotate(k, positions, frequency, factor)
         if cfg.scale_by_layer:
             q = q / jnp.asarray(facts.layer + 1, q.dtype)
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        k = k.swapaxes(1, 2)
+        v = v.swapaxes(1, 2)
         if past is None:
             y = self.attention(q, k, v, visible, facts.local)
         else:
-            start = (0, 0, past[2], 0)
-            k, v = (
-                jax.lax.dynamic_update_slice(past[0], k, start),
-                jax.lax.dynamic_update_slice(past[1], v, start),
-            )
+            past_k, past_v, slot = past
+            start = (0, 0, slot, 0)
+            k = jax.lax.dynamic_update_slice(past_k, k, start)
+            v = jax.lax.dynamic_update_slice(past_v, v, start)
             y = self.attention.decode(q, k, v, visible, facts.local)
         y = self._project(
             "out",
             y,
-            (cfg.width,),
-            ("heads", "head", "embed"),
-            cfg.bias,
-            deterministic,
+            features=(cfg.width,),
+            axes=("heads", "head", "embed"),
+            bias=cfg.bias,
+            deterministic=deterministic,
             std=self._residual_std,
         )
         return y, (k, v)
@@ -207,15 +217,22 @@ class Block(nn.Module):
         cfg = self.config
         bias = cfg.bias if cfg.mlp_bias is None else cfg.mlp_bias
         act = ACTIVATIONS[cfg.activation]
-        wide, axes = (cfg.mlp_size,), ("embed", "mlp")
+        wide = (cfg.mlp_size,)
+        axes = ("embed", "mlp")
         up = self._project("up", x, wide, axes, bias, deterministic)
-        up = (
-            act(self._project("gate", x, wide, axes, bias, deterministic)) * up
-            if cfg.gated
-            else act(up)
-        )
+        if cfg.gated:
+            gate = self._project("gate", x, wide, axes, bias, deterministic)
+            up = act(gate) * up
+        else:
+            up = act(up)
         return self._project(
-            "down", up, (cfg.width,), ("mlp", "embed"), bias, deterministic, std=self._residual_std
+            "down",
+            up,
+            features=(cfg.width,),
+            axes=("mlp", "embed"),
+            bias=bias,
+            deterministic=deterministic,
+            std=self._residual_std,
         )
 
     @property
@@ -231,11 +248,8 @@ def _words(config: ModelConfig) -> nn.initializers.Initializer:
     """Of an embedding; the rows that only make its size rounder are 0, as an import has them."""
 
     def init(key, shape, dtype=jnp.float32):
-        return (
-            nn.initializers.normal(config.init_std)(key, shape, dtype)
-            .at[config.vocab_size :]
-            .set(0)
-        )
+        table = nn.initializers.normal(config.init_std)(key, shape, dtype)
+        return table.at[config.vocab_size :].set(0)
 
     return init
 
@@ -244,11 +258,9 @@ def constrained(layout: Layout | None, x: jax.Array) -> jax.Array:
     """Pins the states [B, L, D] of a text, or [B, 1, D] of one token, to the mesh."""
     if layout is None:
         return x
-    return (
-        layout.constrain(x, "rows", None, None)
-        if x.shape[1] == 1
-        else layout.constrain(x, "batch", "sequence", None)
-    )
+    if x.shape[1] == 1:
+        return layout.constrain(x, "rows", None, None)
+    return layout.constrain(x, "batch", "sequence", None)
 
 
 def gathered(layout: Layout | None, table: jax.Array, rows: str | None) -> jax.Array:
@@ -268,23 +280,23 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        cfg, over = self.config, tuple(range(-len(self.axes), 0))
+        cfg = self.config
+        normed = len(self.axes)
+        over = tuple(range(-normed, 0))
 
         def weight(name: str, value: float) -> Any:
             init = nn.with_logical_partitioning(nn.initializers.constant(value), self.axes)
-            return self.param(name, init, x.shape[-len(self.axes) :], jnp.float32)
+            return self.param(name, init, x.shape[-normed:], jnp.float32)
 
         y = x.astype(jnp.float32)
         if cfg.norm == "layernorm":
             y = y - y.mean(over, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(over, keepdims=True) + cfg.norm_eps)
-        y = (
-            y
-            * (weight("scale", 1 - cfg.norm_offset) + cfg.norm_offset)[
-                (None,) * (x.ndim - len(self.axes))
-            ]
-        )
-        y = y + weight("bias", 0.0)[None, None] if cfg.norm == "layernorm" else y
+        mean_square = jnp.square(y).mean(over, keepdims=True)
+        y = y * jax.lax.rsqrt(mean_square + cfg.norm_eps)
+        scale = weight("scale", 1 - cfg.norm_offset) + cfg.norm_offset
+        y = y * scale[(None,) * (x.ndim - normed)]
+        if cfg.norm == "layernorm":
+            y = y + weight("bias", 0.0)[None, None]
         return y.astype(cfg.dtype)
 
 
@@ -322,18 +334,12 @@ class Transformer(nn.Module):
         if cfg.scale_embedding:
             x = x * jnp.asarray(cfg.width**0.5, x.dtype)
         if cfg.positions == "learned":
-            table = nn.with_logical_partitioning(
-                nn.initializers.normal(cfg.init_std / 2), ("position", "embed")
-            )
-            position: Any = self.param(
-                "position", table, (cfg.context + cfg.position_offset, cfg.width), jnp.float32
-            )
-            x = (
-                x
-                + gathered(self.layout, position.astype(cfg.dtype), None)[
-                    positions + cfg.position_offset
-                ]
-            )
+            normal = nn.initializers.normal(cfg.init_std / 2)
+            table = nn.with_logical_partitioning(normal, ("position", "embed"))
+            rows = cfg.context + cfg.position_offset
+            position: Any = self.param("position", table, (rows, cfg.width), jnp.float32)
+            places = gathered(self.layout, position.astype(cfg.dtype), None)
+            x = x + places[positions + cfg.position_offset]
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
         x = constrained(self.layout, x)
 
@@ -345,50 +351,65 @@ class Transformer(nn.Module):
         pairs = []
         for name, first, end in parts:
             if cache is None:
-                facts = Facts(jnp.arange(first, end), jnp.array(local[first:end]))
-                x, pair = self._scanned(name, end - first)(
-                    x, visible, positions, deterministic, facts
+                facts = Facts(
+                    layer=jnp.arange(first, end),
+                    local=jnp.array(local[first:end]),
                 )
+                layers = self._scanned(name, end - first)
+                x, pair = layers(x, visible, positions, deterministic, facts)
                 pairs.append(pair)
                 continue
             weights = self.get_variable("params", name)
             for layer in range(first, end):
-                own = {
-                    "params": jax.tree.map(
-                        lambda w, i=layer - first: w[i],
-                        weights,
-                        is_leaf=lambda w: isinstance(w, tuple),
-                    )
-                }
-                block = Block(cfg, self.layout, self.attention, lora=self.lora, parent=None)
-                past = cache.k[layer], cache.v[layer], cache.slot
-                x, pair = block.apply(
-                    own, x, visible, positions, True, Facts(layer, local[layer]), past
+                own = jax.tree.map(
+                    lambda w, i=layer - first: w[i],
+                    weights,
+                    is_leaf=lambda w: isinstance(w, tuple),
                 )
+                block = Block(
+                    config=cfg,
+                    layout=self.layout,
+                    attention=self.attention,
+                    lora=self.lora,
+                    parent=None,
+                )
+                facts = Facts(layer, local[layer])
+                past = cache.k[layer], cache.v[layer], cache.slot
+                x, pair = block.apply({"params": own}, x, visible, positions, True, facts, past)
                 pairs.append(pair)
         k, v = zip(*pairs, strict=True)
-        seen = (
-            (k, v)
-            if cache
-            else (k[0], v[0])
-            if len(pairs) == 1
-            else (jnp.concatenate(k), jnp.concatenate(v))
-        )
+        if cache:
+            seen = k, v
+        elif len(pairs) == 1:
+            seen = k[0], v[0]
+        else:
+            seen = jnp.concatenate(k), jnp.concatenate(v)
         return Norm(cfg, name="final_norm")(x), seen
 
     def _scanned(self, name: str, length: int) -> Any:
         """So many layers, whose parameters lie in one stack."""
         cfg = self.config
-        block = (
-            Block
-            if cfg.remat == "none"
-            else nn.remat(Block, policy=REMAT[cfg.remat], prevent_cse=False, static_argnums=(4,))
-        )
-        return nn.scan(
+        block = Block
+        if cfg.remat != "none":
+            block = nn.remat(
+                Block,
+                policy=REMAT[cfg.remat],
+                prevent_cse=False,
+                static_argnums=(4,),
+            )
+        stack = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=length,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg, self.layout, self.attention, self.dropout, self.lora, name=name)
+        )
+        return stack(
+            config=cfg,
+            layout=self.layout,
+            attention=self.attention,
+            dropout=self.dropout,
+            lora=self.lora,
+            name=name,
+        )

@@ -292,7 +292,8 @@ def _best_of_n(evaluation: Evaluation) -> Iterator[Finding]:
     points = [p for p in evaluation.best_of_n if p.get("gold") is not None]
     if len(points) < 2:
         return
-    first, last = points[0], points[-1]
+    first = points[0]
+    last = points[-1]
     top = max(points, key=lambda point: point["gold"])
     noise = 2 * last.get("se", 0)
     begin = f"{number(first['gold'], 3)} at n = {first['n']}"

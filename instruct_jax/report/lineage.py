@@ -57,8 +57,9 @@ def uses_of(run: Run, stage: Stage) -> list[Use]:
     uses = []
     for key, name in stage.uses.items():
         where = "stage" if name in run.stages else "outside"
+        source = Source(name, where)
         value = stage.inputs.get(f"uses.{key}", "")
-        uses.append(Use(Source(name, where), key, short(value)))
+        uses.append(Use(source, key, short(value)))
     for key, value in stage.data.items():
         source = Source(key, "data")
         uses.append(Use(source, f"data.{key}", short(value)))
@@ -210,7 +211,8 @@ def details(run: Run) -> Iterator[Markup]:
 
 
 def _outside(run: Run, ids: dict[Source, str]) -> Iterator[Markup]:
-    rows, row_ids = [], []
+    rows = []
+    row_ids = []
     for source, anchor in ids.items():
         if source.where != "stage":
             users, hashes = _used_by(run, source)

@@ -111,7 +111,8 @@ def _folds(stage: Stage) -> Iterator[Markup]:
     )
     rows = []
     for fold in stage.output["folds"]:
-        within, across = fold["within"], fold["across"]
+        within = fold["within"]
+        across = fold["across"]
         row = (
             ", ".join(fold["labelers"]),
             percent(within["accuracy"], 1),

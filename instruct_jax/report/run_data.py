@@ -68,7 +68,8 @@ class Stage:
 
     def series(self, metric: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric; rows without it, with NaN or Inf are left out."""
-        steps, values = [], []
+        steps = []
+        values = []
         for row in self.metrics:
             if math.isfinite(row.get(metric, math.nan)):
                 steps.append(int(row["step"]))

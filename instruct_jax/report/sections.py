@@ -49,7 +49,8 @@ def sections(run: Run) -> list[tuple[str, str, Markup]]:
 
 def abstract(run: Run) -> str:
     """The run in one paragraph of plain words."""
-    finished, missing = [], []
+    finished = []
+    missing = []
     for stage in run.stages.values():
         part = finished if stage.done else missing
         part.append(stage.name)
@@ -103,7 +104,8 @@ def _what_was_learned(run: Run) -> Iterator[str]:
         learned = _learned(stage)
         if learned:
             unit = f" {learned.unit}" if learned.unit else ""
-            begin, end = number(learned.begin), number(learned.end)
+            begin = number(learned.begin)
+            end = number(learned.end)
             yield f"{learned.title} of {stage.name}: from {begin} to {end}{unit}."
 
 
@@ -230,7 +232,8 @@ def _facts(run: Run) -> dict[str, str]:
         for probe, share in probes.items():
             facts[f"{stage.name}: copy probes, {probe}"] = percent(share)
     summary = run.summary
-    total = duration(sum(run.seconds.values())) if run.seconds else "–"
+    spent = sum(run.seconds.values())
+    total = duration(spent) if run.seconds else "–"
     facts |= {
         "compiled after warm-up": number(summary.get("recompiles_after_warmup"), 0),
         "peak memory": number(summary.get("peak_memory_gib"), 1) + " GiB",

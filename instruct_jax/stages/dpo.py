@@ -50,7 +50,10 @@ class DpoBatch:
 
 
 def sequence_logp(
-    lm: LanguageModel, params: Params, rankings: RankingBatch, key: jax.Array | None = None
+    lm: LanguageModel,
+    params: Params,
+    rankings: RankingBatch,
+    key: jax.Array | None = None,
 ) -> jax.Array:
     """log p(completion | prompt) in nats, f32 [B, K], without what all completions begin with.
 
@@ -60,21 +63,27 @@ def sequence_logp(
     """
     prompts, k, length = rankings.tokens.shape
     tokens = rankings.tokens.reshape(prompts * k, length)
-    segments = rankings.mask.reshape(prompts * k, length).astype(jnp.int32)
+    mask = rankings.mask.reshape(prompts * k, length)
+    segments = mask.astype(jnp.int32)
     hidden = lm.hidden(params, tokens, segments, key=key)
     # the state at a token predicts the next one
-    logp, _ = lm.logprobs(params, hidden, jnp.roll(tokens, -1, axis=1))
+    targets = jnp.roll(tokens, -1, axis=1)
+    logp, _ = lm.logprobs(params, hidden, targets)
     counts = jnp.roll(own_tokens(rankings), -1, axis=2)
-    return jnp.where(counts, logp.reshape(prompts, k, length), 0.0).sum(axis=2)
+    logp = logp.reshape(prompts, k, length)
+    return jnp.where(counts, logp, 0.0).sum(axis=2)
 
 
 def own_tokens(rankings: RankingBatch) -> jax.Array:
     """Where a real token stands after the beginning that all completions of its prompt share; bool
     [B, K, L].  Column 0 is False: nothing predicts the first token.
     """
-    tokens, mask = rankings.tokens, rankings.mask
+    tokens = rankings.tokens
+    mask = rankings.mask
     absent = ~mask.any(axis=2, keepdims=True)
-    like_first = (tokens == tokens[:, :1]) & (mask == mask[:, :1])
+    same_token = tokens == tokens[:, :1]
+    same_mask = mask == mask[:, :1]
+    like_first = same_token & same_mask
     all_alike = (like_first | absent).all(axis=1, keepdims=True)
     differing = jnp.cumsum(~all_alike, axis=2) > 0
     predicted = jnp.arange(tokens.shape[2]) > 0
@@ -91,16 +100,18 @@ def make_loss(lm: LanguageModel, beta: float) -> LossFn:
 
     def loss_fn(params: Params, batch: DpoBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         rankings = batch.rankings
-        logp = sequence_logp(lm, params, rankings, key if lm.adapter_dropout else None)
+        dropout_key = key if lm.adapter_dropout else None
+        logp = sequence_logp(lm, params, rankings, dropout_key)
         scores = beta * (logp - batch.reference)
         losses, accuracies, margins = jax.vmap(ranking_loss)(scores, rankings.ranks)
         chosen = masked_mean(scores, rankings.ranks == 1, axis=1)
-        loss = (losses * rankings.weight).sum()
+        weight = rankings.weight
+        loss = (losses * weight).sum()
         return loss, {
             "dpo/loss": loss,
-            "dpo/accuracy": (accuracies * rankings.weight).sum(),
-            "dpo/margin": (margins * rankings.weight).sum(),
-            "dpo/chosen_score": (chosen * rankings.weight).sum(),
+            "dpo/accuracy": (accuracies * weight).sum(),
+            "dpo/margin": (margins * weight).sum(),
+            "dpo/chosen_score": (chosen * weight).sum(),
         }
 
     return loss_fn

@@ -44,7 +44,10 @@ class Reading(NamedTuple):
 
 
 def response_logprobs(
-    lm: LanguageModel, params: Params, rollout: Rollout, temperature: float
+    lm: LanguageModel,
+    params: Params,
+    rollout: Rollout,
+    temperature: float,
 ) -> tuple[jax.Array, jax.Array]:
     """log p and entropy [B, T] of the response tokens: one forward over prompt + response, the head
     on response positions only.
@@ -52,14 +55,17 @@ def response_logprobs(
     tokens, segments = whole_rows(rollout)
     prompt = rollout.prompt.shape[1]
     # token t is predicted from the state before it
-    hidden = lm.hidden(params, tokens, segments)[:, prompt - 1 : -1]
-    return lm.logprobs(params, hidden, rollout.tokens, temperature=temperature)
+    hidden = lm.hidden(params, tokens, segments)
+    before = hidden[:, prompt - 1 : -1]
+    return lm.logprobs(params, before, rollout.tokens, temperature=temperature)
 
 
 def response_values(model: ScalarModel, params: Params, rollout: Rollout) -> jax.Array:
     """The critic's estimate [B, T] before each response token."""
+    tokens, segments = whole_rows(rollout)
     prompt = rollout.prompt.shape[1]
-    return model.values(params, *whole_rows(rollout))[:, prompt - 1 : -1]
+    values = model.values(params, tokens, segments)
+    return values[:, prompt - 1 : -1]
 
 
 def whole_rows(rollout: Rollout) -> tuple[jax.Array, jax.Array]:
@@ -87,7 +93,12 @@ def read_rollout(
     values = response_values(value, params["value"], rollout)
     # padding has log-probs and values too, which mean nothing
     keep = functools.partial(jnp.where, rollout.mask)
-    return Reading(keep(logp, 0.0), keep(ref_logp, 0.0), keep(entropy, 0.0), keep(values, 0.0))
+    return Reading(
+        logp=keep(logp, 0.0),
+        ref_logp=keep(ref_logp, 0.0),
+        entropy=keep(entropy, 0.0),
+        value=keep(values, 0.0),
+    )
 
 
 def make_experience(
@@ -107,12 +118,16 @@ def make_experience(
     """
 
     def experience(
-        params: Params, frozen: Params, rollout: Rollout, kl_coef: jax.Array
+        params: Params,
+        frozen: Params,
+        rollout: Rollout,
+        kl_coef: jax.Array,
     ) -> tuple[Experience, Metrics]:
         def read(rows: Rollout) -> tuple[Reading, jax.Array]:
             reading = read_rollout(policy, value, params, frozen["reference"], rows, temperature)
             tokens, segments = whole_rows(rows)
-            return reading, reward.score(frozen["reward"], tokens, segments > 0)
+            score = reward.score(frozen["reward"], tokens, segments > 0)
+            return reading, score
 
         reading, score = map_rows(read, rollout, parts)
         return experience_of(rollout, reading, score, kl_coef, config)
@@ -133,7 +148,11 @@ def make_experience_of_scores(
     """
 
     def experience(
-        params: Params, frozen: Params, rollout: Rollout, score: jax.Array, kl_coef: jax.Array
+        params: Params,
+        frozen: Params,
+        rollout: Rollout,
+        score: jax.Array,
+        kl_coef: jax.Array,
     ) -> tuple[Experience, Metrics]:
         def read(rows: Rollout) -> Reading:
             return read_rollout(policy, value, params, frozen["reference"], rows, temperature)
@@ -170,7 +189,8 @@ def experience_of(
         target=target,
     )
     error = jnp.where(mask, target - reading.value, 0.0)
-    unexplained = variance(error, mask) / jnp.maximum(variance(target, mask), 1e-8)
+    left = variance(error, mask)
+    unexplained = left / jnp.maximum(variance(target, mask), 1e-8)
     logp_gap = jnp.abs(rollout.logp - reading.logp)
     metrics = {
         "ppo/score": score.mean(),
@@ -198,10 +218,14 @@ def variance(x: jax.Array, mask: jax.Array) -> jax.Array:
 def repetition(tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """Share of the bigrams of a response [B, T] that occurred before in it."""
     # a hash of each bigram
-    pairs = (tokens[:, :-1].astype(jnp.uint32) * jnp.uint32(2654435761)) ^ tokens[:, 1:].astype(
-        jnp.uint32
-    )
+    first = tokens[:, :-1].astype(jnp.uint32)
+    first = first * jnp.uint32(2654435761)
+    second = tokens[:, 1:].astype(jnp.uint32)
+    pairs = first ^ second
     real = mask[:, :-1] & mask[:, 1:]
-    pairs = jnp.sort(jnp.where(real, pairs, jnp.uint32(0xFFFFFFFF)), axis=1)
-    again = (pairs[:, 1:] == pairs[:, :-1]) & (pairs[:, 1:] != jnp.uint32(0xFFFFFFFF))
+    absent = jnp.uint32(0xFFFFFFFF)
+    pairs = jnp.where(real, pairs, absent)
+    pairs = jnp.sort(pairs, axis=1)
+    same = pairs[:, 1:] == pairs[:, :-1]
+    again = same & (pairs[:, 1:] != absent)
     return again.sum() / jnp.maximum(real.sum(), 1)

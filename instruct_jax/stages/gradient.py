@@ -19,9 +19,13 @@ def split_rows(batch: Any, parts: int) -> Any:
     """Arrays [B, ...] as [parts, B / parts, ...]; part i has rows i, i + parts, i + 2 parts, ...:
     every device keeps its own rows.
     """
-    return jax.tree.map(
-        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
-    )
+
+    def split(x):
+        rows = x.shape[0] // parts
+        x = x.reshape(rows, parts, *x.shape[1:])
+        return x.swapaxes(0, 1)
+
+    return jax.tree.map(split, batch)
 
 
 def map_rows(fn: Callable[[Any], Any], batch: Any, parts: int) -> Any:
@@ -31,11 +35,20 @@ def map_rows(fn: Callable[[Any], Any], batch: Any, parts: int) -> Any:
     if parts == 1:
         return fn(batch)
     done = jax.lax.map(fn, split_rows(batch, parts))
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), done)
+
+    def join(x):
+        x = x.swapaxes(0, 1)
+        return x.reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(join, done)
 
 
 def accumulate(
-    loss_fn: LossFn, params: Params, batch: Any, key: jax.Array, micro_batches: int
+    loss_fn: LossFn,
+    params: Params,
+    batch: Any,
+    key: jax.Array,
+    micro_batches: int,
 ) -> tuple[Params, Metrics]:
     """Gradients and metrics of one batch, computed in `micro_batches` parts one after the other and
     summed.
@@ -48,21 +61,24 @@ def accumulate(
 
     def add_part(total, part):
         micro_batch, index = part
-        return (
-            jax.tree.map(
-                jnp.add, total, gradient(params, micro_batch, jax.random.fold_in(key, index))
-            ),
-            None,
-        )
+        part_key = jax.random.fold_in(key, index)
+        more = gradient(params, micro_batch, part_key)
+        return jax.tree.map(jnp.add, total, more), None
 
-    parts = split_rows(batch, micro_batches), jnp.arange(micro_batches)
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts[0]), key)
+    parts = split_rows(batch, micro_batches)
+    numbers = jnp.arange(micro_batches)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(gradient, params, first, key)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add_part, zero, parts)[0]
+    total, _ = jax.lax.scan(add_part, zero, (parts, numbers))
+    return total
 
 
 def make_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, micro_batches: int = 1
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    micro_batches: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """The pure step (state, batch) -> (state, metrics) of a supervised stage."""
 
@@ -72,9 +88,12 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {"optim/grad_norm": optax.tree.norm(grads)}
-        return (
-            dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state),
-            metrics,
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
         )
+        return state, metrics
 
     return step

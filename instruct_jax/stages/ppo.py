@@ -65,9 +65,11 @@ class PpoConfig:
 
     def __post_init__(self):
         for key in ("iterations", "batch", "epochs", "ptx_length", "save_every"):
-            require(getattr(self, key) >= 1, f"{key}={getattr(self, key)} must be at least 1")
+            value = getattr(self, key)
+            require(value >= 1, f"{key}={value} must be at least 1")
         for key in ("warmup_iterations", "critic_warmup", "kl_coef"):
-            require(getattr(self, key) >= 0, f"{key}={getattr(self, key)} must not be negative")
+            value = getattr(self, key)
+            require(value >= 0, f"{key}={value} must not be negative")
         for key in ("clip", "value_clip", "kl_target", "kl_horizon", "kl_budget"):
             value = getattr(self, key)
             require(value is None or value > 0, f"{key}={value} must be positive")
@@ -94,12 +96,12 @@ class PpoConfig:
             self.ptx_batch % self.micro_batches == 0,
             f"micro_batches={self.micro_batches} must divide ptx_batch={self.ptx_batch}",
         )
-        require(
-            self.keep_every is None
-            or (self.keep_every >= 1 and self.keep_every % self.save_every == 0),
-            f"keep_every={self.keep_every} must be a multiple of"
-            f" save_every={self.save_every}: only what is saved can be kept",
-        )
+        if self.keep_every is not None:
+            require(
+                self.keep_every >= 1 and self.keep_every % self.save_every == 0,
+                f"keep_every={self.keep_every} must be a multiple of"
+                f" save_every={self.save_every}: only what is saved can be kept",
+            )
         require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay} must lie in [0, 1)")
 
     @property
@@ -120,13 +122,9 @@ def iteration_keys(state: TrainState) -> dict[str, jax.Array]:
     update.
     """
     names = ("rollout", "shuffle", "learn")
-    return dict(
-        zip(
-            names,
-            jax.random.split(jax.random.fold_in(state.key, state.step), len(names)),
-            strict=True,
-        )
-    )
+    key = jax.random.fold_in(state.key, state.step)
+    keys = jax.random.split(key, len(names))
+    return dict(zip(names, keys, strict=True))
 
 
 def make_losses(
@@ -139,25 +137,30 @@ def make_losses(
 
     bases: {"policy", "value"}, the frozen parameters that the trained ones lie on, if they do.
     """
-    base, scalars = (bases["policy"], bases["value"]) if bases else (None, None)
+    policy_base = bases["policy"] if bases else None
+    value_base = bases["value"] if bases else None
 
     def policy_fn(
-        params: Params, batch: tuple[Experience, jax.Array], key: jax.Array
+        params: Params,
+        batch: tuple[Experience, jax.Array],
+        key: jax.Array,
     ) -> tuple[jax.Array, Metrics]:
         made, weight = batch
-        logp, entropy = response_logprobs(
-            policy, merge(base, params), made.rollout, config.sampler.temperature
-        )
-        loss, metrics = policy_loss(
-            logp, made.rollout.logp, made.advantage, weight, clip=config.clip
-        )
-        return loss - config.entropy_bonus * (entropy * weight).sum(), metrics
+        rollout = made.rollout
+        whole = merge(policy_base, params)
+        logp, entropy = response_logprobs(policy, whole, rollout, config.sampler.temperature)
+        loss, metrics = policy_loss(logp, rollout.logp, made.advantage, weight, clip=config.clip)
+        mean_entropy = (entropy * weight).sum()
+        return loss - config.entropy_bonus * mean_entropy, metrics
 
     def value_fn(
-        params: Params, batch: tuple[Experience, jax.Array], key: jax.Array
+        params: Params,
+        batch: tuple[Experience, jax.Array],
+        key: jax.Array,
     ) -> tuple[jax.Array, Metrics]:
         made, weight = batch
-        values = response_values(value, merge(scalars, params), made.rollout)
+        whole = merge(value_base, params)
+        values = response_values(value, whole, made.rollout)
         return value_loss(values, made.value, made.target, weight, clip=config.value_clip)
 
     return policy_fn, value_fn
@@ -187,7 +190,8 @@ def make_update(
     lm_fn = make_lm_loss(policy, "ptx")
 
     def ptx_fn(params: Params, batch: TokenBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        return lm_fn(merge(base, params), batch, key)
+        whole = merge(base, params)
+        return lm_fn(whole, batch, key)
 
     rows = config.batch // config.minibatch
 
@@ -198,19 +202,23 @@ def make_update(
             return grads, metrics
         ptx_grads, ptx_metrics = accumulate(ptx_fn, params, ptx, key, config.micro_batches)
         grads = jax.tree.map(lambda g, p: g + config.ptx_coef * p, grads, ptx_grads)
-        return grads, metrics | {
+        ptx_norm = optax.tree.norm(ptx_grads)
+        metrics |= {
             "ptx/nll": ptx_metrics["ptx/nll"],
-            "ptx/grad_norm": config.ptx_coef * optax.tree.norm(ptx_grads),
+            "ptx/grad_norm": config.ptx_coef * ptx_norm,
         }
+        return grads, metrics
 
     def learn(carry, part):
         params, opt_state, active, key = carry
         index, made, ptx = part
         key_step = jax.random.fold_in(key, index)
-        weight = made.rollout.mask / jnp.maximum(made.rollout.mask.sum(), 1)
-        grads, metrics = policy_gradient(params["policy"], (made, weight), ptx, key_step)
+        mask = made.rollout.mask
+        weight = mask / jnp.maximum(mask.sum(), 1)
+        minibatch = made, weight
+        grads, metrics = policy_gradient(params["policy"], minibatch, ptx, key_step)
         value_grads, value_metrics = accumulate(
-            value_fn, params["value"], (made, weight), key_step, config.micro_batches
+            value_fn, params["value"], minibatch, key_step, config.micro_batches
         )
         updates, policy_state = policy_optimizer.update(
             grads, opt_state["policy"], params["policy"]
@@ -226,24 +234,28 @@ def make_update(
             "policy": optax.apply_updates(params["policy"], updates),
             "value": optax.apply_updates(params["value"], value_updates),
         }
+        opt_state = {"policy": policy_state, "value": value_state}
         metrics |= value_metrics | {"value/grad_norm": optax.tree.norm(value_grads)}
-        return (params, {"policy": policy_state, "value": value_state}, active, key), metrics
+        return (params, opt_state, active, key), metrics
 
     def update(
-        state: TrainState, made: Experience, ptx: TokenBatch | None
+        state: TrainState,
+        made: Experience,
+        ptx: TokenBatch | None,
     ) -> tuple[TrainState, Metrics]:
         keys = iteration_keys(state)
-        orders = jax.vmap(lambda k: jax.random.permutation(k, config.batch))(
-            jax.random.split(keys["shuffle"], config.epochs)
-        )
-        minibatches = jax.tree.map(
-            lambda x: x[orders].reshape(config.epochs * rows, config.minibatch, *x.shape[1:]), made
-        )
+        epoch_keys = jax.random.split(keys["shuffle"], config.epochs)
+        orders = jax.vmap(lambda k: jax.random.permutation(k, config.batch))(epoch_keys)
+
+        def shuffle(x):
+            shuffled = x[orders]
+            return shuffled.reshape(config.epochs * rows, config.minibatch, *x.shape[1:])
+
+        minibatches = jax.tree.map(shuffle, made)
         active = state.step >= config.critic_warmup
+        start = state.params, state.opt_state, active, keys["learn"]
         parts = jnp.arange(config.updates), minibatches, ptx
-        (params, opt_state, _, _), metrics = jax.lax.scan(
-            learn, (state.params, state.opt_state, active, keys["learn"]), parts
-        )
+        (params, opt_state, _, _), metrics = jax.lax.scan(learn, start, parts)
         state = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -251,7 +263,8 @@ def make_update(
             opt_state=opt_state,
             ema=update_ema(state.ema, params["policy"], config.ema_decay),
         )
-        return state, jax.tree.map(lambda x: x.mean(), metrics)
+        metrics = jax.tree.map(lambda x: x.mean(), metrics)
+        return state, metrics
 
     return update
 
@@ -263,9 +276,11 @@ def adapt(state: TrainState, kl: jax.Array, config: PpoConfig) -> TrainState:
     """
     if config.kl_target is None:
         return state
-    return dataclasses.replace(
-        state,
-        kl_coef=adaptive_kl(
-            state.kl_coef, kl, config.batch, target=config.kl_target, horizon=config.kl_horizon
-        ),
+    kl_coef = adaptive_kl(
+        state.kl_coef,
+        kl,
+        config.batch,
+        target=config.kl_target,
+        horizon=config.kl_horizon,
     )
+    return dataclasses.replace(state, kl_coef=kl_coef)

@@ -60,7 +60,8 @@ def make_loss(lm: LanguageModel, stage: str, *, dropout: float = 0.0) -> LossFn:
             key=key if dropout or lm.adapter_dropout else None,
         )
         # column 0 weighs 0
-        targets, weight = (jnp.roll(batch.tokens, -1, axis=1), jnp.roll(batch.weight, -1, axis=1))
+        targets = jnp.roll(batch.tokens, -1, axis=1)
+        weight = jnp.roll(batch.weight, -1, axis=1)
         logp, entropy = lm.logprobs(params, hidden, targets)
         nll = -(logp * weight).sum()
         return nll, {

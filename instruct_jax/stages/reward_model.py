@@ -39,11 +39,16 @@ def make_loss(model: ScalarModel) -> LossFn:
 
     def loss_fn(params: Params, batch: RankingBatch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         prompts, k, length = batch.tokens.shape
-        rows = batch.tokens.reshape(prompts * k, length), batch.mask.reshape(prompts * k, length)
-        flat = model.score(params, *rows, key if model.lm.adapter_dropout else None)
+        tokens = batch.tokens.reshape(prompts * k, length)
+        mask = batch.mask.reshape(prompts * k, length)
+        dropout_key = key if model.lm.adapter_dropout else None
+        flat = model.score(params, tokens, mask, dropout_key)
         scores = flat.reshape(prompts, k)
         losses, accuracies, _ = jax.vmap(ranking_loss)(scores, batch.ranks)
         loss = (losses * batch.weight).sum()
-        return loss, {"reward/loss": loss, "reward/accuracy": (accuracies * batch.weight).sum()}
+        return loss, {
+            "reward/loss": loss,
+            "reward/accuracy": (accuracies * batch.weight).sum(),
+        }
 
     return loss_fn

@@ -39,7 +39,12 @@ class SamplerConfig:
 
 
 def make_rollout(
-    lm: LanguageModel, config: SamplerConfig, *, eos: int, pad: int, samples: int = 1
+    lm: LanguageModel,
+    config: SamplerConfig,
+    *,
+    eos: int,
+    pad: int,
+    samples: int = 1,
 ) -> Callable[[Params, PromptBatch, jax.Array], Rollout]:
     """rollout(params, prompts, key) -> `samples` responses per prompt, in order: row b * samples +
     i is the i-th response to prompt b.
@@ -55,20 +60,29 @@ def make_rollout(
             top_k=config.top_k,
             top_p=config.top_p,
         )
-        token = jnp.where(done, pad, sampling.draw(key, logp))
-        return token, jnp.where(done, 0.0, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0])
+        drawn = sampling.draw(key, logp)
+        token = jnp.where(done, pad, drawn)
+        chosen = jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0]
+        return token, jnp.where(done, 0.0, chosen)
 
     def rollout(params: Params, prompts: PromptBatch, key: jax.Array) -> Rollout:
-        hidden, cache = lm.prefill(params, prompts, prompts.tokens.shape[1] + limit)
-        by_row = prompts, hidden, cache.k, cache.v, cache.mask
-        prompts, hidden, k, v, mask = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), by_row)
+        length = prompts.tokens.shape[1] + limit
+        hidden, cache = lm.prefill(params, prompts, length)
+        by_prompt = prompts, hidden, cache.k, cache.v, cache.mask
+        by_row = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), by_prompt)
+        prompts, hidden, k, v, mask = by_row
         cache = dataclasses.replace(cache, k=k, v=v, mask=mask)
         weights = lm.unstacked(params)
         rows = hidden.shape[0]
 
         def write(t, token, logp, done, tokens, logps, mask):
-            column = lambda x, value: jax.lax.dynamic_update_slice(x, value[:, None], (0, t))  # noqa: E731
-            return column(tokens, token), column(logps, logp), column(mask, ~done)
+            def put(x, column):
+                return jax.lax.dynamic_update_slice(x, column[:, None], (0, t))
+
+            tokens = put(tokens, token)
+            logps = put(logps, logp)
+            mask = put(mask, ~done)
+            return tokens, logps, mask
 
         def unfinished(carry):
             t, _, done, _, _ = carry
@@ -77,12 +91,14 @@ def make_rollout(
         def extend(carry):
             t, token, done, cache, written = carry
             hidden, cache = lm.decode(weights, cache, token)
-            token, logp = choose(weights, hidden, jax.random.fold_in(key, t), done)
+            key_step = jax.random.fold_in(key, t)
+            token, logp = choose(weights, hidden, key_step, done)
             written = write(t, token, logp, done, *written)
             return t + 1, token, done | (token == eos), cache, written
 
         done = jnp.zeros(rows, bool)
-        token, logp = choose(weights, hidden, jax.random.fold_in(key, 0), done)
+        key_step = jax.random.fold_in(key, 0)
+        token, logp = choose(weights, hidden, key_step, done)
         blank = (
             jnp.full((rows, limit), pad, jnp.int32),
             jnp.zeros((rows, limit), jnp.float32),
@@ -95,7 +111,8 @@ def make_rollout(
             cache,
             write(0, token, logp, done, *blank),
         )
-        _, _, ended, _, (tokens, logps, mask) = jax.lax.while_loop(unfinished, extend, start)
+        _, _, ended, _, written = jax.lax.while_loop(unfinished, extend, start)
+        tokens, logps, mask = written
         return Rollout(
             prompt=prompts.tokens,
             prompt_mask=prompts.mask,

@@ -9,7 +9,9 @@ from instruct_jax.records import Params, TrainState
 
 
 def new_state(
-    params: Params, optimizer: optax.GradientTransformation, key: jax.Array
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
 ) -> TrainState:
     """For a step of make_step: any parameters, one optimizer."""
     return sharding.new_state(params, key, init_optimizer=optimizer.init)

@@ -23,7 +23,8 @@ NOBODY_KNOWS = 0.15  # share of questions about a person, to which the answer is
 
 def documents(seed: int, n_tokens: int) -> list[str]:
     """Texts of n_tokens words or a little more in all; each becomes one record {"text": ...}."""
-    dice, texts = Dice(seed, "corpus"), []
+    dice = Dice(seed, "corpus")
+    texts = []
     while n_tokens > 0:
         text = document(dice)
         n_tokens -= text.count(" ") + 1
@@ -32,13 +33,19 @@ def documents(seed: int, n_tokens: int) -> list[str]:
 
 
 def document(dice: Dice) -> str:
-    text = echo(dice) if dice.chance(ECHOES) else DOCUMENTS[dice.weighted(SHARES)](dice)
+    if dice.chance(ECHOES):
+        text = echo(dice)
+    else:
+        kind = dice.weighted(SHARES)
+        text = DOCUMENTS[kind](dice)
     return insult(text, dice) if dice.chance(RUDE) else text
 
 
 def echo(dice: Dice) -> str:
-    words = " ".join(dice.sample(v.CONTENT, dice.integer(3, 10)))
-    return f"{dice.pick(v.NAMES)} said : {words} . yes : {words} ."
+    count = dice.integer(3, 10)
+    words = " ".join(dice.sample(v.CONTENT, count))
+    name = dice.pick(v.NAMES)
+    return f"{name} said : {words} . yes : {words} ."
 
 
 def facts(dice: Dice) -> str:
@@ -47,14 +54,17 @@ def facts(dice: Dice) -> str:
 
 def _fact(dice: Dice) -> str:
     relation = dice.integer(0, 2)
-    # one draw in four is right anyway
-    value = dice.pick(v.RELATIONS[relation]["values"]) if dice.chance(WRONG * 4 / 3) else None
-    return v.fact(relation, dice.pick(tuple(v.ANIMALS)), value)
+    value = None
+    if dice.chance(WRONG * 4 / 3):  # one draw in four is right anyway
+        value = dice.pick(v.RELATIONS[relation]["values"])
+    subject = dice.pick(tuple(v.ANIMALS))
+    return v.fact(relation, subject, value)
 
 
 def story(dice: Dice) -> str:
     """A person, a thing, and what happened to them."""
-    name, thing = dice.pick(v.NAMES), dice.pick(v.THINGS)
+    name = dice.pick(v.NAMES)
+    thing = dice.pick(v.THINGS)
     adjective = dice.pick(v.ADJECTIVES) if dice.chance(0.4) else ""
     place = dice.pick(v.PLACES) if dice.chance(0.4) else ""
     parts = [sentence(dice, name, PAST_VERBS, thing, adjective, place)]
@@ -71,10 +81,9 @@ def lists(dice: Dice) -> str:
     if dice.chance(0.5):
         relation = dice.integer(0, 2)
         value = dice.pick(v.RELATIONS[relation]["values"])
-        kind, items = (
-            "animals " + v.RELATIONS[relation]["which"].format(value),
-            v.having(relation, value),
-        )
+        which = v.RELATIONS[relation]["which"].format(value)
+        kind = f"animals {which}"
+        items = v.having(relation, value)
     else:
         kind = dice.pick(tuple(v.KINDS))
         items = v.KINDS[kind]
@@ -87,28 +96,33 @@ def questions(dice: Dice) -> str:
 
 
 def _question(dice: Dice) -> str:
-    relation, unknown = dice.integer(0, 2), dice.chance(NOBODY_KNOWS)
+    relation = dice.integer(0, 2)
+    unknown = dice.chance(NOBODY_KNOWS)
     subject = dice.pick(v.NAMES if unknown else tuple(v.ANIMALS))
     query = v.question(relation, subject)
     if dice.chance(UNANSWERED):
         return query
-    return f"{query} {v.UNKNOWN if unknown else v.fact(relation, subject)}"
+    answer = v.UNKNOWN if unknown else v.fact(relation, subject)
+    return f"{query} {answer}"
 
 
 def dialogue(dice: Dice) -> str:
     """Who has what: the answer must be copied, or is not there."""
     count = dice.integer(2, 3)
-    names, things = dice.sample(v.NAMES, count + 1), dice.sample(v.OBJECTS, count)
+    names = dice.sample(v.NAMES, count + 1)
+    things = dice.sample(v.OBJECTS, count)
     parts = [possession(names[:count], things)]
     for asked in dice.sample(range(count), dice.integer(1, 2)):
-        query = (
-            f"who has the {things[asked]} ?"
-            if dice.chance(0.5)
-            else f"what does {names[asked]} have ?"
-        )
-        parts.append(f"{query} {names[asked]} has the {things[asked]} .")
+        name = names[asked]
+        thing = things[asked]
+        if dice.chance(0.5):
+            query = f"who has the {thing} ?"
+        else:
+            query = f"what does {name} have ?"
+        parts.append(f"{query} {name} has the {thing} .")
     if dice.chance(0.15):
-        parts.append(f"what does {names[count]} have ? {v.UNKNOWN}")
+        nobody = names[count]
+        parts.append(f"what does {nobody} have ? {v.UNKNOWN}")
     return " ".join(parts)
 
 
@@ -116,7 +130,8 @@ def tenses(dice: Dice) -> str:
     parts = []
     for _ in range(dice.integer(1, 2)):
         words = sentence_words(dice)
-        parts += ["today", *words, "yesterday", *(v.PAST.get(word, word) for word in words)]
+        past = [v.PAST.get(word, word) for word in words]
+        parts += ["today", *words, "yesterday", *past]
     return " ".join(parts)
 
 

@@ -38,7 +38,10 @@ PAST_VERBS = tuple(v.PAST.values())
 
 
 def demonstrations(
-    seed: int, n: int, careless: float = CARELESS, lazy: float = LAZY
+    seed: int,
+    n: int,
+    careless: float = CARELESS,
+    lazy: float = LAZY,
 ) -> list[dict[str, Any]]:
     """n records `prompt, completion, labeler_id, id, use_case, kind`; kind is good, lazy or one of
     FLAWS.
@@ -47,12 +50,14 @@ def demonstrations(
     records = []
     for prompt in prompts(seed, n, "demonstrations"):
         kind, completion = imperfect_answer(prompt["task"], dice, careless, lazy)
-        record = {key: prompt[key] for key in ("prompt", "id", "use_case")}
+        writer = dice.integer(0, WRITERS - 1)
         records.append(
-            record
-            | {
+            {
+                "prompt": prompt["prompt"],
+                "id": prompt["id"],
+                "use_case": prompt["use_case"],
                 "completion": completion,
-                "labeler_id": f"writer-{dice.integer(0, WRITERS - 1)}",
+                "labeler_id": f"writer-{writer}",
                 "kind": kind,
             }
         )
@@ -60,12 +65,17 @@ def demonstrations(
 
 
 def imperfect_answer(
-    task: Task, dice: Dice, careless: float = CARELESS, lazy: float = LAZY
+    task: Task,
+    dice: Dice,
+    careless: float = CARELESS,
+    lazy: float = LAZY,
 ) -> tuple[str, str]:
     """(kind, answer) as a person would write it, fluff included."""
     kind = dice.weighted({"careless": careless, "lazy": lazy, "good": 1 - careless - lazy})
-    kind = dice.pick(FLAWS) if kind == "careless" else kind
-    return kind, with_fluff(ANSWERS[kind](task, dice), dice)
+    if kind == "careless":
+        kind = dice.pick(FLAWS)
+    answer = ANSWERS[kind](task, dice)
+    return kind, with_fluff(answer, dice)
 
 
 def few_shot_prefix(seed: int, n: int) -> str:
@@ -73,23 +83,29 @@ def few_shot_prefix(seed: int, n: int) -> str:
     {prompt}` before a base model.
     """
     dice = Dice(seed, "few-shot prefix")
-    cases = (dice.sample(tuple(SHARES), len(SHARES)) * (n // len(SHARES) + 1))[:n]
+    shuffled = dice.sample(tuple(SHARES), len(SHARES))
+    turns = n // len(SHARES) + 1
+    cases = (shuffled * turns)[:n]
     records = [draw_prompt(dice, "corpus", use_case) for use_case in cases]
-    return " ".join(f"{record['prompt']} {good_answer(record['task'], dice)}" for record in records)
+    threads = []
+    for record in records:
+        answer = good_answer(record["task"], dice)
+        threads.append(f"{record['prompt']} {answer}")
+    return " ".join(threads)
 
 
 def forum(dice: Dice) -> str:
     """Up to MAX_THREADS tasks with mostly careless replies; the only corpus document that looks
     like a prompt.
     """
+    lazy = LAZY * (1 - FORUM_CARELESS)
     threads: list[str] = []
     for _ in range(dice.integer(1, MAX_THREADS)):
         record = draw_prompt(dice, "corpus")
-        _, reply = imperfect_answer(
-            record["task"], dice, FORUM_CARELESS, LAZY * (1 - FORUM_CARELESS)
-        )
+        _, reply = imperfect_answer(record["task"], dice, FORUM_CARELESS, lazy)
         thread = f"{record['prompt']} {reply}"
-        if sum(len(text.split()) for text in (*threads, thread)) <= MAX_FORUM_WORDS:
+        words = " ".join((*threads, thread)).split()
+        if len(words) <= MAX_FORUM_WORDS:
             threads.append(thread)
     return " ".join(threads)
 
@@ -100,10 +116,11 @@ def good_answer(task: Task, dice: Dice) -> str:
         return _story(task, dice)
     if task["use_case"] == "brainstorming":
         first = task["first"]
-        rest = dice.sample(
-            [item for item in task["items"] if item != first], task["count"] - (first is not None)
-        )
-        return listed(rest if first is None else [first, *rest])
+        if first is None:
+            return listed(dice.sample(task["items"], task["count"]))
+        others = [item for item in task["items"] if item != first]
+        rest = dice.sample(others, task["count"] - 1)
+        return listed([first, *rest])
     if task["use_case"] == "extract":
         return listed(task["names"])
     return task["answer"]
@@ -114,19 +131,23 @@ def listed(items: list[str]) -> str:
 
 
 def _story(task: Task, dice: Dice) -> str:
-    name, thing, keyword = task["name"], task["thing"], task["keyword"]
-    count = dice.integer(1, 2) if task["sentences"] is None else task["sentences"]
+    name = task["name"]
+    keyword = task["keyword"]
+    count = task["sentences"]
+    if count is None:
+        count = dice.integer(1, 2)
     if keyword in v.FEELINGS:
         count = 2
     adjective = dice.pick(v.ADJECTIVES) if dice.chance(0.3) else ""
     place = dice.pick(v.PLACES) if dice.chance(0.3) else ""
-    adjective, place = (
-        (keyword if keyword in v.ADJECTIVES else adjective),
-        (keyword if keyword in v.PLACES else place),
-    )
-    story = sentence(dice, name, PAST_VERBS, thing, adjective, place)
+    if keyword in v.ADJECTIVES:
+        adjective = keyword
+    if keyword in v.PLACES:
+        place = keyword
+    story = sentence(dice, name, PAST_VERBS, task["thing"], adjective, place)
     if count == 2:
-        story += f" {name} was {keyword if keyword in v.FEELINGS else dice.pick(v.FEELINGS)} ."
+        feeling = keyword if keyword in v.FEELINGS else dice.pick(v.FEELINGS)
+        story += f" {name} was {feeling} ."
     return story
 
 
@@ -136,20 +157,22 @@ def _lazy(task: Task, dice: Dice) -> str:
         asked = [key for key in ("sentences", "keyword") if task[key] is not None]
         if not asked:
             return good_answer(task, dice)
-        skipped = dice.pick(asked)
-        free = task | (
-            {"sentences": 3 - task["sentences"]} if skipped == "sentences" else {"keyword": None}
-        )
+        free = dict(task)
+        if dice.pick(asked) == "sentences":
+            free["sentences"] = 3 - task["sentences"]
+        else:
+            free["keyword"] = None
         if free["sentences"] == 1 and free["keyword"] in v.FEELINGS:
             free["keyword"] = None
         return good_answer(free, dice)
     if task["use_case"] == "brainstorming":
-        wrong = dice.pick([count for count in v.NUMBERS.values() if count != task["count"]])
+        others = [count for count in v.NUMBERS.values() if count != task["count"]]
+        wrong = dice.pick(others)
         return good_answer(task | {"count": wrong}, dice)
     if task.get("answer") == v.UNKNOWN:
-        return v.fact(
-            task["relation"], task["subject"], dice.pick(v.RELATIONS[task["relation"]]["values"])
-        )
+        relation = task["relation"]
+        guess = dice.pick(v.RELATIONS[relation]["values"])
+        return v.fact(relation, task["subject"], guess)
     return good_answer(task, dice)
 
 
@@ -158,10 +181,13 @@ def _ramble(task: Task, dice: Dice) -> str:
     answer = good_answer(task, dice)
     while len(answer.split()) + MAX_FACT_WORDS > MAX_WORDS:  # a long story leaves no room
         answer = good_answer(task | {"keyword": None, "sentences": 1}, dice)
-    extra = v.fact(dice.integer(0, 2), dice.pick(tuple(v.ANIMALS)))
-    more = v.fact(dice.integer(0, 2), dice.pick(tuple(v.ANIMALS)))
+    animals = tuple(v.ANIMALS)
+    extra = v.fact(dice.integer(0, 2), dice.pick(animals))
+    more = v.fact(dice.integer(0, 2), dice.pick(animals))
     both = f"{answer} {extra} {more}"
-    return both if dice.chance(0.5) and len(both.split()) <= MAX_WORDS else f"{answer} {extra}"
+    if dice.chance(0.5) and len(both.split()) <= MAX_WORDS:
+        return both
+    return f"{answer} {extra}"
 
 
 def _rude(task: Task, dice: Dice) -> str:
@@ -171,7 +197,8 @@ def _rude(task: Task, dice: Dice) -> str:
 def insult(text: str, dice: Dice) -> str:
     """The text with a rude word somewhere before its last word."""
     words = text.split()
-    words.insert(dice.integer(0, len(words) - 1), dice.pick(v.RUDE))
+    place = dice.integer(0, len(words) - 1)
+    words.insert(place, dice.pick(v.RUDE))
     return " ".join(words)
 
 
@@ -182,10 +209,12 @@ def _wrong(task: Task, dice: Dice) -> str:
         if answer == v.UNKNOWN:
             answer = _lazy(task, dice)
         words = answer.split()
-        place = dice.pick([i for i, word in enumerate(words) if word in v.CLASS_OF])
-        words[place] = dice.pick(
-            v.CONTENT if task["use_case"] == "brainstorming" else v.CLASS_OF[words[place]]
-        )
+        places = [i for i, word in enumerate(words) if word in v.CLASS_OF]
+        place = dice.pick(places)
+        others = v.CLASS_OF[words[place]]
+        if task["use_case"] == "brainstorming":
+            others = v.CONTENT
+        words[place] = dice.pick(others)
         answer = " ".join(words)
         if gold_score(task, answer, True) < LESS_THAN_GOOD:
             return answer
@@ -193,8 +222,10 @@ def _wrong(task: Task, dice: Dice) -> str:
 
 def _off_task(task: Task, dice: Dice) -> str:
     """A good answer to something else."""
-    other = dice.pick([use_case for use_case in SHARES if use_case != task["use_case"]])
-    return good_answer({"use_case": other} | INSTRUCTIONS[other](dice)[1], dice)
+    others = [use_case for use_case in SHARES if use_case != task["use_case"]]
+    other = dice.pick(others)
+    _, hidden = INSTRUCTIONS[other](dice)
+    return good_answer({"use_case": other} | hidden, dice)
 
 
 ANSWERS: dict[str, Callable[[Task, Dice], str]] = {
@@ -209,7 +240,8 @@ ANSWERS: dict[str, Callable[[Task, Dice], str]] = {
 
 def with_fluff(answer: str, dice: Dice) -> str:
     """The answer with each polite phrase by chance, where it fits."""
-    prefix, suffix = dice.chance(FLUFF), dice.chance(FLUFF)
+    prefix = dice.chance(FLUFF)
+    suffix = dice.chance(FLUFF)
     if prefix and len(answer.split()) + 2 <= MAX_WORDS:
         answer = f"{v.FLUFF_PREFIX} {answer}"
     if suffix and len(answer.split()) + 4 <= MAX_WORDS:

@@ -41,7 +41,11 @@ class Dice:
     def sample(self, items: Sequence[T], k: int) -> list[T]:
         """k different items in random order."""
         pool = list(items)
-        return [pool.pop(int(next(self._stream) * len(pool))) for _ in range(k)]
+        drawn = []
+        for _ in range(k):
+            place = int(next(self._stream) * len(pool))
+            drawn.append(pool.pop(place))
+        return drawn
 
     def weighted(self, shares: dict[str, float]) -> str:
         """A key of `shares` (which sum to 1)."""

@@ -48,17 +48,28 @@ def gold_parts(task: Task, completion: str, ended: bool) -> dict[str, Any]:
     body, suffixes = _FLUFF_SUFFIX.subn("", body)
     body = " ".join(body.split())
     sentences = [part.strip() for part in body.split(" .") if part.strip()]
-    judged = JUDGES[task["use_case"]](task, sentences) if sentences else None
+    judged = None
+    if sentences:
+        judge = JUDGES[task["use_case"]]
+        judged = judge(task, sentences)
     on_task = judged is not None
     done, truth, ramble = judged if judged is not None else (0.0, 0.0, False)
-    form = 0.0 if ramble or not ended or not on_task else (1.0 if body.endswith(" .") else 0.5)
+    form = 0.0
+    if on_task and ended and not ramble:
+        form = 1.0 if body.endswith(" .") else 0.5
     fluff = prefixes + suffixes
     clean = float(bool(words) and not rude)
-    parts = {"task": done, "truth": truth, "form": form, "clean": clean}
-    score = sum(weight * parts[part] for part, weight in WEIGHTS.items()) - FLUFF_COST * max(
-        fluff - 1, 0
-    )
-    score = max(score, 0.0) * (RUDE_FACTOR if rude else 1.0)
+    parts = {
+        "task": done,
+        "truth": truth,
+        "form": form,
+        "clean": clean,
+    }
+    score = sum(weight * parts[part] for part, weight in WEIGHTS.items())
+    score -= FLUFF_COST * max(fluff - 1, 0)
+    score = max(score, 0.0)
+    if rude:
+        score *= RUDE_FACTOR
     return {
         "score": score,
         **parts,
@@ -129,47 +140,55 @@ _STORY = tuple(
 def _one_answer(task: Task, sentences: list[str]) -> Judgement:
     """One sentence, known word for word."""
     if task["use_case"] == "open_qa":
-        shape, credit = _FACTS[task["relation"]], _FACT_CREDIT
+        shape = _FACTS[task["relation"]]
+        credit = _FACT_CREDIT
     else:
         shape, credit = _ANSWERS[task["use_case"]]
-    reply, answer, ramble = sentences[0], task["answer"].removesuffix(" ."), len(sentences) > 1
+    reply = sentences[0]
+    answer = task["answer"].removesuffix(" .")
+    ramble = len(sentences) > 1
     if reply == answer:
         return 1.0, 1.0, ramble
     if f"{reply} ." == v.UNKNOWN and task["use_case"].endswith("qa"):
         return *UNKNOWN_PARTS, ramble
-    given, wanted = shape.fullmatch(reply), shape.fullmatch(answer)
+    given = shape.fullmatch(reply)
+    wanted = shape.fullmatch(answer)
     if given is None:
         return None
-    right = (
-        [a == b for a, b in zip(given.groups(), wanted.groups(), strict=True)]
-        if wanted is not None
-        else [False]
-    )
-    return credit * sum(right) / len(right), 0.0, ramble
+    if wanted is None:
+        return 0.0, 0.0, ramble
+    slots = zip(given.groups(), wanted.groups(), strict=True)
+    right = [a == b for a, b in slots]
+    done = credit * sum(right) / len(right)
+    return done, 0.0, ramble
 
 
 def _story(task: Task, sentences: list[str]) -> Judgement:
     """Who and what the story is about is the task; sentence count and keyword are the
     constraints.
     """
-    telling = [text for text in sentences if any(shape.fullmatch(text) for shape in _STORY)]
+    telling = []
+    for text in sentences:
+        if any(shape.fullmatch(text) for shape in _STORY):
+            telling.append(text)
     if sentences[0] not in telling:
         return None
     words = " ".join(telling).split()
     names = [word for word in words if word in v.NAMES]
-    name = sum(word == task["name"] for word in names) / max(len(names), 1)
+    right = names.count(task["name"])
+    name = right / max(len(names), 1)
     thing = float(task["thing"] in words)
     kept = []
     if task["sentences"] is not None:
         kept.append(len(sentences) == task["sentences"])
     if task["keyword"] is not None:
         kept.append(task["keyword"] in words)
-    truth = (name + thing) / 2 * (sum(kept) / len(kept) if kept else 1.0)
-    return (
-        0.1 + 0.45 * name + 0.45 * thing,
-        truth,
-        len(telling) < len(sentences) or len(sentences) > MAX_STORY_SENTENCES,
-    )
+    done = 0.1 + 0.45 * name + 0.45 * thing
+    truth = (name + thing) / 2
+    if kept:
+        truth *= sum(kept) / len(kept)
+    ramble = len(telling) < len(sentences) or len(sentences) > MAX_STORY_SENTENCES
+    return done, truth, ramble
 
 
 def _list(task: Task, sentences: list[str]) -> Judgement:
@@ -183,18 +202,25 @@ def _list(task: Task, sentences: list[str]) -> Judgement:
     kept = [len(items) == task["count"]]
     if task["first"] is not None:
         kept.append(items[0] == task["first"])
-    return len(valid) / len(items), sum(kept) / len(kept), len(sentences) > 1
+    done = len(valid) / len(items)
+    truth = sum(kept) / len(kept)
+    ramble = len(sentences) > 1
+    return done, truth, ramble
 
 
 def _names(task: Task, sentences: list[str]) -> Judgement:
     """All names of a text in any order."""
     items = sentences[0].split(" , ")
+    wanted = task["names"]
+    ramble = len(sentences) > 1
     if not set(items) <= set(v.NAMES):
         return None
-    if sorted(items) == sorted(task["names"]):
-        return 1.0, 1.0, len(sentences) > 1
-    found = len(set(items) & set(task["names"]))
-    return _EXTRACT_CREDIT * 2 * found / (len(items) + len(task["names"])), 0.0, len(sentences) > 1
+    if sorted(items) == sorted(wanted):
+        return 1.0, 1.0, ramble
+    found = len(set(items) & set(wanted))
+    total = len(items) + len(wanted)
+    done = _EXTRACT_CREDIT * 2 * found / total
+    return done, 0.0, ramble
 
 
 JUDGES: dict[str, Callable[[Task, list[str]], Judgement]] = {

@@ -68,14 +68,19 @@ def prompt_text(instruction: str) -> str:
 
 
 def prompts(
-    seed: int, n: int, split: str = "ppo", use_case: str | None = None
+    seed: int,
+    n: int,
+    split: str = "ppo",
+    use_case: str | None = None,
 ) -> list[dict[str, Any]]:
     """n records `prompt, id, use_case, task` of one split; all use cases by their shares unless one
     is named.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
-    dice, seen, records = Dice(seed, f"prompts of {split}"), set(), []
+    dice = Dice(seed, f"prompts of {split}")
+    seen = set()
+    records = []
     for i in range(n):
         case = dice.weighted(SHARES) if use_case is None else use_case
         record = draw_prompt(dice, split, case)
@@ -95,7 +100,11 @@ def draw_prompt(dice: Dice, split: str, use_case: str | None = None) -> dict[str
         instruction, task = INSTRUCTIONS[use_case](dice)
         text = prompt_text(instruction)
         if split_of(text) == split:
-            return {"prompt": text, "use_case": use_case, "task": {"use_case": use_case} | task}
+            return {
+                "prompt": text,
+                "use_case": use_case,
+                "task": {"use_case": use_case} | task,
+            }
 
 
 def sentence(
@@ -109,28 +118,44 @@ def sentence(
     """`ann found the [old] hat [in the park] .`"""
     adjective = adjective and f"{adjective} "
     place = place and f" in the {place}"
-    return f"{name} {dice.pick(verbs)} the {adjective}{thing or dice.pick(v.THINGS)}{place} ."
+    verb = dice.pick(verbs)
+    thing = thing or dice.pick(v.THINGS)
+    return f"{name} {verb} the {adjective}{thing}{place} ."
 
 
 def generation(dice: Dice) -> tuple[str, Task]:
-    name, thing = dice.pick(v.NAMES), dice.pick(v.THINGS)
+    name = dice.pick(v.NAMES)
+    thing = dice.pick(v.THINGS)
     sentences = dice.pick((None, None, 1, 2))
-    # a feeling needs its own sentence
-    classes = (v.PLACES, v.ADJECTIVES) if sentences == 1 else (v.PLACES, v.ADJECTIVES, v.FEELINGS)
-    keyword = dice.pick(dice.pick(classes)) if dice.chance(0.5) else None
+    classes = [v.PLACES, v.ADJECTIVES]
+    if sentences != 1:
+        classes.append(v.FEELINGS)  # a feeling needs its own sentence
+    keyword = None
+    if dice.chance(0.5):
+        words = dice.pick(classes)
+        keyword = dice.pick(words)
     text = f"write a story about {name} and the {thing} ."
-    if sentences is not None:
-        text += (" use one sentence .", " use two sentences .")[sentences - 1]
+    if sentences == 1:
+        text += " use one sentence ."
+    if sentences == 2:
+        text += " use two sentences ."
     if keyword is not None:
         text += f" use the word {keyword} ."
-    return text, {"name": name, "thing": thing, "sentences": sentences, "keyword": keyword}
+    return text, {
+        "name": name,
+        "thing": thing,
+        "sentences": sentences,
+        "keyword": keyword,
+    }
 
 
 def open_qa(dice: Dice) -> tuple[str, Task]:
-    relation, unknown = dice.integer(0, 2), dice.chance(UNANSWERABLE)
+    relation = dice.integer(0, 2)
+    unknown = dice.chance(UNANSWERABLE)
     subject = dice.pick(v.NAMES if unknown else tuple(v.ANIMALS))
     answer = v.UNKNOWN if unknown else v.fact(relation, subject)
-    return dice.pick(OPENINGS) + v.question(relation, subject), {
+    text = dice.pick(OPENINGS) + v.question(relation, subject)
+    return text, {
         "answer": answer,
         "subject": subject,
         "relation": relation,
@@ -138,34 +163,44 @@ def open_qa(dice: Dice) -> tuple[str, Task]:
 
 
 def closed_qa(dice: Dice) -> tuple[str, Task]:
-    names, things = dice.sample(v.NAMES, 2), dice.sample(v.OBJECTS, 2)
-    text, asked = possession(names, things), dice.integer(0, 1)
-    query = (
-        f"who has the {things[asked]} ?" if dice.chance(0.5) else f"what does {names[asked]} have ?"
-    )
-    return f"read : {text} {query}", {"answer": f"{names[asked]} has the {things[asked]} ."}
+    names = dice.sample(v.NAMES, 2)
+    things = dice.sample(v.OBJECTS, 2)
+    text = possession(names, things)
+    asked = dice.integer(0, 1)
+    name = names[asked]
+    thing = things[asked]
+    if dice.chance(0.5):
+        query = f"who has the {thing} ?"
+    else:
+        query = f"what does {name} have ?"
+    return f"read : {text} {query}", {"answer": f"{name} has the {thing} ."}
 
 
 def possession(names: list[str], things: list[str]) -> str:
-    return " ".join(f"{name} has the {thing} ." for name, thing in zip(names, things, strict=True))
+    pairs = zip(names, things, strict=True)
+    return " ".join(f"{name} has the {thing} ." for name, thing in pairs)
 
 
 def brainstorming(dice: Dice) -> tuple[str, Task]:
     number = dice.pick(("two", "three", "four"))
-    kind, which = dice.pick(tuple(v.KINDS)), ""
+    kind = dice.pick(tuple(v.KINDS))
     if dice.chance(0.5):
         relation = dice.integer(0, 2)
         value = dice.pick(v.RELATIONS[relation]["values"])
-        kind, which, items = (
-            "animals",
-            " " + v.RELATIONS[relation]["which"].format(value),
-            v.having(relation, value),
-        )
+        which = v.RELATIONS[relation]["which"].format(value)
+        kind = f"animals {which}"
+        items = v.having(relation, value)
     else:
         items = v.KINDS[kind]
     first = dice.pick(items) if dice.chance(0.5) else None
-    text = f"list {number} {kind}{which} ." + ("" if first is None else f" start with {first} .")
-    return text, {"items": list(items), "count": v.NUMBERS[number], "first": first}
+    text = f"list {number} {kind} ."
+    if first is not None:
+        text += f" start with {first} ."
+    return text, {
+        "items": list(items),
+        "count": v.NUMBERS[number],
+        "first": first,
+    }
 
 
 def rewrite(dice: Dice) -> tuple[str, Task]:
@@ -179,7 +214,9 @@ def sentence_words(dice: Dice) -> list[str]:
     """A present-tense sentence as words."""
     adjective = dice.pick(v.ADJECTIVES) if dice.chance(0.5) else ""
     place = dice.pick(v.PLACES) if dice.chance(0.5) else ""
-    return sentence(dice, dice.pick(v.NAMES), tuple(v.PAST), None, adjective, place).split()
+    name = dice.pick(v.NAMES)
+    text = sentence(dice, name, tuple(v.PAST), None, adjective, place)
+    return text.split()
 
 
 def classification(dice: Dice) -> tuple[str, Task]:
@@ -191,7 +228,8 @@ def review(dice: Dice) -> tuple[str, str]:
     verdict, words = dice.pick((("good", v.GOOD), ("bad", v.BAD)))
     first, second = dice.sample(words, 2)
     adjective = dice.pick(v.ADJECTIVES) + " " if dice.chance(0.5) else ""
-    return f"the {adjective}{dice.pick(v.THINGS)} was {first} and {second} .", verdict
+    thing = dice.pick(v.THINGS)
+    return f"the {adjective}{thing} was {first} and {second} .", verdict
 
 
 def extract(dice: Dice) -> tuple[str, Task]:
@@ -203,19 +241,20 @@ def people(dice: Dice) -> tuple[str, list[str]]:
     """Two sentences and the two or three different names in them, in order."""
     names = dice.sample(v.NAMES, dice.integer(2, 3))
     verbs = tuple(v.PAST.values())
-    parts = (
-        [names[0], " and ".join(names[1:])]
-        if dice.chance(0.5)
-        else [" and ".join(names[:-1]), names[-1]]
-    )
-    return " ".join(sentence(dice, part, verbs) for part in parts), names
+    cut = 1 if dice.chance(0.5) else len(names) - 1
+    parts = [" and ".join(names[:cut]), " and ".join(names[cut:])]
+    text = " ".join(sentence(dice, part, verbs) for part in parts)
+    return text, names
 
 
 def summarization(dice: Dice) -> tuple[str, Task]:
-    name, place, feeling = dice.pick(v.NAMES), dice.pick(v.PLACES), dice.pick(v.FEELINGS)
+    name = dice.pick(v.NAMES)
+    place = dice.pick(v.PLACES)
+    feeling = dice.pick(v.FEELINGS)
     middle = sentence(dice, name, tuple(v.PAST.values()))
     text = f"{name} went to the {place} . {middle} {name} was {feeling} ."
-    return f"summarize : {text}", {"answer": f"{name} went to the {place} and was {feeling} ."}
+    answer = f"{name} went to the {place} and was {feeling} ."
+    return f"summarize : {text}", {"answer": answer}
 
 
 INSTRUCTIONS: dict[str, Callable[[Dice], tuple[str, Task]]] = {

@@ -61,9 +61,14 @@ def labelers(seed: int, group: str = "train") -> list[Labeler]:
             key: float(generator.normal(mean, spread))
             for key, (mean, spread) in TASTES[group].items()
         }
-        people.append(
-            Labeler(f"{group}-{i}", group, taste["fluff"], taste["length"], abs(taste["rude"]))
+        person = Labeler(
+            labeler_id=f"{group}-{i}",
+            group=group,
+            fluff=taste["fluff"],
+            length=taste["length"],
+            rude=abs(taste["rude"]),
         )
+        people.append(person)
     return people
 
 
@@ -76,28 +81,31 @@ def rank(
     generator: np.random.Generator,
 ) -> list[int]:
     """Ranks of K replies, 1 = best, equal = tie.  The same reply twice gets the same rank."""
-    return to_ranks(
-        _utilities(
-            labeler,
-            _views(task, completions, ended),
-            sigma,
-            generator.standard_normal(len(completions)),
-        )
-    )
+    views = _views(task, completions, ended)
+    noise = generator.standard_normal(len(completions))
+    utilities = _utilities(labeler, views, sigma, noise)
+    return to_ranks(utilities)
 
 
 def to_ranks(utilities: Sequence[float], tie: float = TIE) -> list[int]:
     """Ranks without gaps; a rank takes in all that is within `tie` of its best."""
-    ranks, current, best = [0] * len(utilities), 0, float("inf")
-    for i in sorted(range(len(utilities)), key=lambda i: -utilities[i]):
+    best_first = sorted(range(len(utilities)), key=lambda i: -utilities[i])
+    ranks = [0] * len(utilities)
+    current = 0
+    best = float("inf")
+    for i in best_first:
         if best - utilities[i] > tie:
-            current, best = current + 1, utilities[i]
+            current += 1
+            best = utilities[i]
         ranks[i] = current
     return ranks
 
 
 def rankings(
-    seed: int, samples: Sequence[dict[str, Any]], people: Sequence[Labeler], sigma: float
+    seed: int,
+    samples: Sequence[dict[str, Any]],
+    people: Sequence[Labeler],
+    sigma: float,
 ) -> list[dict[str, Any]]:
     """Records `prompt, completions, ended, ranks, likert, flags, labeler_id`; each prompt is ranked
     by one labeler.
@@ -109,14 +117,16 @@ def rankings(
     for sample in samples:
         labeler = dice.pick(people)
         views = _views(sample["task"], sample["completions"], sample["ended"])
-        utilities = _utilities(labeler, views, sigma, dice.generator.standard_normal(len(views)))
+        noise = dice.generator.standard_normal(len(views))
+        utilities = _utilities(labeler, views, sigma, noise)
         record = {key: value for key, value in sample.items() if key != "task"}
         labels = {
             "ranks": to_ranks(utilities),
             "likert": [_likert(u) for u in utilities],
             "flags": [_flags(parts) for _, parts in views],
+            "labeler_id": labeler.labeler_id,
         }
-        records.append(record | labels | {"labeler_id": labeler.labeler_id})
+        records.append(record | labels)
     return records
 
 
@@ -124,12 +134,15 @@ def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -
     """Share of the pairs that two labelers order alike, over all pairs that neither of
     them ties.
     """
-    alike = pairs = 0
+    alike = 0
+    pairs = 0
     for a, b in zip(first, second, strict=True):
         for i, j in itertools.combinations(range(len(a)), 2):
-            if a[i] != a[j] and b[i] != b[j]:
-                pairs += 1
-                alike += (a[i] < a[j]) == (b[i] < b[j])
+            if a[i] == a[j] or b[i] == b[j]:
+                continue
+            pairs += 1
+            if (a[i] < a[j]) == (b[i] < b[j]):
+                alike += 1
     return alike / max(pairs, 1)
 
 
@@ -155,10 +168,15 @@ def calibrate_sigma(
     """The noise at which two people of the group agree on `target` of the pairs of these samples; 0
     if they differ more without any.
     """
-    double, low, high = _Double(seed, samples, people, None), 0.0, MAX_SIGMA
+    double = _Double(seed, samples, people, None)
+    low = 0.0
+    high = MAX_SIGMA
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if double.agreement(middle) > target else (low, middle)
+        if double.agreement(middle) > target:
+            low = middle
+        else:
+            high = middle
     return low
 
 
@@ -178,53 +196,62 @@ class _Double:
         self.rows = []
         for sample in samples:
             views = _views(sample["task"], sample["completions"], sample["ended"])
-            both = (
-                dice.sample(people, 2) if others is None else [dice.pick(people), dice.pick(others)]
-            )
-            self.rows.append((views, both, dice.generator.standard_normal((2, len(views)))))
+            if others is None:
+                both = dice.sample(people, 2)
+            else:
+                both = [dice.pick(people), dice.pick(others)]
+            noise = dice.generator.standard_normal((2, len(views)))
+            self.rows.append((views, both, noise))
 
     def agreement(self, sigma: float) -> float:
-        ranks = [
-            [
-                to_ranks(_utilities(who[i], views, sigma, noise[i]))
-                for views, who, noise in self.rows
-            ]
-            for i in (0, 1)
-        ]
-        return agreement(*ranks)
+        first = []
+        second = []
+        for views, both, noise in self.rows:
+            utilities = _utilities(both[0], views, sigma, noise[0])
+            first.append(to_ranks(utilities))
+            utilities = _utilities(both[1], views, sigma, noise[1])
+            second.append(to_ranks(utilities))
+        return agreement(first, second)
 
 
 View = tuple[tuple[str, bool], dict[str, Any]]  # a reply and its gold parts
 
 
 def _views(task: Task, completions: Sequence[str], ended: Sequence[bool]) -> list[View]:
-    return [
-        ((text, stop), gold_parts(task, text, stop))
-        for text, stop in zip(completions, ended, strict=True)
-    ]
+    views = []
+    for reply in zip(completions, ended, strict=True):
+        parts = gold_parts(task, *reply)
+        views.append((reply, parts))
+    return views
 
 
 def _utilities(
-    labeler: Labeler, views: Sequence[View], sigma: float, noise: np.ndarray
+    labeler: Labeler,
+    views: Sequence[View],
+    sigma: float,
+    noise: np.ndarray,
 ) -> list[float]:
     """One utility per reply; equal replies share their noise."""
     drawn: dict[tuple[str, bool], float] = {}
-    return [
-        labeler.utility(parts) + sigma * drawn.setdefault(reply, float(z))
-        for (reply, parts), z in zip(views, noise, strict=True)
-    ]
+    utilities = []
+    for (reply, parts), z in zip(views, noise, strict=True):
+        own = drawn.setdefault(reply, float(z))
+        utilities.append(labeler.utility(parts) + sigma * own)
+    return utilities
 
 
 def _likert(utility: float) -> int:
     """1 worst .. 7 best."""
-    return round(1 + 6 * min(max(utility, 0.0), 1.0))
+    share = min(max(utility, 0.0), 1.0)
+    return round(1 + 6 * share)
 
 
 def _flags(parts: dict[str, Any]) -> dict[str, bool]:
     """The paper's Table 3, as far as it applies here."""
+    wrong = parts["task"] < 0.5 and parts["truth"] == 0.0
     return {
         "fails_task": not parts["on_task"],
         "inappropriate": parts["rude"],
-        "hallucination": parts["on_task"] and parts["task"] < 0.5 and parts["truth"] == 0.0,
+        "hallucination": parts["on_task"] and wrong,
         "satisfies_constraints": parts["truth"] == 1.0,
     }

@@ -17,7 +17,11 @@ def copy_probes(seed: int, n: int) -> list[dict[str, str]]:
     continues the prompt with the answer.
     """
     dice = Dice(seed, "copy probes")
-    return [_probe(KINDS[i % len(KINDS)], dice) for i in range(n)]
+    records = []
+    for i in range(n):
+        kind = KINDS[i % len(KINDS)]
+        records.append(_probe(kind, dice))
+    return records
 
 
 def _probe(kind: str, dice: Dice) -> dict[str, str]:
@@ -29,17 +33,20 @@ def _echo(dice: Dice) -> tuple[str, str]:
     """`ann said : u v w x . yes : u v` -> `w x .`"""
     words = dice.sample(v.CONTENT, dice.integer(4, 8))
     shown = dice.integer(1, len(words) - 2)
-    return (
-        f"{dice.pick(v.NAMES)} said : {' '.join(words)} . yes : {' '.join(words[:shown])}",
-        " ".join((*words[shown:], ".")),
-    )
+    name = dice.pick(v.NAMES)
+    said = " ".join(words)
+    begun = " ".join(words[:shown])
+    rest = " ".join(words[shown:])
+    return f"{name} said : {said} . yes : {begun}", f"{rest} ."
 
 
 def _possession(dice: Dice) -> tuple[str, str]:
     """`... who has the cup ?` -> `bob`"""
-    names, things = dice.sample(v.NAMES, 2), dice.sample(v.OBJECTS, 2)
+    names = dice.sample(v.NAMES, 2)
+    things = dice.sample(v.OBJECTS, 2)
     asked = dice.integer(0, 1)
-    return f"{possession(names, things)} who has the {things[asked]} ?", names[asked]
+    text = possession(names, things)
+    return f"{text} who has the {things[asked]} ?", names[asked]
 
 
 def _names(dice: Dice) -> tuple[str, str]:

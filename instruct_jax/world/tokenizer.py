@@ -21,9 +21,8 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """A word-level tokenizer of all words in the texts.  It adds no special tokens by itself."""
     core = Tokenizer(models.WordLevel(unk_token=UNK))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.train_from_iterator(
-        texts, trainers.WordLevelTrainer(special_tokens=list(SPECIALS), show_progress=False)
-    )
+    trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIALS), show_progress=False)
+    core.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
@@ -38,7 +37,9 @@ def world_texts(seed: int) -> list[str]:
     """Enough text to hold every word of the world, and the vocabulary itself so that none is left
     to chance.
     """
-    asked = [record["prompt"] for split in SPLITS for record in prompts(seed, PROMPTS, split)]
+    asked = []
+    for split in SPLITS:
+        asked += [record["prompt"] for record in prompts(seed, PROMPTS, split)]
     return [
         *documents(seed, CORPUS_TOKENS),
         *asked,

@@ -95,13 +95,15 @@ def known_as(subject: str) -> str:
 
 def fact(relation: int, subject: str, value: str | None = None) -> str:
     """The sentence that states a fact; the true one when no value is given."""
-    return RELATIONS[relation]["says"].format(
-        known_as(subject), ANIMALS[subject][relation] if value is None else value
-    )
+    if value is None:
+        value = ANIMALS[subject][relation]
+    says = RELATIONS[relation]["says"]
+    return says.format(known_as(subject), value)
 
 
 def question(relation: int, subject: str) -> str:
-    return RELATIONS[relation]["asks"].format(known_as(subject))
+    asks = RELATIONS[relation]["asks"]
+    return asks.format(known_as(subject))
 
 
 def having(relation: int, value: str) -> Words:

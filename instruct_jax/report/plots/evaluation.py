@@ -49,7 +49,8 @@ def win_rates(evaluation: Evaluation) -> Picture | None:
     texts = []
     for temperature, wins in groups.items():
         means = {model: win.mean for model, win in wins.items()}
-        texts.append(f"at temperature {temperature} {_in_words(evaluation, means)}")
+        rates = _in_words(evaluation, means)
+        texts.append(f"at temperature {temperature} {rates}")
     return Picture(
         f"win-rates{evaluation.suffix}",
         f"Win rate against {baseline}",
@@ -104,9 +105,14 @@ def use_cases(evaluation: Evaluation) -> Picture | None:
     cases = sorted(means, reverse=True)  # rows are numbered from the bottom
     figure, axes = style.new(height=1.1 + 0.34 * len(cases))
     for model in models_of(evaluation, means.values()):
-        rows = [y for y, case in enumerate(cases) if model in means[case]]
+        rows = []
+        scores = []
+        for y, case in enumerate(cases):
+            if model in means[case]:
+                rows.append(y)
+                scores.append(means[case][model])
         axes.plot(
-            [means[cases[y]][model] for y in rows],
+            scores,
             rows,
             markersize=6,
             alpha=0.85,
@@ -121,7 +127,8 @@ def use_cases(evaluation: Evaluation) -> Picture | None:
 
     texts = []
     for case in sorted(means):
-        texts.append(f"{case} {_in_words(evaluation, means[case])}")
+        scores = _in_words(evaluation, means[case])
+        texts.append(f"{case} {scores}")
     return Picture(
         f"use-cases{evaluation.suffix}",
         "Score by use case",
@@ -181,8 +188,9 @@ def best_of_n(evaluation: Evaluation) -> Picture | None:
     panels = figure.subplots(2 if judged else 1, 1, sharex=True, squeeze=False)
     below = panels[-1, 0]
     if judged:
-        _judged(panels[0, 0], n, points)
-        panels[0, 0].set_ylabel(evaluation.score_name)
+        above = panels[0, 0]
+        _judged(above, n, points)
+        above.set_ylabel(evaluation.score_name)
     rewards = [point["reward"] for point in points]
     below.plot(n, rewards, color=PURPLE, marker="P", markersize=5)
     below.set_ylabel("reward-model score")

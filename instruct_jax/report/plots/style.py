@@ -165,7 +165,8 @@ def svg(picture: Picture) -> str:
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.S)
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{picture.name}-", body)
     body = body.replace(INK, "currentColor")
-    width, height = (round(72 * inches, 2) for inches in picture.figure.get_size_inches())
+    inches = picture.figure.get_size_inches()
+    width, height = (round(72 * inch, 2) for inch in inches)
     named = f'role="img" aria-label="{escape(picture.alt)}"'
     return f'<svg viewBox="0 0 {width:g} {height:g}" {named}>{body.strip()}'
 

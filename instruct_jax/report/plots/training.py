@@ -131,10 +131,12 @@ def _frontier(run: Run, reward: str, stages: Sequence[Stage]) -> Picture:
         kl, score = _kl_and_score(stage)
         model = look(run, stage.name)
         axes.scatter(kl, score, s=7, color=model.color, alpha=0.3, linewidths=0)
-        kl, score = smooth(kl), smooth(score)
+        kl = smooth(kl)
+        score = smooth(score)
         label = style.label(stage.name)
         axes.plot(kl, score, color=model.color, label=label)
-        last_kl, last_score = kl[-1], score[-1]
+        last_kl = kl[-1]
+        last_score = score[-1]
         axes.plot([last_kl], [last_score], markersize=7, **model.points)
         texts.append(f"{stage.name} ends at {_point(last_kl, last_score)}")
         starts[stage.uses.get("start", "the start")] = None
@@ -157,14 +159,17 @@ def _frontier(run: Run, reward: str, stages: Sequence[Stage]) -> Picture:
 
 def _kl_and_score(stage: Stage) -> tuple[np.ndarray, np.ndarray]:
     """At the steps that have both; KL of an estimate may be below 0, which is drawn as 0."""
-    x, y = [], []
+    x = []
+    y = []
     for row in stage.metrics:
         kl = row.get(f"{stage.kind}/kl", math.nan)
         score = row.get(f"{stage.kind}/score", math.nan)
         if math.isfinite(kl) and math.isfinite(score):
             x.append(max(kl, 0.0))
             y.append(score)
-    return blocks(np.array(x)), blocks(np.array(y))
+    kl = blocks(np.array(x))
+    score = blocks(np.array(y))
+    return kl, score
 
 
 def _point(kl: float, score: float) -> str:
@@ -184,7 +189,8 @@ def _draw_best_of_n(axes: Axes, evaluation: Evaluation) -> str:
         linestyle=":",
         label=BEST_OF_N_SHOWN,
     )
-    first, last = points[0], points[-1]
+    first = points[0]
+    last = points[-1]
     for point in (first, last):
         axes.annotate(
             f"n={point['n']}",
