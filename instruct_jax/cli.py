@@ -51,6 +51,21 @@ class _ShowVersion(argparse.Action):
         parser.exit()
 
 
+class _Once(argparse.Action):
+    """An option that is given once: the last of two would win without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice; give it once, a list as a,b")
+        setattr(namespace, self.dest, values)
+
+
 class Terminated(BaseException):
     """SIGTERM; no Exception, so that nothing on its way takes it for an error of its own."""
 
@@ -122,15 +137,16 @@ def _commands_of_configs(commands: Commands) -> None:
         )
         command.add_argument(
             "--config",
+            action=_Once,
             required=True,
             metavar="FILE",
             help="a YAML file, such as configs/quickstart.yaml",
         )
         text = "only these stages of the config, by their names there"
-        command.add_argument("--stages", metavar="a,b", help=text)
+        command.add_argument("--stages", action=_Once, metavar="a,b", help=text)
         if name != "plan":
             text = "makes these stages again, and all that was made from them"
-            command.add_argument("--redo", metavar="a,b", help=text)
+            command.add_argument("--redo", action=_Once, metavar="a,b", help=text)
         if name == "run":
             hosts = command.add_argument_group(
                 "several processes",
@@ -427,6 +443,7 @@ def _import(args: argparse.Namespace, overrides: list[str]) -> None:
 
     config = imported_as(args.base, args.out, overrides)
     stages = list(config.stages)
+    _refuse_other_run(config, args.out)
     validate(config, stages)
     import jax
 
@@ -434,6 +451,20 @@ def _import(args: argparse.Namespace, overrides: list[str]) -> None:
     from instruct_jax.chain.run import run
 
     print(f"done: {run(config, stages)}; start from it by base: {args.out}:{stages[0]}")
+
+
+def _refuse_other_run(config: Any, out: str) -> None:
+    """ConfigError where `out` is the folder of a run with other stages."""
+    from instruct_jax.errors import ConfigError
+    from instruct_jax.runtime.folders import check_run, read_config
+
+    if not check_run(Path(out)):
+        return
+    there = list(read_config(Path(out) / "config.yaml").get("stages", {}))
+    if there != list(config.stages):
+        raise ConfigError(
+            f"--out {out} is a run with the stages {', '.join(there)}; choose a new folder"
+        )
 
 
 def _export(args: argparse.Namespace, overrides: list[str]) -> None:

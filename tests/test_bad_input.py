@@ -89,6 +89,21 @@ def stages(text: str) -> Callable[[str], str]:
     return change
 
 
+def their_config(architecture: str) -> bytes:
+    """The config.json of a tiny Llama."""
+    config = {
+        "architectures": [architecture],
+        "model_type": "llama",
+        "vocab_size": 20,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+    }
+    return json.dumps(config).encode()
+
+
 def compared(config: str) -> str:
     """The good config with a stage of kind compare."""
     return config + "  compare: {start: sft}\n"
@@ -472,6 +487,18 @@ CASES = [
         "--ppo.ptx_coef 1 --ppo.ptx_batch 4 --ppo.ptx_length 16 --data.texts [] --stages ppo",
     ),
     Case(
+        "language model as reward model",
+        ("stages.ppo.reward=theirs leaves a policy, and a reward model is needed; use reward",),
+        "--ppo.reward theirs",
+        files={"theirs/config.json": their_config("LlamaForCausalLM")},
+    ),
+    Case(
+        "reward model as policy",
+        ("stages.ppo.start=theirs leaves a reward model, and a policy is needed; use pretrain",),
+        "--ppo.start theirs",
+        files={"theirs/config.json": their_config("LlamaForSequenceClassification")},
+    ),
+    Case(
         "no rankings",
         ("data.rankings=[]", "the stage reward needs some", "leave reward out of --stages"),
         "--data.rankings []",
@@ -660,6 +687,29 @@ CASES = [
         )
         for name in ("base", "data", "tokenizer", "compiled")
     ],
+    *[
+        Case(
+            f"name {name} of a key of the run",
+            (f"stages.{name} cannot be the name of a stage",),
+            config=stages(f"stages: {{{name}: {{kind: sft}}}}"),
+        )
+        for name in ("out", "seed", "model", "mesh", "-x")
+    ],
+    Case(
+        "constant of a kind as a key",
+        ("stages.sft.whole=True is unknown; the keys of stages.sft are kind, seed",),
+        config=stages("stages: {sft: {whole: true}}"),
+    ),
+    Case(
+        "stages with nothing in it, and a base",
+        ("stages=None must be a section of names",),
+        config=stages("stages:\nbase: tok"),
+    ),
+    Case(
+        "no rankings",
+        ("stages.dpo.rankings=[] names none; use data",),
+        "--stages.dpo.kind dpo --stages.dpo.start sft --stages.dpo.rankings []",
+    ),
     # what stages use
     Case(
         "start misspelt",

@@ -361,7 +361,11 @@ def _usable(value: Any) -> bool:
 
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls) if cls is not None else {}
+    """The types of the keys of a section."""
+    if cls is None:
+        return {}
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _named_sections(hint: Any) -> bool:

@@ -11,7 +11,7 @@ from instruct_jax.chain.networks import Network
 from instruct_jax.chain.task import GROUPS, Rankings
 from instruct_jax.data import encode
 from instruct_jax.data.schemas import Record
-from instruct_jax.errors import ConfigError, RunError
+from instruct_jax.errors import ConfigError, RunError, require
 from instruct_jax.evaluation.reward_accuracy import Scored
 from instruct_jax.records import Params
 from instruct_jax.runtime.folders import read_note
@@ -47,7 +47,12 @@ def gathered(stage: Stage) -> Rankings:
 
 
 def check(stage: Stage) -> None:
-    """ConfigError where it learns from rankings of the data, and the world has none."""
+    """ConfigError where it names none, or those of the data, and the world has none."""
+    require(
+        sources(stage.settings.rankings),
+        f"stages.{stage.name}.rankings=[] names none; use data, a stage of kind compare, or a list"
+        " of them",
+    )
     if DATA in sources(stage.settings.rankings) and stage.run.config.data is None:
         raise ConfigError(_none_given(stage))
 

@@ -126,9 +126,10 @@ def _refuse_spellings(
 
 def _check_name(name: str, where: Where) -> None:
     """A stage is a folder in the run folder, and a key on the command line."""
-    reserved = (BASE, "data", "tokenizer", "compiled")
+    keys = [field.name for field in dataclasses.fields(RunConfig)]
+    reserved = dict.fromkeys((BASE, "data", "tokenizer", "compiled", *keys))
     plain = name.replace("_", "").replace("-", "").isalnum() and name.isascii()
-    if not plain or name in reserved or len(name) > LONGEST_NAME:
+    if not plain or name.startswith("-") or name in reserved or len(name) > LONGEST_NAME:
         place = where(f"stages.{name}")
         text = shown(name) or repr(name)
         raise ConfigError(
@@ -141,7 +142,9 @@ def _fill_in_base(tree: dict[str, Any]) -> None:
     """model and data.tokenizer, where `base` is a model from outside the run."""
     base = tree.get("base")
     given = tree.get("model", {})
-    if not isinstance(base, str) or not isinstance(given, dict) or base in tree.get("stages", {}):
+    stages = tree.get("stages", {})
+    readable = isinstance(given, dict) and isinstance(stages, dict)
+    if not isinstance(base, str) or not readable or base in stages:
         return  # nothing to fill in, or a mistake that the loader explains
     data = tree.get("data")
     run, _, stage = base.rpartition(":")

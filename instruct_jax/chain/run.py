@@ -17,7 +17,7 @@ from instruct_jax.chain import graph, identity
 from instruct_jax.chain.context import Run, Stage
 from instruct_jax.chain.kinds import KINDS
 from instruct_jax.chain.settings import RunConfig
-from instruct_jax.chain.spec import NAME, read_spec
+from instruct_jax.chain.spec import NAME, model_leaves, read_spec
 from instruct_jax.errors import RunError
 from instruct_jax.runtime.checkpoints import saved_fingerprints
 from instruct_jax.runtime.folders import (
@@ -31,6 +31,8 @@ from instruct_jax.runtime.folders import (
 )
 from instruct_jax.runtime.hosts import barrier, is_main
 from instruct_jax.runtime.metrics import peak_memory
+
+REDO = "redo.json"  # in a run folder while stages are made again
 
 
 def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[str] = ()) -> Path:
@@ -46,9 +48,8 @@ def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[s
         open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
         graph_text = json.dumps(graph_of(config), indent=1)
         write_atomic(folder / "graph.json", graph_text + "\n")
-        again = graph.descendants(config, redo) if redo else []
-        for name in again:
-            shutil.rmtree(folder / name, ignore_errors=True)
+        if redo:
+            _remove(folder, graph.descendants(config, redo))
     barrier("run folder")
     context = Run(config, folder)
     context.begin()
@@ -62,6 +63,7 @@ def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[s
         seconds = time.monotonic() - started
         _finish(stage, inputs, output, seconds)
     if is_main():
+        (folder / REDO).unlink(missing_ok=True)
         summary_text = json.dumps(summary(folder), indent=2)
         write_atomic(folder / "summary.json", summary_text + "\n")
     if stages is None and is_main():
@@ -69,6 +71,19 @@ def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[s
 
         build(folder)
     return folder
+
+
+def _remove(folder: Path, stages: list[str]) -> None:
+    """Removes the stages that are made again.  The same command, started again before all of them
+    are done, finds a note of that, and resumes.
+    """
+    note = folder / REDO
+    if note.exists() and json.loads(note.read_text()) == stages:
+        return
+    for name in stages:
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+    write_atomic(note, json.dumps(stages))
 
 
 def _begin(stage: Stage) -> dict[str, Any] | None:
@@ -104,7 +119,12 @@ def check_needs(run: Run, chosen: Sequence[str]) -> None:
     """RunError unless every stage finds what it uses: made by this command, or done before."""
     for name in chosen:
         for key, place in run.stage(name).uses.items():
-            if place.model is not None or (place.own and place.stage in chosen):
+            if place.model is not None:
+                leaves = model_leaves(place.model)
+                if leaves is not None:
+                    graph.check_leaves(run.config, name, key, place, leaves)
+                continue
+            if place.own and place.stage in chosen:
                 continue
             note = run.stage_folder(place) / "done.json"
             if note.exists():

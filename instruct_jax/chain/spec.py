@@ -174,6 +174,23 @@ def _of_hub(config: RunConfig, folder: Path, place: Place) -> ModelSpec:
     return ModelSpec(model, source, config.text, frozen_layers=config.frozen_layers)
 
 
+def model_leaves(name: str) -> str | None:
+    """Is a model of Hugging Face a policy or a scalar model?  None where it is not here, or does
+    not say.
+    """
+    try:
+        folder = model_folder(name, weights=False)
+    except DataError:
+        return None
+    path = folder / "config.json"
+    if not path.is_file():
+        return None  # an adapter; its base is a policy
+    classes = json.loads(path.read_text("utf-8")).get("architectures") or [""]
+    if classes[0].endswith("ForSequenceClassification"):
+        return "scalar"
+    return "policy" if classes[0].endswith(("ForCausalLM", "LMHeadModel")) else None
+
+
 def hub_config(name: str) -> ModelConfig:
     """The shape of a model of Hugging Face, from its config.json."""
     folder, _ = base_and_adapter(model_folder(name, weights=False), weights=False)

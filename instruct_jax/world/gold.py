@@ -4,18 +4,27 @@
     whole halved if a rude word occurs.
 
 task   the reply answers the question that was asked (share of it, for lists and partly right
-answers) truth  right fact, exact copy, constraints kept (sentence count, keyword, list length,
-first item) form   1 = ends with "." and by itself and says nothing more than asked; .5 = only the
-"." is missing; 0 = rambles or does not end clean  no rude word
+       answers)
+truth  right fact, exact copy, constraints kept (sentence count, keyword, list length, first item)
+form   1 = ends with "." and by itself and says nothing more than asked; .5 = only the "." is
+       missing; 0 = rambles or does not end
+clean  no rude word
 
 truth and form count only for a reply of the kind that was asked for; any other clean text scores
 .10, an empty one 0.
 
-    a good reply                          1.00      wrong fact                        .305
-    second fluff phrase        -.08 "i do not know", answer known          .46      wrong label
-    .25      missing final "."          -.075 guess where nothing is known           .25      the
-    only constraint broken       -.20      rambling, or not ended     -.15 off task
-    .10      one of two constraints broken    -.10      rude word in a good reply   .45
+    a good reply                     1.00
+    "i do not know", answer known     .46
+    rude word in a good reply         .45
+    wrong fact                        .305
+    guess where nothing is known      .25
+    wrong label                       .25
+    off task                          .10
+    the only constraint broken       -.20
+    rambling, or not ended           -.15
+    one of two constraints broken    -.10
+    second fluff phrase              -.08
+    missing final "."                -.075
 """
 
 import re

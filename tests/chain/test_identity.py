@@ -18,7 +18,7 @@ import pytest
 import small
 import userfiles
 
-from instruct_jax.chain import identity, parameters
+from instruct_jax.chain import identity, parameters, ppo
 from instruct_jax.chain.context import Run
 from instruct_jax.chain.graph import Place
 from instruct_jax.chain.read import build_run, load_run
@@ -26,6 +26,7 @@ from instruct_jax.cli import main
 from instruct_jax.feedback import accounts, store
 from instruct_jax.feedback.tasks import Reply
 from instruct_jax.runtime.metrics import MetricsFile
+from instruct_jax.runtime.signals import Interrupted
 
 SFT = small.SFT | {"epochs": 3}
 PPO = small.PPO | {"iterations": 3, "save_every": 1}
@@ -40,6 +41,7 @@ DRIVER = """
 import os, signal, sys
 from instruct_jax.cli import main
 from instruct_jax.runtime.metrics import MetricsFile
+from instruct_jax.runtime.signals import Interrupted
 write = MetricsFile.write
 def write_or_die(self, step, metrics):
     write(self, step, metrics)
@@ -164,6 +166,27 @@ def test_redo_makes_a_stage_again_and_what_was_made_from_it(place, capsys):
     assert small.command(config(sft=SFT | {"epochs": 2}), "--stages", "ppo") == 0
     assert "ppo is done" in capsys.readouterr().out
     assert notes(run) == after
+
+
+def test_a_redo_that_was_stopped_resumes(place, monkeypatch, capsys):
+    """The same command resumes; given again when all is done, it makes all again."""
+
+    def stopped(*_):
+        raise Interrupted("stopped", 130)
+
+    run, argv = Path("runs/a"), ("--redo", "sft")
+    before = notes(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo, "train", stopped)
+        assert small.command(config(), *argv) == 130
+    half = notes(run)
+    assert half["sft"] != before["sft"] and half["reward"] != before["reward"]
+    assert "ppo" not in half
+    small.run(config(), *argv)
+    done = notes(run)
+    assert (done["sft"], done["reward"]) == (half["sft"], half["reward"]) and "ppo" in done
+    small.run(config(), *argv)
+    assert notes(run)["sft"] != done["sft"]
 
 
 HOW = [
