@@ -102,7 +102,12 @@ def _no_place(config: RunConfig, name: str) -> str:
     if os.path.isfile(os.path.join(name, "config.yaml")):
         return f"is a run; name one of its stages: {name}:STAGE"
     near = difflib.get_close_matches(name, config.stages, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"the stages are {', '.join(config.stages)}"
+    names = ", ".join(config.stages)
+    hint = f"the stages are {names}"
+    if near:
+        hint = f"did you mean {near[0]}?"
+    elif name.isidentifier():
+        hint += f"; use one of them, or add a stage {name}"
     return f"is no stage of this run, no RUN:STAGE, and no model folder or OWNER/NAME; {hint}"
 
 
@@ -171,7 +176,7 @@ def check_leaves(config: RunConfig, name: str, key: str, place: Place, leaves: s
     for other, stage in config.stages.items():
         if stage.leaves in wanted and other != name:
             fitting.append(other)
-    if "records" in wanted:
+    if key.startswith("rankings"):
         fitting.append(DATA)
     needed = " or ".join(LEAVES_WORDS[word] for word in wanted)
     require(

@@ -89,8 +89,9 @@ def _check_named(config: RunConfig, option: str, name: str) -> None:
     )
     near = difflib.get_close_matches(name, config.stages, n=1)
     hint = f"did you mean {near[0]}?" if near else f"use {all_names}"
-    kind = f", or add a stage {name} to the config" if name in KINDS else ""
-    require(name in config.stages, f"{option} {name} is no stage of this config; {hint}{kind}")
+    if name in KINDS:
+        hint = f"add a stage {name} to the config, or use {all_names}"
+    require(name in config.stages, f"{option} {name} is no stage of this config; {hint}")
 
 
 def check_stages(run: Run, chosen: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from instruct_jax.runtime.checkpoints import saved_fingerprints
 from instruct_jax.runtime.folders import (
     begin_stage,
     finish_stage,
+    locked,
     open_run,
     read_config,
     read_note,
@@ -44,6 +45,18 @@ def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[s
     """
     folder = Path(config.out)
     chosen = picked(config, stages, redo)
+    with locked(folder):
+        _run_stages(config, folder, chosen, redo)
+        if stages is None and is_main():
+            from instruct_jax.report import build
+
+            build(folder)
+    return folder
+
+
+def _run_stages(
+    config: RunConfig, folder: Path, chosen: Sequence[str], redo: Sequence[str]
+) -> None:
     if is_main():
         open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
         graph_text = json.dumps(graph_of(config), indent=1)
@@ -66,11 +79,6 @@ def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[s
         (folder / REDO).unlink(missing_ok=True)
         summary_text = json.dumps(summary(folder), indent=2)
         write_atomic(folder / "summary.json", summary_text + "\n")
-    if stages is None and is_main():
-        from instruct_jax.report import build
-
-        build(folder)
-    return folder
 
 
 def _remove(folder: Path, stages: list[str]) -> None:

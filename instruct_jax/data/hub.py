@@ -10,7 +10,8 @@ CONFIG = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def model_folder(name: str, *, weights: bool = True) -> Path:
-    """A folder itself, or the one of OWNER/NAME of the hub, which is downloaded once.
+    """A folder itself, or the one of OWNER/NAME or OWNER/NAME@REVISION of the hub, which is
+    downloaded once.
 
     Without weights only small files are downloaded.
     """
@@ -22,9 +23,12 @@ def model_folder(name: str, *, weights: bool = True) -> Path:
             " of the Hugging Face hub"
         )
     patterns = [*CONFIG, "*.safetensors"] if weights else CONFIG
+    repo, _, revision = name.partition("@")
+    which = f"{repo} --revision {revision}" if revision else repo
     return _download(
-        name,
-        f"`hf download {name} --local-dir FOLDER`, and give that folder",
+        repo,
+        f"`hf download {which} --local-dir FOLDER`, and give that folder",
+        revision=revision or None,
         allow_patterns=patterns,
     )
 

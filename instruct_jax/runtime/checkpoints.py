@@ -189,7 +189,8 @@ def restore_params(
     """
     if not folder.is_dir():
         raise CheckpointError(
-            f"there is no checkpoint folder {folder}: run the stage that makes it first"
+            f"there is no checkpoint folder {folder}: run the stage that makes it first, or again"
+            f" with --redo {folder.parent.name} where it is done"
         )
     names = part.split("/")
     for name in reversed(names):

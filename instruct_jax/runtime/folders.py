@@ -6,6 +6,7 @@ resumes where it stopped.
 
 import contextlib
 import datetime
+import fcntl
 import hashlib
 import importlib.metadata
 import io
@@ -123,6 +124,34 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> bool:
     # last: a folder with a config is a complete run folder
     write_atomic(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     return resumed
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder of a run, and keeps it for this command; RunError where another one works
+    in it.  The lock ends with the process, however that ends.
+    """
+    if not is_main():
+        yield
+        return
+    check_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(opened, folder)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _lock(opened: int, folder: Path) -> None:
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(
+            f"{folder} is in use: another command runs there.  Wait until it is done, stop it, or"
+            " choose another folder"
+        ) from None
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from instruct_jax.runtime.folders import (
     check_run,
     file_hash,
     finish_stage,
+    locked,
     open_run,
     require_local,
     stage_done,
@@ -42,6 +43,18 @@ def test_check_run_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
     open_run(tmp_path / "a", CONFIG)
     assert check_run(tmp_path / "a") is True
+
+
+def test_one_command_at_a_time_works_in_a_folder(tmp_path):
+    folder = tmp_path / "runs" / "a"
+    with locked(folder):
+        refused = pytest.raises(RunError, match="runs/a is in use: another command runs there")
+        with refused, locked(folder):
+            pytest.fail("two at once")
+        with locked(tmp_path / "runs" / "b"):
+            pass
+    with locked(folder):
+        assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/a", Path("gs://bucket/a"), "GS:///bucket/a"])
