@@ -49,7 +49,7 @@ def gathered(stage: Stage) -> Rankings:
 def check(stage: Stage) -> None:
     """ConfigError where it names none, or those of the data, and the world has none."""
     require(
-        sources(stage.settings.rankings),
+        len(sources(stage.settings.rankings)) > 0,
         f"stages.{stage.name}.rankings=[] names none; use data, a stage of kind compare, or a list"
         " of them",
     )
