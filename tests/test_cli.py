@@ -2,6 +2,7 @@
 
 import errno
 import importlib.metadata
+import json
 import os
 import platform
 import signal
@@ -17,6 +18,7 @@ import userfiles
 
 from instruct_jax.cli import Terminated, main
 from instruct_jax.errors import NonFiniteError
+from instruct_jax.runtime.folders import open_run
 from instruct_jax.runtime.signals import Interrupted
 
 ROOT = Path(__file__).parents[1]
@@ -161,6 +163,22 @@ def test_other_ends(error, code, message, place, monkeypatch, capsys):
     assert main(["run", "--config", "run.yaml"]) == code
     shown = capsys.readouterr().err
     assert shown.startswith(message) and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--config", "--stages", "--redo"])
+def test_an_option_that_is_given_twice(option, place, capsys):
+    value = "run.yaml" if option == "--config" else "sft"
+    argv = ["run", "--config", "run.yaml", option, value, option, value]
+    userfiles.refused(main, argv, (f"{option} is given twice",), capsys)
+
+
+def test_import_replaces_no_run(place, capsys):
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 20}
+    userfiles.write(place / "theirs" / "config.json", json.dumps(config).encode())
+    open_run(place / "runs" / "a", {"stages": {"sft": {}, "ppo": {}}})
+    argv = ["import", "theirs", "--out", "runs/a"]
+    message = "--out runs/a is a run with the stages sft, ppo; choose a new folder"
+    userfiles.refused(main, argv, (message,), capsys)
 
 
 def test_sigterm_is_heard_during_a_run_only(place, monkeypatch, capsys):
