@@ -431,7 +431,10 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> None:
             validate(following, own, again)
             folder = run(following, own, again)
     except jax.errors.JaxRuntimeError as error:
-        raise hosts.explained(error) or error from error
+        explained = hosts.explained(error)
+        if explained is None:
+            raise
+        raise explained from error
     if hosts.is_main():
         report = f", see {folder / 'report.html'}" if stages is None else ""
         print(f"done: {folder}{report}")

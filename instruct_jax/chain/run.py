@@ -57,18 +57,19 @@ def run(config: RunConfig, stages: Sequence[str] | None = None, redo: Sequence[s
 def _run_stages(
     config: RunConfig, folder: Path, chosen: Sequence[str], redo: Sequence[str]
 ) -> None:
+    again = graph.descendants(config, redo) if redo else []
     if is_main():
         open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
         graph_text = json.dumps(graph_of(config), indent=1)
         write_atomic(folder / "graph.json", graph_text + "\n")
         if redo:
-            _remove(folder, graph.descendants(config, redo))
+            _remove(folder, again)
     barrier("run folder")
     context = Run(config, folder)
     context.begin()
     for name in chosen:
         stage = context.stage(name)
-        inputs = _begin(stage)
+        inputs = _begin(stage, redone=name in again)
         if inputs is None:
             continue
         started = time.monotonic()
@@ -94,10 +95,22 @@ def _remove(folder: Path, stages: list[str]) -> None:
     write_atomic(note, json.dumps(stages))
 
 
-def _begin(stage: Stage) -> dict[str, Any] | None:
-    """What the stage is made from, noted in its folder; None where it was done from the same."""
+def _begin(stage: Stage, *, redone: bool) -> dict[str, Any] | None:
+    """What the stage is made from, noted in its folder; None where it was done from the same.
+
+    redone: where it was made from something else, that is removed.
+    """
     inputs = identity.identity(stage)
-    if stage_done(stage.folder, inputs):
+    try:
+        done = stage_done(stage.folder, inputs)
+    except RunError:
+        if not redone:
+            raise
+        barrier(f"{stage.name} is removed")  # all have seen what it was made from
+        done = None
+        if is_main():
+            shutil.rmtree(stage.folder)
+    if done:
         if is_main():
             print(f"{stage.name} is done", flush=True)
         return None

@@ -179,13 +179,10 @@ def model_leaves(name: str) -> str | None:
     not say.
     """
     try:
-        folder = model_folder(name, weights=False)
+        config = their_config(model_folder(name, weights=False))
     except DataError:
         return None
-    path = folder / "config.json"
-    if not path.is_file():
-        return None  # an adapter; its base is a policy
-    classes = json.loads(path.read_text("utf-8")).get("architectures") or [""]
+    classes = config.architectures or [""]
     if classes[0].endswith("ForSequenceClassification"):
         return "scalar"
     return "policy" if classes[0].endswith(("ForCausalLM", "LMHeadModel")) else None

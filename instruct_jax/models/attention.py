@@ -136,6 +136,12 @@ class Visible(NamedTuple):
     whole: Any
     local: Any = None
 
+    def of_layer(self, local: bool | jax.Array) -> jax.Array:
+        """The mask of a layer that has the window, or has it not."""
+        if self.local is None:
+            return self.whole
+        return jnp.where(local, self.local, self.whole)
+
 
 class Attention(NamedTuple):
     """(q [B, L, H, C], k and v [B, G, L, C], visible, local) -> [B, L, H, C], where visible =
@@ -189,10 +195,7 @@ class Attention(NamedTuple):
         local: bool | jax.Array,
     ) -> jax.Array:
         """Of one token; every kernel is as fast as this one."""
-        mask = visible.whole
-        if visible.local is not None:
-            mask = jnp.where(local, visible.local, visible.whole)
-        return attend(q, k, v, mask, self.scale, self.cap)
+        return attend(q, k, v, visible.of_layer(local), self.scale, self.cap)
 
     def __call__(
         self,
@@ -203,10 +206,7 @@ class Attention(NamedTuple):
         local: bool | jax.Array = False,
     ) -> jax.Array:
         if self.kind != "splash":
-            mask = visible.whole
-            if visible.local is not None:
-                mask = jnp.where(local, visible.local, visible.whole)
-            return self._on_mesh(q, k, v, mask, None)
+            return self._on_mesh(q, k, v, visible.of_layer(local), None)
         _, length, heads, _ = q.shape
         share = heads // k.shape[1]
         causal = splash_kernel(length, share, self._parts, cap=self.cap)

@@ -152,6 +152,11 @@ def _lock(opened: int, folder: Path) -> None:
             f"{folder} is in use: another command runs there.  Wait until it is done, stop it, or"
             " choose another folder"
         ) from None
+    except OSError as error:  # some network file systems have no locks
+        print(
+            f"{folder} cannot be locked ({error.strerror}): let no other command run there",
+            file=sys.stderr,
+        )
 
 
 def read_config(path: Path) -> dict[str, Any]:

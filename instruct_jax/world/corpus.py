@@ -11,7 +11,7 @@ from collections.abc import Callable
 from . import vocabulary as v
 from .demonstrations import PAST_VERBS, forum, insult, listed
 from .dice import Dice
-from .instructions import people, possession, review, sentence, sentence_words
+from .instructions import ask_possession, people, possession, review, sentence, sentence_words
 
 MAX_DOCUMENT_TOKENS = 90  # words of the longest document, without <bos> and <eos>
 ECHOES = 0.20  # share of all documents
@@ -115,10 +115,7 @@ def dialogue(dice: Dice) -> str:
     for asked in dice.sample(range(count), dice.integer(1, 2)):
         name = names[asked]
         thing = things[asked]
-        if dice.chance(0.5):
-            query = f"who has the {thing} ?"
-        else:
-            query = f"what does {name} have ?"
+        query = ask_possession(dice, name, thing)
         parts.append(f"{query} {name} has the {thing} .")
     if dice.chance(0.15):
         nobody = names[count]

@@ -169,11 +169,14 @@ def closed_qa(dice: Dice) -> tuple[str, Task]:
     asked = dice.integer(0, 1)
     name = names[asked]
     thing = things[asked]
-    if dice.chance(0.5):
-        query = f"who has the {thing} ?"
-    else:
-        query = f"what does {name} have ?"
+    query = ask_possession(dice, name, thing)
     return f"read : {text} {query}", {"answer": f"{name} has the {thing} ."}
+
+
+def ask_possession(dice: Dice, name: str, thing: str) -> str:
+    if dice.chance(0.5):
+        return f"who has the {thing} ?"
+    return f"what does {name} have ?"
 
 
 def possession(names: list[str], things: list[str]) -> str:

@@ -189,6 +189,17 @@ def test_a_redo_that_was_stopped_resumes(place, monkeypatch, capsys):
     assert notes(run)["sft"] != done["sft"]
 
 
+def test_a_redo_that_was_stopped_takes_other_settings(place, monkeypatch):
+    def stopped(*_):
+        raise Interrupted("stopped", 130)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo, "train", stopped)
+        assert small.command(config(), "--redo", "sft") == 130
+    small.run(config(sft=SFT | {"epochs": 2}), "--redo", "sft")
+    assert small.note(Path("runs/a"), "sft")["inputs"]["settings.epochs"] == 2
+
+
 HOW = [
     ("--model.remat", "full"),
     ("--model.logprob_chunk", "8"),
