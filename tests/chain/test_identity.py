@@ -25,6 +25,7 @@ from instruct_jax.chain.read import build_run, load_run
 from instruct_jax.cli import main
 from instruct_jax.feedback import accounts, store
 from instruct_jax.feedback.tasks import Reply
+from instruct_jax.runtime.folders import locked
 from instruct_jax.runtime.metrics import MetricsFile
 from instruct_jax.runtime.signals import Interrupted
 
@@ -166,6 +167,15 @@ def test_redo_makes_a_stage_again_and_what_was_made_from_it(place, capsys):
     assert small.command(config(sft=SFT | {"epochs": 2}), "--stages", "ppo") == 0
     assert "ppo is done" in capsys.readouterr().out
     assert notes(run) == after
+
+
+def test_a_run_that_is_at_work_is_left_alone(place, capsys):
+    before = Path("runs/a/config.yaml").read_text()
+    with locked(Path("runs/a")):
+        assert small.command(config(sft=SFT | {"epochs": 2}), "--redo", "sft") == 2
+    assert "runs/a is in use" in capsys.readouterr().err
+    assert Path("runs/a/config.yaml").read_text() == before
+    assert Path("runs/a/sft/done.json").exists()
 
 
 def test_a_redo_that_was_stopped_resumes(place, monkeypatch, capsys):
