@@ -404,6 +404,7 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=length,
             metadata_params={nn.PARTITION_NAME: "layers"},
+            check_constancy_invariants=False,  # which traces the block a second time
         )
         return stack(
             config=cfg,
