@@ -3,13 +3,17 @@
 Each says where, what was found and how to fix it, and knows the exit code of the command line.
 """
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
 
 def shorten(value: Any, limit: int = 60) -> str:
-    """The value as it would be typed in Python, at most `limit` characters."""
-    text = repr(value)
+    """The value as it would be typed: null, true and false as in YAML and JSON, all else as in
+    Python; at most `limit` characters.
+    """
+    is_word = value is None or isinstance(value, bool)
+    text = json.dumps(value) if is_word else repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

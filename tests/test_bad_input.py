@@ -287,7 +287,7 @@ CASES = [
     ),
     Case(
         "bool for a whole number",
-        ("model.layers=True", "must be a whole number"),
+        ("model.layers=true", "must be a whole number"),
         "--model.layers true",
     ),
     Case(
@@ -336,7 +336,7 @@ CASES = [
     Case(
         "unknown choice", ("model.positions='sinus'", "learned, rotary"), "--model.positions sinus"
     ),
-    Case("null", ("model.heads=None", "must be a whole number"), "--model.heads null"),
+    Case("null", ("model.heads=null", "must be a whole number"), "--model.heads null"),
     Case("number for a section", ("mesh=8", "must be a section"), "--mesh 8"),
     Case(
         "text for a list",
@@ -567,7 +567,7 @@ CASES = [
     Case("stages missing", ("stages={} must name at least one",), config=stages("")),
     Case(
         "stages are null",
-        ("run.yaml: stages=None must be a section of names", "NAME: {key: value}"),
+        ("run.yaml: stages=null must be a section of names", "NAME: {key: value}"),
         config=stages("stages: null"),
     ),
     Case(
@@ -612,7 +612,7 @@ CASES = [
     ),
     Case(
         "kind is null",
-        ("stages.warm.kind=None is unknown", "use one of"),
+        ("stages.warm.kind=null is unknown", "use one of"),
         config=stages("stages: {warm: {kind: null}}"),
     ),
     Case(
@@ -697,12 +697,12 @@ CASES = [
     ],
     Case(
         "constant of a kind as a key",
-        ("stages.sft.whole=True is unknown; the keys of stages.sft are kind, seed",),
+        ("stages.sft.whole=true is unknown; the keys of stages.sft are kind, seed",),
         config=stages("stages: {sft: {whole: true}}"),
     ),
     Case(
         "stages with nothing in it, and a base",
-        ("stages=None must be a section of names",),
+        ("stages=null must be a section of names",),
         config=stages("stages:\nbase: tok"),
     ),
     Case(
@@ -980,33 +980,33 @@ CASES = [
     ),
     Case(
         "field missing",
-        ("demos.jsonl:2: completion=None is missing", "add completion"),
+        ("demos.jsonl:2: completion=null is missing", "add completion"),
         files={"demos.jsonl": demo(prompt="a")},
     ),
     Case(
         "prompt is null",
-        ("prompts.jsonl:13: prompt=None is null", "fill it in"),
+        ("prompts.jsonl:13: prompt=null is null", "fill it in"),
         files=prompts({"prompt": None}),
     ),
     Case(
         "completion is null",
-        ("demos.jsonl:2: completion=None is null", "drop the record"),
+        ("demos.jsonl:2: completion=null is null", "drop the record"),
         files={"demos.jsonl": demo(prompt="a", completion=None)},
     ),
-    Case("ranks are null", ("ranks.jsonl:5: ranks=None is null", "fill it in"), files=ranks(None)),
+    Case("ranks are null", ("ranks.jsonl:5: ranks=null is null", "fill it in"), files=ranks(None)),
     Case(
         "one completion is null",
-        ("ranks.jsonl:5: completions[1]=None must be text", "JSON string"),
+        ("ranks.jsonl:5: completions[1]=null must be text", "JSON string"),
         files=ranks([1, 2], ["b", None]),
     ),
     Case(
         "text is null",
-        ("texts.jsonl:1: text=None is null", "fill it in"),
+        ("texts.jsonl:1: text=null is null", "fill it in"),
         files={"texts.jsonl": [{"text": None}]},
     ),
     Case(
         "message without content",
-        ("prompts.jsonl:13: prompt[0].content=None must be text",),
+        ("prompts.jsonl:13: prompt[0].content=null must be text",),
         files=prompts([{"role": "user", "content": None}]),
     ),
     Case(
@@ -1151,7 +1151,7 @@ CASES = [
     ),
     Case(
         "10 MB in the name of a field",
-        ("prompts.jsonl:1: prompt=None is missing; there are ['aaaa", "aaa...; add prompt"),
+        ("prompts.jsonl:1: prompt=null is missing; there are ['aaaa", "aaa...; add prompt"),
         files={"prompts.jsonl": b'{"' + b"a" * 10**7 + b'": 1}'},
     ),
     Case(

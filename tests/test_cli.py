@@ -66,17 +66,19 @@ def test_check_shows_what_the_files_make(place, capsys):
     """4 demonstrations of 6 tokens are 2 rows of 16, a batch of 4; 3 of 4 rankings are left to
     learn from.
     """
-    stages = "pretrain,sft,reward,select,ppo"
+    stages = "pretrain,sft,reward,select,ppo,evaluate"
     assert main(["check", "--config", "run.yaml", "--stages", stages, "--sft.batch", "1"]) == 0
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     table = shown[shown.index("stage kind steps batch tokens uses") :]
-    assert table[1:7] == [
+    assert table[1:8] == [
         "pretrain pretrain 1 4 x 16 64 -",
         "sft sft 2 (1 epoch) 1 x 16 32 start pretrain",
         "reward reward about 1 (1 epoch) 4 prompts x 3 x 12 - start sft",
-        "select select - 1 epoch x 256 prompts - start sft, reward reward",
+        "select select - 1 epoch x 11 prompts - start sft, reward reward",
         "ppo ppo 1 8 x (6 + 6), 2 updates of 4 8 episodes, at most 48 sampled start select,"
         " reward reward",
+        "evaluate evaluate - 1 prompt - models.base pretrain, models.select select,"
+        " models.ppo ppo, reward reward",
         "",
     ]
     models = shown.index("model of parameters trained shape")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from instruct_jax.chain import networks, parameters, rankings
-from instruct_jax.chain.context import Stage, require_room, sample_tokens
+from instruct_jax.chain.context import Stage, prompts_there, require_room, sample_tokens
 from instruct_jax.chain.graph import Place
 from instruct_jax.chain.kind import Kind, Line
 from instruct_jax.chain.networks import Completion, Network
@@ -334,7 +334,8 @@ def reads(config: RunConfig, cfg: Any) -> tuple[str, ...]:
 
 def line(stage: Stage, facts: Any) -> Line:
     cfg = stage.settings
-    prompts = cfg.prompts + cfg.held_out_prompts
+    prompts = prompts_there(stage, "compare", cfg.prompts, facts)
+    prompts += prompts_there(stage, "compare_held_out", cfg.held_out_prompts, facts)
     tokens = prompts * cfg.max_completions * sample_tokens(stage)
     ranker = cfg.ranker or "simulated labelers"
     if cfg.people:

@@ -110,6 +110,11 @@ def sample_tokens(stage: "Stage") -> int:
     return stage.run.config.text.max_completion if own is None else own
 
 
+def prompts_there(stage: "Stage", purpose: str, most: int, facts: Any) -> int:
+    """How many prompts a purpose gets of those it asks for; facts: None where no file was read."""
+    return len(stage.task.prompts(purpose, most)) if facts else most
+
+
 def require_room(stage: "Stage", spec: ModelSpec) -> None:
     """ConfigError where a prompt and a sample do not fit into the context."""
     prompt = stage.run.config.text.max_prompt

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from instruct_jax.chain import networks, parameters, texts
-from instruct_jax.chain.context import Stage, require_room, sample_tokens
+from instruct_jax.chain.context import Stage, prompts_there, require_room, sample_tokens
 from instruct_jax.chain.graph import Place
 from instruct_jax.chain.kind import Kind, Line
 from instruct_jax.chain.networks import Completion, Network
@@ -37,6 +37,7 @@ from instruct_jax.runtime.checkpoints import kept_steps
 from instruct_jax.runtime.folders import read_note, write_atomic
 from instruct_jax.runtime.hosts import is_main
 from instruct_jax.stages.rollout import SamplerConfig
+from instruct_jax.text import plural
 
 # answers of the baseline to each prompt that every model, a fresh sample of the baseline among
 # them, is compared with
@@ -620,6 +621,11 @@ def records(stage: Stage) -> dict[str, Any]:
     }
 
 
+def line(stage: Stage, facts: Any) -> Line:
+    count = prompts_there(stage, "report", stage.settings.prompts, facts)
+    return Line(batch=plural(count, "prompt"))
+
+
 KIND = Kind(
     settings=EvaluateStage,
     run=run,
@@ -627,5 +633,5 @@ KIND = Kind(
     records=records,
     run_keys=("text",),
     check=check,
-    line=lambda stage, facts: Line(batch=f"{stage.settings.prompts} prompts"),
+    line=line,
 )

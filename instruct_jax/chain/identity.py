@@ -15,12 +15,13 @@ from instruct_jax.chain.context import Run, Stage
 from instruct_jax.chain.graph import Place
 from instruct_jax.chain.kind import HOW
 from instruct_jax.chain.kinds import KINDS
-from instruct_jax.chain.spec import TokenizerSource, base_and_adapter
-from instruct_jax.chain.task import merged_data
+from instruct_jax.chain.spec import NAME, TokenizerSource, base_and_adapter, read_spec
+from instruct_jax.chain.task import GROUPS, merged_data
 from instruct_jax.data.hub import model_folder
 from instruct_jax.data.tokenize import fingerprint, load_tokenizer
 from instruct_jax.errors import RunError
-from instruct_jax.runtime.folders import file_hash
+from instruct_jax.runtime.checkpoints import saved_digests
+from instruct_jax.runtime.folders import file_hash, read_note
 
 # keys of a model that only say how it is computed
 HOW_OF_MODELS = ("family", "remat", "logprob_chunk", "attention", "vocab_multiple")
@@ -115,13 +116,38 @@ def records_hash(records: Any) -> str:
 
 
 def place_hash(run: Run, place: Place) -> str:
-    """Of a finished stage, the hash of its note; of a model, that of its files."""
+    """Of a finished stage (see `stage_hash`) or of the files of a model."""
     if place.model is not None:
         return _model_hash(place.model)
-    note = run.stage_folder(place) / "done.json"
-    if not note.exists():
-        raise RunError(f"{note.parent} is not finished; run the stage {place} first")
-    return file_hash(note)
+    folder = run.stage_folder(place)
+    if not (folder / "done.json").exists():
+        raise RunError(f"{folder} is not finished; run the stage {place} first")
+    return stage_hash(folder)
+
+
+def stage_hash(folder: Path) -> str:
+    """SHA-256 of what a finished stage was made from and of what it left: the same where it is
+    made again bit for bit.
+    """
+    done = read_note(folder / "done.json")
+    identities = {"inputs": done["inputs"], "left": done.get("left")}
+    for path in _rankings(folder):
+        identities[path.name] = file_hash(path)  # now, since people correct them by hand
+    return records_hash([identities])
+
+
+def _rankings(folder: Path) -> list[Path]:
+    paths = [folder / f"{group}.jsonl" for group in GROUPS]
+    return [path for path in paths if path.exists()]
+
+
+def left_by(stage: Stage) -> dict[str, int]:
+    """The checksums of the parameters that a stage left."""
+    if not (stage.folder / NAME).exists():
+        return {}
+    _, left = read_spec(stage.run.folder, stage.name)
+    folder = stage.run.folder / left.stage / "checkpoints"
+    return saved_digests(folder, part=left.part, step=left.step)
 
 
 @functools.lru_cache(maxsize=32)

@@ -95,7 +95,9 @@ def held_out_samples(stage: Stage) -> list[Record]:
     """The held-out prompts, with all that is known about them, whose samples were ranked."""
     found: list[Record] = []
     for place in stage.uses.values():
-        folder = stage.run.stage_folder(place) if place.stage else Path()
+        if place.model is not None:
+            continue
+        folder = stage.run.stage_folder(place)
         if (folder / "held_out_samples.jsonl").is_file():
             found += read_jsonl(folder, "held_out_samples")
     return found

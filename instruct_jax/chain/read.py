@@ -72,7 +72,7 @@ def settings_class(name: str, section: Mapping[str, Any]) -> type:
     kind = section.get("kind", name)
     if isinstance(kind, str) and kind in KINDS:
         return KINDS[kind].settings
-    near = difflib.get_close_matches(str(kind), KINDS, n=1)
+    near = difflib.get_close_matches(str(kind).lower(), KINDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(KINDS)}"
     if "kind" in section:
         raise ConfigError(f"stages.{name}.kind={shorten(kind)} is unknown; {hint}")

@@ -16,9 +16,10 @@ import jax
 from instruct_jax.chain import graph, identity
 from instruct_jax.chain.context import Run, Stage
 from instruct_jax.chain.kinds import KINDS
+from instruct_jax.chain.read import build_run
 from instruct_jax.chain.settings import RunConfig
 from instruct_jax.chain.spec import NAME, model_leaves, read_spec
-from instruct_jax.errors import RunError
+from instruct_jax.errors import ConfigError, RunError
 from instruct_jax.runtime.checkpoints import saved_fingerprints
 from instruct_jax.runtime.folders import (
     begin_stage,
@@ -59,8 +60,9 @@ def _run_stages(
 ) -> None:
     again = graph.descendants(config, redo) if redo else []
     if is_main():
-        open_run(folder, json.loads(json.dumps(dataclasses.asdict(config))))
-        graph_text = json.dumps(graph_of(config), indent=1)
+        kept = with_finished(config, folder)
+        open_run(folder, _tree(kept))
+        graph_text = json.dumps(graph_of(kept), indent=1)
         write_atomic(folder / "graph.json", graph_text + "\n")
         if redo:
             _remove(folder, again)
@@ -80,6 +82,30 @@ def _run_stages(
         (folder / REDO).unlink(missing_ok=True)
         summary_text = json.dumps(summary(folder), indent=2)
         write_atomic(folder / "summary.json", summary_text + "\n")
+
+
+def with_finished(config: RunConfig, folder: Path) -> RunConfig:
+    """The config with the finished stages of the folder that it does not name any more: export,
+    chat and the report find them until somebody removes their folders.
+    """
+    if not (folder / "config.yaml").exists():
+        return config
+    before = read_config(folder / "config.yaml").get("stages", {})
+    for name, settings in before.items():
+        if name in config.stages or not (folder / name / "done.json").exists():
+            continue
+        tree = _tree(config)
+        tree["stages"][name] = settings
+        with contextlib.suppress(ConfigError):  # what it used is gone
+            longer = build_run(tree, str(folder / "config.yaml"))
+            graph.check_uses(longer)
+            config = longer
+    return config
+
+
+def _tree(config: RunConfig) -> dict[str, Any]:
+    """The config as YAML has it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _remove(folder: Path, stages: list[str]) -> None:
@@ -120,9 +146,14 @@ def _begin(stage: Stage, *, redone: bool) -> dict[str, Any] | None:
 
 
 def _finish(stage: Stage, inputs: dict[str, Any], output: Any, seconds: float) -> None:
-    kind = stage.settings.kind
     finish_stage(
-        stage.folder, inputs, kind=kind, output=output, seconds=seconds, memory=peak_memory()
+        stage.folder,
+        inputs,
+        kind=stage.settings.kind,
+        output=output,
+        left=identity.left_by(stage),
+        seconds=seconds,
+        memory=peak_memory(),
     )
     barrier(stage.name)  # the next stage reads what this one wrote
 
@@ -257,7 +288,7 @@ def summary(folder: Path) -> dict[str, Any]:
             done[row["name"]] = read_note(note_file)
         sessions_file = folder / row["name"] / "sessions.jsonl"
         if sessions_file.exists():
-            lines = sessions_file.read_text().splitlines()
+            lines = sessions_file.read_text(encoding="utf-8").splitlines()
             sessions += [json.loads(line) for line in lines]
     leaves = {row["name"]: row["leaves"] for row in stages}
     evaluations = {}

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from instruct_jax.chain import networks, parameters
-from instruct_jax.chain.context import Stage, require_room, sample_tokens
+from instruct_jax.chain.context import Stage, prompts_there, require_room, sample_tokens
 from instruct_jax.chain.kind import Kind, Line
 from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
 from instruct_jax.chain.spec import Checkpoint, write_spec
@@ -72,7 +72,8 @@ def reads(config: RunConfig, cfg: Any) -> tuple[str, ...]:
 def line(stage: Stage, facts: Any) -> Line:
     start = stage.used("start")
     settings: Any = stage.run.config.stages[str(start.stage)]
-    return Line(batch=f"{plural(settings.epochs, 'epoch')} x {N_TUNING_PROMPTS} prompts")
+    prompts = prompts_there(stage, "tuning", N_TUNING_PROMPTS, facts)
+    return Line(batch=f"{plural(settings.epochs, 'epoch')} x {plural(prompts, 'prompt')}")
 
 
 KIND = Kind(

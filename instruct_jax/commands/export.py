@@ -22,7 +22,7 @@ from instruct_jax.huggingface.families import FAMILIES, Family, write_config
 from instruct_jax.huggingface.peft import write_adapter
 from instruct_jax.huggingface.weights import write_params
 from instruct_jax.models.lora import fold_adapters
-from instruct_jax.runtime.folders import read_note, require_local
+from instruct_jax.runtime.folders import as_started, read_note, require_local
 from instruct_jax.runtime.hosts import barrier, is_main
 
 BIASED = '''"""A reward model whose score has a bias: load it with trust_remote_code=True by
@@ -52,6 +52,14 @@ def export(
     model: RUN:STAGE.  ConfigError or RunError for what cannot be exported.
     """
     run, place = _find(model, overrides)
+    require_local(out, "--out")
+    if out.exists():
+        raise RunError(f"{out} exists; give another folder to --out, or remove it")
+    with as_started(run.folder):
+        _export(model, run, place, out, dtype, adapter=adapter)
+
+
+def _export(model: str, run: Run, place: Place, out: Path, dtype: str, *, adapter: bool) -> None:
     stage = run.stage(str(place.stage))
     is_reward = stage.settings.leaves == "scalar"
     net = stage.network
@@ -60,9 +68,6 @@ def export(
         not adapter or (lora is not None and not is_reward),
         f"--adapter: {model} has no adapter that peft can hold; leave --adapter out",
     )
-    require_local(out, "--out")
-    if out.exists():
-        raise RunError(f"{out} exists; give another folder to --out, or remove it")
     shape = net.spec.model
     family = FAMILIES[write_config(shape)["model_type"]]
     rows, biased = shape.vocab_size, False

@@ -14,6 +14,7 @@ from instruct_jax.config import MESH
 from instruct_jax.data.tokenize import MESSAGES
 from instruct_jax.errors import RunError, require
 from instruct_jax.records import Params
+from instruct_jax.runtime.folders import as_started
 
 ONE_DEVICE = [f"--mesh.{axis}=1" for axis in MESH]
 
@@ -31,7 +32,8 @@ class Opened(NamedTuple):
 def open_policy(name: str, overrides: Sequence[str] = ()) -> Opened:
     """A language model, its parameters as the sampler wants them."""
     run, place = find(name, "policy", overrides)
-    model = parameters.policy(run, place)
+    with as_started(run.folder):
+        model = parameters.policy(run, place)
     weights = model.net.for_sampling(model.params)
     return Opened(shown(run, place), run, place, model.net, weights)
 
@@ -39,7 +41,8 @@ def open_policy(name: str, overrides: Sequence[str] = ()) -> Opened:
 def open_reward(name: str, overrides: Sequence[str] = ()) -> Opened:
     """A reward model."""
     run, place = find(name, "scalar", overrides)
-    model = parameters.scalar(run, place)
+    with as_started(run.folder):
+        model = parameters.scalar(run, place)
     return Opened(shown(run, place), run, place, model.net, model.params)
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 
 from instruct_jax.chain import networks
+from instruct_jax.chain.identity import stage_hash
 from instruct_jax.chain.networks import Completion
 from instruct_jax.commands.open_model import Opened, open_policy
 from instruct_jax.data import encode, public_sets
 from instruct_jax.data.readers import write_jsonl
 from instruct_jax.data.schemas import Record
 from instruct_jax.errors import require
-from instruct_jax.runtime.folders import file_hash
 from instruct_jax.runtime.progress import StageProgress
 from instruct_jax.stages.rollout import SamplerConfig
 
@@ -85,10 +85,10 @@ def sample(
 
 
 def _made_from(model: Opened) -> str | None:
-    """The hash of the note of a run's stage; a folder of Hugging Face has none."""
+    """The identity of a run's stage; a folder of Hugging Face has none."""
     if model.place.model is not None:
         return None
-    return file_hash(model.run.stage_folder(model.place) / "done.json")
+    return stage_hash(model.run.stage_folder(model.place))
 
 
 def _draw(

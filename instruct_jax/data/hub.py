@@ -17,7 +17,7 @@ def model_folder(name: str, *, weights: bool = True) -> Path:
     """
     if os.path.isdir(name):  # False also for a name that no file system takes
         return Path(name)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or ":" in name:
         raise DataError(
             f"{name}: no such model folder (looked in {Path.cwd()}); correct it, or give OWNER/NAME"
             " of the Hugging Face hub"

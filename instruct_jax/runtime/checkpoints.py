@@ -213,17 +213,31 @@ def saved_fingerprints(folder: Path) -> dict[str, str]:
 
     Reads one small file and touches no device.
     """
+    notes = _notes(folder, None)
+    return {name: value for name, value in notes.items() if name != "digests"}
+
+
+def saved_digests(folder: Path, *, part: str = "params", step: int | None = None) -> dict[str, int]:
+    """The checksums of the arrays of a part (see `restore_params`), as they were saved."""
+    beginning = part.replace("/", ".") + "."
+    digests = _notes(folder, step).get("digests", {})
+    return {name: value for name, value in digests.items() if name.startswith(beginning)}
+
+
+def _notes(folder: Path, step: int | None) -> dict[str, Any]:
+    """The notes of a checkpoint, of the newest one unless `step` is given; {} where it is not
+    there.
+    """
     by_step = {}
     for path in folder.glob("*/_CHECKPOINT_METADATA"):
         if path.parent.name.isdigit():
             by_step[int(path.parent.name)] = path
-    if not by_step:
+    path = by_step.get(max(by_step, default=0) if step is None else step)
+    if path is None:
         return {}
-    path = by_step[max(by_step)]
     try:
-        notes = json.loads(path.read_text(encoding="utf-8"))["custom_metadata"] or {}
-        return {name: value for name, value in notes.items() if name != "digests"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["custom_metadata"] or {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(str(path.parent), error) from error
 
 

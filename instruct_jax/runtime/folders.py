@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from instruct_jax.errors import RunError
+from instruct_jax.errors import InstructError, RunError
 from instruct_jax.runtime.hosts import is_main
 
 PACKAGES = (
@@ -108,7 +108,7 @@ def _require_empty(folder: Path) -> None:
 def open_run(folder: Path, config: Mapping[str, Any]) -> bool:
     """Makes the folder, or opens the one of an earlier start; returns whether there was one.
 
-    run.json tells of the first start; config.yaml is the config of the newest one.
+    run.json tells of the first start; config.yaml is that of the newest one.
     """
     resumed = check_run(folder)
     if not resumed:
@@ -116,6 +116,7 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> bool:
         first_start = {
             "command": sys.argv,
             "started": _now(),
+            "folder": str(Path.cwd()),
             "python": platform.python_version(),
             "commit": _commit(),
             "versions": _versions(),
@@ -157,6 +158,24 @@ def _lock(opened: int, folder: Path) -> None:
             f"{folder} cannot be locked ({error.strerror}): let no other command run there",
             file=sys.stderr,
         )
+
+
+@contextlib.contextmanager
+def as_started(folder: Path) -> Iterator[None]:
+    """Makes an error about a run say where it was started, if that is elsewhere: files and models
+    in its config are called as they are from there.
+    """
+    try:
+        yield
+    except InstructError as error:
+        about = folder / "run.json"
+        started = read_note(about).get("folder") if about.exists() else None
+        if started in (None, str(Path.cwd())):
+            raise
+        raise RunError(
+            f"{error}\n{folder} was started in {started}, and what its config names is called as"
+            " it is from there: give this command there"
+        ) from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -223,11 +242,12 @@ def finish_stage(
     *,
     kind: str,
     output: Any,
+    left: Mapping[str, int],
     seconds: float,
     memory: Mapping[str, float],
 ) -> None:
-    """Marks a stage as finished: done.json, with what it was made from (see `stage_done`) and the
-    memory that was used (`metrics.peak_memory`).
+    """Marks a stage as finished: done.json, with what it was made from (see `stage_done`), the
+    checksums of what it left, and the memory that was used (`metrics.peak_memory`).
     """
     done = {
         "kind": kind,
@@ -235,6 +255,7 @@ def finish_stage(
         "seconds": round(seconds, 3),
         **memory,
         "inputs": dict(inputs),
+        "left": dict(left),
         "output": output,
     }
     write_atomic(folder / "done.json", json.dumps(done, indent=2) + "\n")

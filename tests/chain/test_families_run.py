@@ -21,11 +21,11 @@ import transformers
 
 from instruct_jax.chain import parameters
 from instruct_jax.chain.context import Run
+from instruct_jax.chain.identity import stage_hash
 from instruct_jax.chain.parameters import Model
 from instruct_jax.chain.read import load_run
 from instruct_jax.cli import main
 from instruct_jax.models.lora import fold_adapters
-from instruct_jax.runtime.folders import file_hash
 
 CHAINS = {
     # norms of queries and keys; all weights
@@ -262,7 +262,7 @@ def test_a_run_starts_from_what_came_in(chain):
     ours, theirs = (
         json.loads(Path(f"{name}/sft/done.json").read_text()) for name in ("second", "run")
     )
-    assert ours["inputs"]["uses.start"] == file_hash(Path("begun/import/done.json"))
+    assert ours["inputs"]["uses.start"] == stage_hash(Path("begun/import"))
     assert (
         ours["output"] == theirs["output"]
     )  # the same weights, whichever place they are read from

@@ -15,11 +15,11 @@ import pytest
 import userfiles
 from userfiles import OVERRIDES
 
+from instruct_jax.chain.identity import stage_hash
 from instruct_jax.chain.read import load_run
 from instruct_jax.chain.task import open_task
 from instruct_jax.cli import main
 from instruct_jax.data.public_sets import ADAPTERS
-from instruct_jax.runtime.folders import file_hash
 
 REAL = Path(__file__).parents[2] / "configs" / "real_small.yaml"
 ROOT = os.environ.get("INSTRUCT_JAX_DATA", "")
@@ -48,7 +48,7 @@ def test_ppo_starts_from_a_model_of_its_own(finished):
     assert rows(finished / "ppo" / "metrics.jsonl")[0]["ppo/kl"] == 0
     inputs = read(finished / "ppo" / "done.json")["inputs"]
     assert {"uses.start", "uses.reward"} == {key for key in inputs if key.startswith("uses.")}
-    assert inputs["uses.start"] == file_hash(finished / "ppo_start" / "done.json")
+    assert inputs["uses.start"] == stage_hash(finished / "ppo_start")
     evaluation = read(finished / "evaluate" / "evaluation.json")
     assert {"select_control", "ppo_start", "ppo"} <= set(evaluation["win_rate"]["1.0"])
     assert evaluation["pretrain_nll"]["ppo_start"] != evaluation["pretrain_nll"]["select"]

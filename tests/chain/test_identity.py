@@ -178,6 +178,33 @@ def test_a_run_that_is_at_work_is_left_alone(place, capsys):
     assert Path("runs/a/sft/done.json").exists()
 
 
+def test_a_finished_stage_that_is_no_longer_named_is_still_there(place, capsys):
+    """And one that is not finished is not."""
+    shutil.rmtree("runs/a/aside")
+    further = {"again": {"kind": "sft", "start": "sft", **small.SFT}}
+    small.run(config(aside=None, reward=None, ppo=None, **further))
+    kept = load_run("runs/a/config.yaml").stages
+    assert set(kept) == {"sft", "again", "reward", "ppo"}
+    assert main(["export", "runs/a:ppo", "--out", "ppo_folder"]) == 0
+    capsys.readouterr()
+    small.run(config(again=None))
+    assert capsys.readouterr().out.count("is done") == 3  # aside is made again
+    assert "again" in load_run("runs/a/config.yaml").stages
+
+
+def test_a_stage_that_is_made_again_bit_for_bit_is_the_same(place, capsys):
+    """What was made from it stays: the way out where its note is damaged."""
+    before = notes(Path("runs/a"))
+    shutil.rmtree("runs/a/sft")
+    small.run(config())
+    after = notes(Path("runs/a"))
+    assert {name for name in before if before[name] != after[name]} == {"sft"}
+    note = json.loads((Path("runs/a") / "sft" / "done.json").read_text())
+    assert note["left"]
+    inputs = small.note(Path("runs/a"), "ppo")["inputs"]
+    assert inputs["uses.start"] == identity.stage_hash(Path("runs/a/sft"))
+
+
 def test_a_redo_that_was_stopped_resumes(place, monkeypatch, capsys):
     """The same command resumes; given again when all is done, it makes all again."""
 

@@ -16,6 +16,7 @@ from instruct_jax.chain import compare, parameters, rankings
 from instruct_jax.chain.compare import CompareStage
 from instruct_jax.chain.context import Run
 from instruct_jax.chain.graph import Place
+from instruct_jax.chain.identity import stage_hash
 from instruct_jax.chain.preflight import check_config
 from instruct_jax.chain.read import build_run, load_run
 from instruct_jax.chain.rounds import rounds_of
@@ -25,7 +26,7 @@ from instruct_jax.chain.task import Rankings, open_task
 from instruct_jax.cli import main
 from instruct_jax.data.readers import write_jsonl
 from instruct_jax.errors import ConfigError
-from instruct_jax.runtime.folders import file_hash, finish_stage
+from instruct_jax.runtime.folders import finish_stage
 
 STAGES = """
 compare:
@@ -135,9 +136,9 @@ def test_the_rankings_of_all_rounds_are_passed_on(both, finished):
     held_out = {str(r["prompt"]) for r in lines(both[1] / "compare" / "held_out_prompts.jsonl")}
     assert not held_out & {str(r["prompt"]) for r in train}
     inputs = json.loads((both[1] / "compare" / "done.json").read_text())["inputs"]
-    assert inputs["uses.models.1"] == file_hash(finished / "ppo" / "done.json")
-    assert inputs["uses.previous"] == file_hash(both[0] / "compare" / "done.json")
-    assert inputs["uses.ranker"] == file_hash(finished / "reward" / "done.json")
+    assert inputs["uses.models.1"] == stage_hash(finished / "ppo")
+    assert inputs["uses.previous"] == stage_hash(both[0] / "compare")
+    assert inputs["uses.ranker"] == stage_hash(finished / "reward")
 
 
 def test_rankings_of_a_stage_and_of_the_data_are_learned_from_together(both, monkeypatch):
@@ -166,7 +167,9 @@ def test_what_is_held_out_in_one_round_is_not_learned_from_in_another(tmp_path, 
     }
     for name, records in groups.items():
         write_jsonl(first / f"{name}.jsonl", [{**record, "round": 1} for record in records])
-    finish_stage(first, {}, kind="compare", output={"labeler_noise": 0.25}, seconds=0, memory={})
+    finish_stage(
+        first, {}, kind="compare", output={"labeler_noise": 0.25}, left={}, seconds=0, memory={}
+    )
     prompts = {"compare": ranked("b", "c", "d"), "compare_held_out": ranked("a", "e")}
     noises = []
 

@@ -88,7 +88,7 @@ def test_the_summary_says_what_the_stages_used(tmp_path):
     for name, peak in (("sft", 0.002), ("evaluate", 0.001)):
         (tmp_path / name).mkdir()
         memory = {"host_peak_gib": peak}
-        finish_stage(tmp_path / name, {}, kind=name, output={}, seconds=2, memory=memory)
+        finish_stage(tmp_path / name, {}, kind=name, output={}, left={}, seconds=2, memory=memory)
     found = run.summary(tmp_path)
     assert (found["peak_memory_gib"], found["seed"]) == (0.002, 3)
     assert found["seconds"] == {"sft": 2, "evaluate": 2}

@@ -7,11 +7,11 @@ import pytest
 import userfiles
 
 from instruct_jax.chain import networks
+from instruct_jax.chain.identity import stage_hash
 from instruct_jax.cli import main
 from instruct_jax.commands import sample
 from instruct_jax.commands.open_model import open_policy
 from instruct_jax.data.readers import read_samples
-from instruct_jax.runtime.folders import file_hash
 from instruct_jax.stages.rollout import SamplerConfig
 
 SAMPLE = ["sample", "runs/a:sft", "runs/a:ppo", "--prompts", "short.jsonl", "--max_tokens", "5"]
@@ -46,8 +46,8 @@ def test_samples_of_two_models(folder, capsys):
             and record["id"] == record["prompt"]
         )
         for stage in ("sft", "ppo"):
-            assert record["sampler"]["models"][f"runs/a:{stage}"]["checkpoint"] == file_hash(
-                folder / "runs/a" / stage / "done.json"
+            assert record["sampler"]["models"][f"runs/a:{stage}"]["checkpoint"] == stage_hash(
+                folder / "runs/a" / stage
             )
     for seed, same in (("0", True), ("1", False)):
         assert (

@@ -53,8 +53,8 @@ BAD_LINES = [
         b'{"prompt": "a\\ud800b"}',
         ["prompt=", "surrogate", "character 1", "write the character in UTF-8"],
     ),
-    ("prompts", b'{"text": "x"}', ["prompt=None", "is missing", "['text']", "add prompt"]),
-    ("prompts", line("prompts", prompt=None), ["prompt=None", "is null", "fill it in"]),
+    ("prompts", b'{"text": "x"}', ["prompt=null", "is missing", "['text']", "add prompt"]),
+    ("prompts", line("prompts", prompt=None), ["prompt=null", "is null", "fill it in"]),
     ("prompts", line("prompts", prompt=7), ["prompt=7", "text, not int", "JSON string"]),
     ("prompts", line("prompts", prompt=" \n "), ["prompt=' \\n '", "is empty", "fill it in"]),
     ("prompts", line("prompts", prompt=[]), ["prompt=[]", "is empty", "at least one message"]),
@@ -67,12 +67,12 @@ BAD_LINES = [
     (
         "prompts",
         line("prompts", prompt=[{"role": "user"}]),
-        ["prompt[0].content=None", "text, not NoneType", "JSON string"],
+        ["prompt[0].content=null", "text, not NoneType", "JSON string"],
     ),
     (
         "demonstrations",
         line("demonstrations", completion="ABSENT"),
-        ["completion=None", "is missing", "add completion"],
+        ["completion=null", "is missing", "add completion"],
     ),
     (
         "demonstrations",
@@ -93,14 +93,14 @@ BAD_LINES = [
     (
         "demonstrations",
         b'{"instruction": "x", "input": "y"}',
-        ["output=None", "text, not NoneType", "JSON string"],
+        ["output=null", "text, not NoneType", "JSON string"],
     ),
     (
         "demonstrations",
         b'{"instruction": "", "output": "y"}',
         ["instruction=''", "is empty", "fill it in"],
     ),
-    ("rankings", line("rankings", ranks="ABSENT"), ["ranks=None", "is missing", "add ranks"]),
+    ("rankings", line("rankings", ranks="ABSENT"), ["ranks=null", "is missing", "add ranks"]),
     (
         "rankings",
         line("rankings", ranks=[1]),
@@ -161,7 +161,7 @@ BAD_LINES = [
     (
         "rankings",
         b'{"prompt": "p", "chosen": "a"}',
-        ["rejected=None", "is missing", "add rejected"],
+        ["rejected=null", "is missing", "add rejected"],
     ),
     (
         "rankings",
@@ -173,13 +173,13 @@ BAD_LINES = [
         b'{"chosen": "a", "rejected": "b"}',
         ["chosen='a'", "no prompt", "add a field prompt"],
     ),
-    ("texts", line("texts", text="ABSENT"), ["text=None", "is missing", "add text"]),
+    ("texts", line("texts", text="ABSENT"), ["text=null", "is missing", "add text"]),
     ("texts", line("texts", text=["x"]), ["text=['x']", "text, not list", "JSON string"]),
     ("samples", line("samples", completions=[]), ["completions=[]", "is empty", "at least one"]),
     (
         "samples",
         line("samples", completions=[None]),
-        ["completions[0]=None", "text, not NoneType", "JSON string"],
+        ["completions[0]=null", "text, not NoneType", "JSON string"],
     ),
 ]
 
@@ -339,7 +339,7 @@ def test_all_containers(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="split='dev' does not exist"):
         read_prompts(tmp_path / "two", split="dev")
     data.add_column("ranks", [[1, 2]] * 3).save_to_disk(tmp_path / "three")
-    with pytest.raises(DataError, match="three: record 1: completions=None is missing"):
+    with pytest.raises(DataError, match="three: record 1: completions=null is missing"):
         read_rankings(tmp_path / "three")
 
 

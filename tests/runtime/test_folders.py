@@ -108,10 +108,13 @@ def test_stage_is_done_only_with_the_same_inputs(tmp_path):
     assert stage_done(folder, inputs) is None
     begin_stage(folder, inputs)
     assert stage_done(folder, inputs) is None
-    finish_stage(folder, inputs, kind="sft", output={"step": 3}, seconds=1.5, memory={})
+    finish_stage(
+        folder, inputs, kind="sft", output={"step": 3}, left={"w": 7}, seconds=1.5, memory={}
+    )
     done = stage_done(folder, inputs)
     assert done is not None
     assert (done["kind"], done["output"], done["seconds"]) == ("sft", {"step": 3}, 1.5)
+    assert done["left"] == {"w": 7}
     assert done["inputs"] == inputs | {"settings.layers": [1, 2]}
 
 
@@ -121,7 +124,7 @@ def test_other_inputs_are_refused_with_both_values_and_three_ways_out(tmp_path, 
     then = {"settings.epochs": 4, "data.texts": "sha256:" + "ab" * 32, "tokenizer": "gpt2"}
     begin_stage(folder, then)
     if finished:
-        finish_stage(folder, then, kind="sft", output=None, seconds=0, memory={})
+        finish_stage(folder, then, kind="sft", output=None, left={}, seconds=0, memory={})
     now = {"settings.epochs": 5, "data.texts": "sha256:" + "cd" * 32, "start": "x", "more": 1.5}
     with pytest.raises(RunError) as raised:
         if finished:
