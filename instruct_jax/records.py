@@ -20,8 +20,10 @@ a weighted *sum* and micro-batches simply add.
 from typing import Any
 
 import jax
+import numpy as np
 from flax import struct
 
+Array = jax.Array | np.ndarray  # on the devices, or still on the host
 Params = Any  # a nested dict of arrays
 Metrics = dict[str, jax.Array]  # flat "stage/name" -> float32 scalar
 
@@ -30,10 +32,10 @@ Metrics = dict[str, jax.Array]  # flat "stage/name" -> float32 scalar
 class TokenBatch:
     """Rows of text to learn from, one or several documents per row."""
 
-    tokens: jax.Array  # [B, L] int32
-    segments: jax.Array  # [B, L] int32, 0 = padding; tokens attend within their own segment only
+    tokens: Array  # [B, L] int32
+    segments: Array  # [B, L] int32, 0 = padding; tokens attend within their own segment only
     # [B, L] f32, share of the loss of predicting token t from the tokens before it; column 0 is 0
-    weight: jax.Array
+    weight: Array
 
 
 @struct.dataclass
@@ -42,32 +44,32 @@ class RankingBatch:
     (paper 3.5).
     """
 
-    tokens: jax.Array  # [B, K, L] int32, prompt + completion, padded on the right
+    tokens: Array  # [B, K, L] int32, prompt + completion, padded on the right
     # [B, K, L] bool, True = real token, eos included; all False where there is no k-th completion
-    mask: jax.Array
-    ranks: jax.Array  # [B, K] int32, 1 = best, equal = tie, 0 = no completion
+    mask: Array
+    ranks: Array  # [B, K] int32, 1 = best, equal = tie, 0 = no completion
     # [B] f32, share of the loss; the same for every prompt whatever its K, 0 where no pair is left
-    weight: jax.Array
+    weight: Array
 
 
 @struct.dataclass
 class PromptBatch:
     """Prompts to answer."""
 
-    tokens: jax.Array  # [B, P] int32, padded on the left
-    mask: jax.Array  # [B, P] bool, True = real token
+    tokens: Array  # [B, P] int32, padded on the left
+    mask: Array  # [B, P] bool, True = real token
 
 
 @struct.dataclass
 class Rollout:
     """One sampled response per prompt; column t is the t-th response token."""
 
-    prompt: jax.Array  # [B, P] int32, padded on the left
-    prompt_mask: jax.Array  # [B, P] bool
-    tokens: jax.Array  # [B, T] int32, the pad id after the first eos
-    mask: jax.Array  # [B, T] bool, True = response token, eos included
-    logp: jax.Array  # [B, T] f32, under the distribution really sampled from; 0 where not mask
-    ended: jax.Array  # [B] bool, True = stopped by itself with eos inside T
+    prompt: Array  # [B, P] int32, padded on the left
+    prompt_mask: Array  # [B, P] bool
+    tokens: Array  # [B, T] int32, the pad id after the first eos
+    mask: Array  # [B, T] bool, True = response token, eos included
+    logp: Array  # [B, T] f32, under the distribution really sampled from; 0 where not mask
+    ended: Array  # [B] bool, True = stopped by itself with eos inside T
 
 
 @struct.dataclass
@@ -77,9 +79,9 @@ class Experience:
     """
 
     rollout: Rollout
-    value: jax.Array  # critic's estimate *before* token t
-    advantage: jax.Array  # whitened over the whole batch
-    target: jax.Array  # value target: unwhitened advantage + value
+    value: Array  # critic's estimate *before* token t
+    advantage: Array  # whitened over the whole batch
+    target: Array  # value target: unwhitened advantage + value
 
 
 @struct.dataclass

@@ -186,11 +186,12 @@ def create_state(
 
 
 def compile_step(
-    step: Callable, layout: Layout, state: TrainState, *batches: NamedSharding
-) -> Callable:
+    step: Callable, layout: Layout, state: TrainState, *batches: Any
+) -> jax.stages.Wrapped:
     """jit of only_finite(step): the state keeps its layout and its memory, metrics are replicated.
 
-    batches: the layout of each further argument; by default one, split along its first axis.
+    batches: the layout of each further argument, a sharding or a tree of them; by default there is
+    one argument, split along its first axis.
     """
     own = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(
@@ -226,7 +227,7 @@ def only_finite(step: Callable) -> Callable:
 
 
 def ahead_of_time(
-    step: Callable, state: TrainState, base: Params, examples: Iterable[Any]
+    step: jax.stages.Wrapped, state: TrainState, base: Params, examples: Iterable[Any]
 ) -> Callable:
     """A jitted step (state, base, batch), on its base and compiled for the shapes of all example
     batches before the first step, so that nothing compiles later on.

@@ -65,7 +65,7 @@ def test_every_name_is_there(name):
 
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'trainer'"):
-        ij.trainer  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+        ij.trainer  # noqa: B018
 
 
 def test_the_package_imports_nothing_until_a_name_is_used():

@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def almost(draw: st.DrawFn, good: list[dict]) -> Any:
     return value
 
 
-def _parts(value: Any):
+def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
     """(list or dict, key) of everything inside."""
     for key, part in list(enumerate(value) if isinstance(value, list) else value.items()):
         yield value, key

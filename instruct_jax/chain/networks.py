@@ -381,7 +381,7 @@ def draw_rollouts(
     weights = net.for_sampling(params)
     for number, start in enumerate(range(0, count, size)):
         rows = [prompts[i % count] for i in range(start, start + size)]
-        batch = PromptBatch(*pad_prompts(rows, width, pad=net.pad))  # type: ignore[arg-type]
+        batch = PromptBatch(*pad_prompts(rows, width, pad=net.pad))
         batch_key = jax.random.fold_in(key, number)
         yield run(weights, put(net, batch), batch_key)
 
@@ -419,7 +419,7 @@ def response_logp(
     for start in range(0, count, size):
         rows = [i % count for i in range(start, start + size)]
         asked = pad_prompts([prompts[i] for i in rows], net.text.max_prompt, pad=net.pad)
-        batch = PromptBatch(*asked)  # type: ignore[arg-type]
+        batch = PromptBatch(*asked)
         answered = pad_rows([responses[i] for i in rows], longest, pad=net.pad)
         logp = net.sequence_logp(params, put(net, batch), *put(net, answered))
         found.append(logp)
@@ -437,7 +437,7 @@ def nll(net: Network, params: Params, rows: Rows, batch: int) -> float:
         part[beyond] = -1  # any row, without weight
         weight = rows.mask[part].astype(np.float32)
         weight[beyond] = 0.0
-        tokens = TokenBatch(rows.tokens[part], rows.segments[part], weight)  # type: ignore[arg-type]
+        tokens = TokenBatch(rows.tokens[part], rows.segments[part], weight)
         loss, _ = net.lm_loss(params, put(net, tokens), jax.random.key(0))
         total += float(loss)
         count += int(weight.sum())

@@ -133,7 +133,7 @@ def _joined(*parts: TokenBatch) -> TokenBatch:
 
     counted = (all_rows("weight") > 0).astype(np.float32)
     weight = counted / counted.sum()
-    return TokenBatch(all_rows("tokens"), all_rows("segments"), weight)  # type: ignore[arg-type]
+    return TokenBatch(all_rows("tokens"), all_rows("segments"), weight)
 
 
 def check(stage: Stage) -> None:

@@ -21,7 +21,7 @@ from instruct_jax.stages.gradient import LossFn, make_step
 class Supervised(NamedTuple):
     """A step before it sees data; of an abstract run all arrays are shapes."""
 
-    step: Callable  # jitted (state, base, batch) -> (state, metrics)
+    step: jax.stages.Wrapped  # (state, base, batch) -> (state, metrics)
     state: TrainState
     base: Params  # frozen, handed in at every step; {} where all weights are trained
     net: Network

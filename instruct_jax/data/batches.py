@@ -146,7 +146,7 @@ def token_batches(rows: Rows, *, batch: int, seed: int) -> Batches[TokenBatch]:
         own = records[part]
         total = np.float32(counts[records].sum())
         weight = rows.mask[own].astype(np.float32) / total
-        return TokenBatch(rows.tokens[own], rows.segments[own], weight)  # pyright: ignore[reportArgumentType]
+        return TokenBatch(rows.tokens[own], rows.segments[own], weight)
 
     count, length = rows.tokens.shape
     return _source(make, [length] * count, batch, seed, "rows")
@@ -187,10 +187,10 @@ def ranking_batches(
         weight = has_pair[own].astype(np.float32) / np.float32(pairs)
         full = (len(own), k, length)
         return RankingBatch(
-            tokens.reshape(full),  # pyright: ignore[reportArgumentType]
-            mask.reshape(full),  # pyright: ignore[reportArgumentType]
-            np.array(all_ranks, np.int32),  # pyright: ignore[reportArgumentType]
-            weight,  # pyright: ignore[reportArgumentType]
+            tokens.reshape(full),
+            mask.reshape(full),
+            np.array(all_ranks, np.int32),
+            weight,
         )
 
     fitted_ks = _fitted(ks, counts)
@@ -209,7 +209,7 @@ def prompt_batches(
     def make(records: np.ndarray, part: np.ndarray, size: int) -> PromptBatch:
         own = [prompts[record] for record in records[part]]
         tokens, mask = pad_prompts(own, size, pad=pad)
-        return PromptBatch(tokens, mask)  # pyright: ignore[reportArgumentType]
+        return PromptBatch(tokens, mask)
 
     lengths = [len(ids) for ids in prompts]
     return _source(make, _fitted(lengths, sizes), batch, seed, "prompts")

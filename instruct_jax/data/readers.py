@@ -345,5 +345,5 @@ def _dataset_rows(path: str | Path, place: Path, split: str | None) -> Rows:
         data = data[names[0] if split is None else split]
     for i, raw in enumerate(data, 1):
         # dates and the like become text: JSON has none, and a late stage writes the record
-        text = json.dumps(dict(raw), default=str)  # pyright: ignore
+        text = json.dumps(dict(raw), default=str)
         yield f"{path}: record {i}", json.loads(text)

@@ -12,7 +12,7 @@ def win_rate(
     theirs: np.ndarray,
     *,
     tie: float = 1e-6,
-) -> dict[str, float | list[float] | int]:
+) -> dict[str, Any]:
     """Share of comparisons in which `ours` scores higher, ties one half, with the 95 % normal
     interval of the mean over prompts.
 

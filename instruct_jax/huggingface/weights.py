@@ -275,7 +275,7 @@ def _placed(view: np.ndarray, shape: Shape, where: NamedSharding) -> jax.Array:
 
 def _on_devices(view: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
     """The array in the shape, dtype and sharding of `like`."""
-    placed = _placed(view, like.shape, like.sharding)  # type: ignore[arg-type]
+    placed = _placed(view, like.shape, like.sharding)
     return jax.jit(lambda x: x.astype(like.dtype), out_shardings=like.sharding)(placed)
 
 

@@ -9,7 +9,7 @@ from flax import linen as nn
 from instruct_jax.models.lm import LanguageModel
 from instruct_jax.models.lora import backbone_of
 from instruct_jax.ops import masking
-from instruct_jax.records import Params
+from instruct_jax.records import Array, Params
 
 
 class ScalarModel(NamedTuple):
@@ -43,8 +43,8 @@ class ScalarModel(NamedTuple):
     def values(
         self,
         params: Params,
-        tokens: jax.Array,
-        segments: jax.Array,
+        tokens: Array,
+        segments: Array,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """One f32 scalar per position of rows [B, L], read *after* token t.
@@ -59,8 +59,8 @@ class ScalarModel(NamedTuple):
     def score(
         self,
         params: Params,
-        tokens: jax.Array,
-        mask: jax.Array,
+        tokens: Array,
+        mask: Array,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Reward [B] f32 of rows [B, L], read at the last real token (wherever the

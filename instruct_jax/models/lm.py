@@ -16,7 +16,7 @@ from instruct_jax.models.attention import Attention, make_attention
 from instruct_jax.models.transformer import KVCache, Transformer, gathered
 from instruct_jax.ops import masking
 from instruct_jax.ops.logprobs import softcap, token_logprobs
-from instruct_jax.records import Params, PromptBatch
+from instruct_jax.records import Array, Params, PromptBatch
 from instruct_jax.sharding import Layout
 
 
@@ -56,8 +56,8 @@ class LanguageModel(NamedTuple):
     def hidden(
         self,
         params: Params,
-        tokens: jax.Array,
-        segments: jax.Array,
+        tokens: Array,
+        segments: Array,
         *,
         dropout: float = 0.0,
         key: jax.Array | None = None,
@@ -76,7 +76,7 @@ class LanguageModel(NamedTuple):
         )
         return hidden[:, : tokens.shape[1]]
 
-    def _read(self, params: Params, tokens: jax.Array, segments: jax.Array, **options: Any) -> Any:
+    def _read(self, params: Params, tokens: Array, segments: Array, **options: Any) -> Any:
         """Hidden states, keys and values of rows [B, L], with padding behind them where the
         attention wants a rounder L.
         """
@@ -119,7 +119,7 @@ class LanguageModel(NamedTuple):
         self,
         params: Params,
         hidden: jax.Array,
-        targets: jax.Array,
+        targets: Array,
         *,
         temperature: float = 1.0,
     ) -> tuple[jax.Array, jax.Array]:

@@ -4,10 +4,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from instruct_jax.records import Array
 
-def gae(
-    reward: jax.Array, value: jax.Array, mask: jax.Array, *, gamma: float, lam: float
-) -> jax.Array:
+
+def gae(reward: Array, value: Array, mask: Array, *, gamma: float, lam: float) -> jax.Array:
     """A_t = d_t + gamma lam A_{t+1}, d_t = r_t + gamma V_{t+1} - V_t; one sequence, f32 [T], 0
     outside mask.  Batches: jax.vmap.
 

@@ -6,6 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from instruct_jax.records import Array
+
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
     """cap tanh(x / cap), which lies in (-cap, cap); x where there is no cap (Gemma 2,
@@ -17,7 +19,7 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
 def token_logprobs(
     hidden: jax.Array,
     unembed: jax.Array,
-    targets: jax.Array,
+    targets: Array,
     *,
     temperature: float = 1.0,
     chunk: int,
@@ -42,7 +44,7 @@ def token_logprobs(
     chex.assert_shape(hidden, (*targets.shape, unembed.shape[1]))
     chex.assert_type([hidden, unembed, targets], [float, float, int])
 
-    def read(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def read(part: tuple[jax.Array, Array]) -> tuple[jax.Array, jax.Array]:
         states, target = part
         logits = jnp.einsum(
             "nd,vd->nv", states, unembed.astype(states.dtype), preferred_element_type=jnp.float32

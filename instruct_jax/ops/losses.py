@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from instruct_jax.records import Metrics
+from instruct_jax.records import Array, Metrics
 
 # nats; beyond it the policy ratio is held at exp(+-20), and its gradient is 0: finite whatever the
 # policy does
@@ -16,7 +16,7 @@ LOG_RATIO_BOUND = 20.0
 
 
 def policy_loss(
-    logp: jax.Array, old_logp: jax.Array, advantage: jax.Array, weight: jax.Array, *, clip: float
+    logp: Array, old_logp: Array, advantage: Array, weight: Array, *, clip: float
 ) -> tuple[jax.Array, Metrics]:
     """sum_t w_t max(-A_t r_t, -A_t clip(r_t, 1 - clip, 1 + clip)), r = exp(logp - old_logp); f32
     [], metrics.  All [B, T].
@@ -41,10 +41,10 @@ def policy_loss(
 
 
 def value_loss(
-    value: jax.Array,
-    old_value: jax.Array,
-    target: jax.Array,
-    weight: jax.Array,
+    value: Array,
+    old_value: Array,
+    target: Array,
+    weight: Array,
     *,
     clip: float | None,
 ) -> tuple[jax.Array, Metrics]:
@@ -66,7 +66,7 @@ def value_loss(
     }
 
 
-def only_weighted(weight: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def only_weighted(weight: Array, *arrays: Array) -> tuple[jax.Array, ...]:
     """The arrays as f32, 0 where they have no weight: neither values nor gradients of what is
     hidden can reach the loss.
     """

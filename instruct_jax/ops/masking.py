@@ -7,10 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from instruct_jax.records import Array
 
-def masked_sum(
-    x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | None = None
-) -> jax.Array:
+
+def masked_sum(x: Array, mask: Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
     """Sum of x over the True entries of mask, f32; 0 where there are none.
 
     x, mask: one shape, mask bool.
@@ -20,9 +20,7 @@ def masked_sum(
     return jnp.where(mask, jnp.asarray(x, jnp.float32), 0.0).sum(axis)
 
 
-def masked_mean(
-    x: jax.Array, mask: jax.Array, axis: int | tuple[int, ...] | None = None
-) -> jax.Array:
+def masked_mean(x: Array, mask: Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
     """Mean of x over the True entries of mask, f32; 0 where there are none.
 
     x, mask: one shape, mask bool.
@@ -31,7 +29,7 @@ def masked_mean(
     return masked_sum(x, mask, axis) / jnp.maximum(count, 1.0)
 
 
-def whiten(x: jax.Array, mask: jax.Array, *, eps: float = 1e-8) -> jax.Array:
+def whiten(x: Array, mask: Array, *, eps: float = 1e-8) -> jax.Array:
     """(x - mean) / sqrt(variance + eps) over the True entries of the whole array, 0 elsewhere; f32,
     the shape of x.
 
@@ -45,7 +43,7 @@ def whiten(x: jax.Array, mask: jax.Array, *, eps: float = 1e-8) -> jax.Array:
     return jnp.where(mask, centred * jax.lax.rsqrt(variance + eps), 0.0)
 
 
-def positions(segments: jax.Array) -> jax.Array:
+def positions(segments: Array) -> jax.Array:
     """Position of each token within its own run of equal segments [..., L] -> int32 [..., L].
 
     Left-padded, right-padded and packed rows alike: 0 0 1 1 1 2 2 -> 0 1 0 1 2 0 1.
@@ -56,7 +54,7 @@ def positions(segments: jax.Array) -> jax.Array:
     return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=segments.ndim - 1)
 
 
-def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:
+def attention_mask(segments: Array, window: int | None = None) -> jax.Array:
     """Who may see whom: segments [B, L] -> bool [B, 1, L, L], query before key; the 1 stands for
     the heads.
 
@@ -64,6 +62,7 @@ def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:
     and, with a window, q - k < window.  A padding query sees nothing.
     """
     chex.assert_rank(segments, 2)
+    segments = jnp.asarray(segments)
     query, key = segments[:, :, None], segments[:, None, :]
     causal = jnp.tril(jnp.ones((1, segments.shape[1], segments.shape[1]), bool))
     if window is not None:
@@ -71,7 +70,7 @@ def attention_mask(segments: jax.Array, window: int | None = None) -> jax.Array:
     return ((query == key) & (key > 0) & causal)[:, None]
 
 
-def last_index(mask: jax.Array) -> jax.Array:
+def last_index(mask: Array) -> jax.Array:
     """Index of the last True of each row, 0 where there is none: bool [..., L] -> int32 [...]."""
     chex.assert_type(mask, bool)
     index = jax.lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)

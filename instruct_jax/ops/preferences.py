@@ -4,8 +4,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from instruct_jax.records import Array
 
-def ranking_loss(scores: jax.Array, ranks: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+
+def ranking_loss(scores: Array, ranks: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """-(1 / pairs) sum over the pairs (w better than l) of log sigmoid(s_w - s_l); (loss, accuracy,
     margin), f32 [] each.
 

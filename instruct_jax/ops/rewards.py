@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from instruct_jax.ops.masking import last_index
+from instruct_jax.records import Array
 
 
 def shaped_reward(
-    score: jax.Array,
-    logp: jax.Array,
-    ref_logp: jax.Array,
-    mask: jax.Array,
-    kl_coef: float | jax.Array,
+    score: Array,
+    logp: Array,
+    ref_logp: Array,
+    mask: Array,
+    kl_coef: float | Array,
 ) -> tuple[jax.Array, jax.Array]:
     """R_t = score [t is the last response token] - kl_coef KL_t, KL_t = logp_t - ref_logp_t; (R,
     KL), f32 [B, T] each, 0 outside mask.
@@ -35,7 +36,7 @@ def shaped_reward(
     return jnp.where(is_last, score[:, None], 0.0) - kl_coef * kl, kl
 
 
-def missing_eos(score: jax.Array, ended: jax.Array, penalty: float) -> jax.Array:
+def missing_eos(score: Array, ended: Array, penalty: float) -> jax.Array:
     """score where the response ended by itself, elsewhere `penalty` in its place; score [B], ended
     bool [B] -> f32 [B].
 

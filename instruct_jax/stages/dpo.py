@@ -14,7 +14,7 @@ from instruct_jax.errors import require
 from instruct_jax.models.lm import LanguageModel
 from instruct_jax.ops.masking import masked_mean
 from instruct_jax.ops.preferences import ranking_loss
-from instruct_jax.records import Metrics, Params, RankingBatch
+from instruct_jax.records import Array, Metrics, Params, RankingBatch
 from instruct_jax.stages.gradient import LossFn
 from instruct_jax.stages.pretrain import check_batch
 
@@ -46,7 +46,7 @@ class DpoBatch:
     """
 
     rankings: RankingBatch
-    reference: jax.Array  # [B, K] f32, `sequence_logp` under the reference, in nats
+    reference: Array  # [B, K] f32, `sequence_logp` under the reference, in nats
 
 
 def sequence_logp(
@@ -79,7 +79,7 @@ def own_tokens(rankings: RankingBatch) -> jax.Array:
     [B, K, L].  Column 0 is False: nothing predicts the first token.
     """
     tokens = rankings.tokens
-    mask = rankings.mask
+    mask = jnp.asarray(rankings.mask)
     absent = ~mask.any(axis=2, keepdims=True)
     same_token = tokens == tokens[:, :1]
     same_mask = mask == mask[:, :1]

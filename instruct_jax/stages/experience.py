@@ -16,7 +16,7 @@ from instruct_jax.models.lm import LanguageModel
 from instruct_jax.ops import masking
 from instruct_jax.ops.advantages import gae
 from instruct_jax.ops.rewards import missing_eos, shaped_reward
-from instruct_jax.records import Experience, Metrics, Params, Rollout
+from instruct_jax.records import Array, Experience, Metrics, Params, Rollout
 from instruct_jax.stages.gradient import map_rows
 
 
@@ -209,13 +209,13 @@ def experience_of(
     return experience, metrics
 
 
-def variance(x: jax.Array, mask: jax.Array) -> jax.Array:
+def variance(x: Array, mask: Array) -> jax.Array:
     """Biased variance of x over the True entries of mask."""
     mean = masking.masked_mean(x, mask)
     return masking.masked_mean(jnp.square(x - mean), mask)
 
 
-def repetition(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+def repetition(tokens: Array, mask: Array) -> jax.Array:
     """Share of the bigrams of a response [B, T] that occurred before in it."""
     # a hash of each bigram
     first = tokens[:, :-1].astype(jnp.uint32)

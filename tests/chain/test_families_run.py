@@ -7,6 +7,7 @@ tests/huggingface/test_families.py has all families.
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,7 +153,8 @@ def logits(model: Model) -> jax.Array:
 def test_the_policy_goes_out(chain):
     out = chain / "policy"
     assert main(["export", "run:ppo", "--out", str(out)]) == 0
-    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    theirs, info = loaded
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     model = policy(opened(chain / "run"), "ppo")
     torch_models_close(logits(model), torch_models.logits(theirs, TOKENS, ALL))

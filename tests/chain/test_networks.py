@@ -1,11 +1,12 @@
 """The host loops over a model on the mesh."""
 
 import types
+from typing import Any
 
 from instruct_jax.chain.networks import rows_at_a_time
 
 
-def network(parts: int, sample_batch: int = 256):
+def network(parts: int, sample_batch: int = 256) -> Any:
     sampling = types.SimpleNamespace(parts=lambda axis: parts)
     models = types.SimpleNamespace(sampling=sampling)
     return types.SimpleNamespace(models=models, sample_batch=sample_batch)

@@ -37,8 +37,8 @@ def test_a_run_waits_for_people(tmp_path, monkeypatch):
     )
     waiting.start()
     connection = wait_for_tasks(place, 4)
-    for name, group in (("ann", "training"), ("hal", "held-out")):
-        accounts.invite(connection, name, group, admin=False, now=time.time())
+    accounts.invite(connection, "ann", "training", admin=False, now=time.time())
+    accounts.invite(connection, "hal", "held-out", admin=False, now=time.time())
     answered(connection, "hal", SAMPLES[0])
     answered(connection, "hal", SAMPLES[2])
     answered(connection, "ann", SAMPLES[0])

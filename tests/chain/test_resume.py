@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -63,7 +64,7 @@ def test_state_is_bitwise_the_same(runs, stage):
     assert len(whole) == len(killed) > 10
     for a, b in zip(whole, killed, strict=True):
         a, b = (
-            jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
             for x in (a, b)
         )
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

@@ -228,7 +228,7 @@ def test_each_round_has_prompts_and_random_numbers_of_its_own(finished, monkeypa
     assert not asked[0] & asked[1]
     assert first.prompts("report", 9) == second.prompts("report", 9)
     keys = [jax.random.key_data(Run(config, finished).key("ppo")) for config in configs]
-    assert not np.array_equal(*keys)
+    assert not np.array_equal(keys[0], keys[1])
 
 
 def test_labelers_are_as_noisy_in_the_second_round(tmp_path):

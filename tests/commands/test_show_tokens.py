@@ -23,11 +23,13 @@ def place(tmp_path, monkeypatch):
 def tables(shown: str) -> dict[str, list[list[str]]]:
     """title -> rows"""
     found: dict[str, list[list[str]]] = {}
+    heading = ""
     for line in shown.splitlines():
         if line.startswith(("texts ", "demonstrations ", "rankings ", "prompts ")):
-            rows = found.setdefault(line.strip(), [])
+            heading = line.strip()
+            found.setdefault(heading, [])
         elif line.split()[:1] and line.split()[0].isdigit():
-            rows.append(line.split())
+            found[heading].append(line.split())
     return found
 
 

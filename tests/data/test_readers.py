@@ -4,6 +4,7 @@ import datetime
 import gzip
 import json
 import os
+from typing import Any
 
 import pytest
 
@@ -246,8 +247,9 @@ def test_missing_file_and_wrong_options(tmp_path):
         read_prompts(tmp_path / "nowhere.jsonl")
     path = tmp_path / "data.jsonl"
     write_jsonl(path, [{"question": "q"}])
+    unknown: Any = "ignore"
     with pytest.raises(DataError, match="on_bad_record='ignore'.*use error or skip"):
-        read_prompts(path, on_bad_record="ignore")
+        read_prompts(path, on_bad_record=unknown)
     with pytest.raises(
         DataError,
         match=r"data\.jsonl:1: columns=.*'answer'.*no column.*question.*correct the column map",

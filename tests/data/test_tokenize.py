@@ -83,12 +83,14 @@ def test_byte_tokenizer(tmp_path):
     tok = load_tokenizer(gpt2_folder(tmp_path / "gpt2"))
     # PAD is new, and EOS is no BOS
     assert (len(tok), tok.eos_token_id, tok.pad_token_id) == (259, 257, 258)
+    eos = tok.eos_token_id
+    assert isinstance(eos, int)
     assert encode_prompt(tok, "ab") == [256]
-    assert tok.eos_token_id not in encode_prompt(tok, "x<|endoftext|>y")
+    assert eos not in encode_prompt(tok, "x<|endoftext|>y")
     for text in ["cab <|endoftext|> cab", " two  spaces ", "\u2028 caf\u00e9 \U0001f600\n"]:
         for prefix in ("", " "):
             encoded = encode_completion(tok, text, prefix=prefix)
-            assert encoded.count(tok.eos_token_id) == 1 and encoded[-1] == tok.eos_token_id
+            assert encoded.count(eos) == 1 and encoded[-1] == eos
             assert decode_completion(tok, [*encoded, 5, 6], prefix=prefix) == text.removeprefix(
                 prefix
             )

@@ -130,6 +130,7 @@ def test_the_version_that_the_labeler_had(db):
     instructions.write(db, "new", "boss", 1.0)
     assert instructions.changed(db, "ann") and not instructions.changed(db, "cas")
     answer(db, "ann")
+    assert opened is not None
     store.submit(db, opened, "ben", "f", RANKED, shown=[0, 1], seconds=1, now=2)
     assert [(found.labeler, found.instructions) for found in store.answers(db)] == [
         ("ann", 1),
@@ -152,8 +153,10 @@ def test_every_answer_is_exported_once_and_the_readers_take_it(db, tmp_path):
         ],
     )
     store.add_tasks(db, [task({"prompt": "c", "completions": ["x", "y"]}, compare=True)])
-    answer(db, "dot"), answer(db, "dot"), answer(db, "ann")  # screening, held out, screening
-    answer(db, "ann"), answer(db, "ann", Reply(skipped="why"))
+    for labeler in ("dot", "dot", "ann"):  # screening, held out, screening
+        answer(db, labeler)
+    answer(db, "ann")
+    answer(db, "ann", Reply(skipped="why"))
     answer(db, "ann", Reply(ranks=[1, 1], likert=[4, 4], flags=[{}, {}], notes=["", ""]))
     for _ in range(3):
         answer(db, "ann")
@@ -207,6 +210,7 @@ def test_an_answer_is_on_the_disk(db, tmp_path):
     """
     fill(db)
     found = store.lease(db, "ann", 0, 60)
+    assert found is not None
     statements: list[str] = []
     db.set_trace_callback(statements.append)
     store.submit(db, found, "ann", "f", RANKED, shown=[0, 1], seconds=1, now=2)

@@ -2,6 +2,8 @@
 weights and config through a round trip.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +110,7 @@ def test_greedy_decoding_is_that_of_generate(name, tmp_path):
     lm, params, _ = ours(torch_models.save(model, tmp_path / "model"))
     tokens, masks = batches()
     mask, new = masks["left"], 64
-    prompts = PromptBatch(jnp.array(tokens, jnp.int32), jnp.array(mask))  # type: ignore[arg-type]
+    prompts = PromptBatch(jnp.array(tokens, jnp.int32), jnp.array(mask))
     rollout = jax.jit(
         make_rollout(lm, SamplerConfig(max_tokens=new, temperature=0.0), eos=V + 1, pad=0)
     )
@@ -141,7 +143,8 @@ def test_the_weights_survive(name, tmp_path):
     again = weights.read_params(out, family, lm.config, boxed(lm), LAYOUT)
     jax.tree.map(np.testing.assert_array_equal, again, params)
     transformers.AutoConfig.for_model(**write_config(lm.config)).save_pretrained(out)
-    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    theirs, info = loaded
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     original = torch_models.model_of(name).state_dict()
     for key, value in theirs.state_dict().items():

@@ -1,6 +1,7 @@
 """Adapters: nothing at first, the same merged and unmerged, and all that is trained."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def test_split_and_join():
 def test_the_sampler_draws_from_the_adapted_model():
     lm, base, adapters = adapted(tiny.GPT)
     params = merge(base, adapters)
-    prompts = PromptBatch(jnp.array(tiny.tokens((3, 5))), jnp.ones((3, 5), bool))  # type: ignore[arg-type]
+    prompts = PromptBatch(jnp.array(tiny.tokens((3, 5))), jnp.ones((3, 5), bool))
 
     def run(lm, params):
         return jax.jit(
@@ -163,17 +164,19 @@ def test_reference_value_and_reward_cost_no_copy_of_the_model():
     lowered = jax.jit(experience).lower(base, params, adapters, own, rollout)
     memory = lowered.compile().memory_analysis()
     given = size_of(base) + 2 * size_of(adapters) + 2 * size_of(own)
+    assert memory is not None
     assert memory.argument_size_in_bytes < given + 10_000
     assert memory.temp_size_in_bytes < 0.5 * size_of(base)
 
 
 def test_bad_values_are_refused():
-    for keys in (
+    refused: list[dict[str, Any]] = [
         {"rank": 0},
         {"alpha": 0.0},
         {"targets": ("query",)},
         {"targets": ()},
         {"dropout": 1.0},
-    ):
+    ]
+    for keys in refused:
         with pytest.raises(ConfigError, match="lora"):
             LoraConfig(**keys)

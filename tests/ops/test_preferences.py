@@ -104,9 +104,6 @@ def test_batches_by_vmap_and_bf16_scores():
     ranks = jnp.array([[1, 2, 3], [1, 1, 2], [0, 0, 0]])
     scores = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)), jnp.bfloat16)
     result = jax.vmap(ranking_loss)(scores, ranks)
-    np.testing.assert_allclose(
-        np.stack(result, axis=1),
-        [slow(np.float32(s), r) for s, r in zip(scores, ranks, strict=True)],
-        rtol=1e-5,
-    )
+    expected = [slow(np.float32(s), r) for s, r in zip(scores, ranks, strict=True)]
+    np.testing.assert_allclose(np.stack(result, axis=1), np.array(expected), rtol=1e-5)
     chex.assert_type(result[0], jnp.float32)

@@ -54,8 +54,10 @@ def test_policy_equal_to_reference_has_exactly_no_kl():
 
 @pytest.mark.parametrize("garbage", [1e9, np.nan, -np.inf])
 def test_beyond_the_end_anything_may_stand(garbage):
-    clean = shaped_reward(SCORE, *logps(), MASK, 0.3)
-    dirty = shaped_reward(SCORE, *(jnp.where(MASK, x, garbage) for x in logps()), MASK, 0.3)
+    logp, ref = logps()
+    clean = shaped_reward(SCORE, logp, ref, MASK, 0.3)
+    logp, ref = jnp.where(MASK, logp, garbage), jnp.where(MASK, ref, garbage)
+    dirty = shaped_reward(SCORE, logp, ref, MASK, 0.3)
     chex.assert_trees_all_equal(clean, dirty)
     assert all((np.asarray(x)[~MASK] == 0).all() for x in dirty)
 

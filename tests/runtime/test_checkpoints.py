@@ -1,5 +1,6 @@
 """Checkpoints keep everything, and refuse what does not fit."""
 
+import dataclasses
 import gc
 import resource
 import time
@@ -50,12 +51,12 @@ def abstract(state):
     )
 
 
-def opened(folder, **options):
-    return Checkpoints(folder, **({"fingerprints": toy.FINGERPRINTS} | options))
+def opened(folder, fingerprints=toy.FINGERPRINTS, **options):
+    return Checkpoints(folder, fingerprints=fingerprints, **options)
 
 
 def at(step, **options):
-    return toy.create(**options).replace(step=jnp.asarray(step, jnp.int32))
+    return dataclasses.replace(toy.create(**options), step=jnp.asarray(step, jnp.int32))
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_typed_keys_survive(tmp_path, impl):
-    state = toy.create().replace(key=jax.random.key(5, impl=impl))
+    state = dataclasses.replace(toy.create(), key=jax.random.key(5, impl=impl))
     with opened(tmp_path) as checkpoints:
         checkpoints.save(state)
         key = checkpoints.restore(abstract(state)).key
@@ -80,11 +81,15 @@ def test_sharded_states_come_back_sharded_and_donation_does_not_reach_a_save(tmp
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
     layout = NamedSharding(mesh, PartitionSpec("data"))
     state = jax.device_put(toy.create(), NamedSharding(mesh, PartitionSpec()))
-    state = state.replace(
-        params={"w": jax.device_put(jnp.zeros((devices * 4096,)), layout)}, opt_state=(), ema=None
+    state = dataclasses.replace(
+        state,
+        params={"w": jax.device_put(jnp.zeros((devices * 4096,)), layout)},
+        opt_state=(),
+        ema=None,
     )
     grow = jax.jit(
-        lambda s: s.replace(step=s.step + 1, params={"w": s.params["w"] + 1}), donate_argnums=0
+        lambda s: dataclasses.replace(s, step=s.step + 1, params={"w": s.params["w"] + 1}),
+        donate_argnums=0,
     )
     with opened(tmp_path, keep=9) as checkpoints:
         for _ in range(4):
@@ -134,17 +139,19 @@ def test_missing_and_left_over_leaves_are_refused(saved):
         with pytest.raises(
             CheckpointError, match=r"ema\.b is float32\[\] in the checkpoint but nothing here"
         ):
-            checkpoints.restore(abstract(state.replace(ema=None)))
+            checkpoints.restore(abstract(dataclasses.replace(state, ema=None)))
         with pytest.raises(
             CheckpointError, match=r"params\.new is nothing in the checkpoint but float32\[2\] here"
         ):
             checkpoints.restore(
-                abstract(state.replace(params=state.params | {"new": jnp.zeros(2)}))
+                abstract(dataclasses.replace(state, params=state.params | {"new": jnp.zeros(2)}))
             )
         with pytest.raises(
             CheckpointError, match=r"kl_coef is float32\[\] in the checkpoint but bfloat16\[\] here"
         ):
-            checkpoints.restore(abstract(state.replace(kl_coef=jnp.zeros((), jnp.bfloat16))))
+            checkpoints.restore(
+                abstract(dataclasses.replace(state, kl_coef=jnp.zeros((), jnp.bfloat16)))
+            )
 
 
 def test_another_tokenizer_is_refused(saved):
@@ -195,7 +202,9 @@ def damage(checkpoint):
 
 def large(step):
     """Arrays that orbax keeps in a file of their own, where it checks nothing."""
-    return at(step).replace(ema={"w": jax.random.normal(jax.random.key(step), (64, 300))})
+    return dataclasses.replace(
+        at(step), ema={"w": jax.random.normal(jax.random.key(step), (64, 300))}
+    )
 
 
 def test_no_flipped_bit_is_read_as_a_number(tmp_path):
@@ -213,7 +222,9 @@ def test_no_flipped_bit_is_read_as_a_number(tmp_path):
             said.append(str(error))
         else:
             jax.tree.map(
-                np.testing.assert_array_equal, found.replace(key=None), state.replace(key=None)
+                np.testing.assert_array_equal,
+                dataclasses.replace(found, key=None),
+                dataclasses.replace(state, key=None),
             )
         file.write_bytes(whole)
     assert any("ema.w is not what was saved" in message for message in said), said
@@ -231,9 +242,7 @@ def test_a_damaged_result_of_a_stage_stops_with_the_fix(tmp_path):
             r" stage"
         ),
     ):
-        restore_params(
-            tmp_path / "sft" / "checkpoints", {"w": abstract(large(3).ema["w"])}, part="ema"
-        )
+        restore_params(tmp_path / "sft" / "checkpoints", abstract(large(3).ema), part="ema")
 
 
 def test_the_last_whole_one_is_used_and_the_damaged_ones_are_out_of_the_way(tmp_path):
@@ -247,7 +256,9 @@ def test_the_last_whole_one_is_used_and_the_damaged_ones_are_out_of_the_way(tmp_
     with opened(folder, keep=3) as checkpoints:
         state, said = checkpoints.restore_good(abstract(large(0)))
         jax.tree.map(
-            np.testing.assert_array_equal, state.replace(key=None), large(1).replace(key=None)
+            np.testing.assert_array_equal,
+            dataclasses.replace(state, key=None),
+            dataclasses.replace(large(1), key=None),
         )
         assert [
             "damaged_checkpoint_3" in said[0],
@@ -275,7 +286,11 @@ def test_a_stage_resumes_from_the_last_whole_checkpoint(tmp_path, capfd):
     for file in (folder / "checkpoints" / "9").rglob("manifest.ocdbt"):
         file.write_bytes(file.read_bytes()[:-9])  # cut short
     found = toy.run(folder)
-    jax.tree.map(np.testing.assert_array_equal, found.replace(key=None), expected.replace(key=None))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        dataclasses.replace(found, key=None),
+        dataclasses.replace(expected, key=None),
+    )
     assert (folder / "metrics.jsonl").read_text() == (
         tmp_path / "whole" / "metrics.jsonl"
     ).read_text()
@@ -351,7 +366,7 @@ def test_full_disk_leaves_the_last_good_checkpoint(saved):
             ),
             opened(saved) as checkpoints,
         ):
-            checkpoints.save(at(5).replace(ema={"w": jnp.asarray(big)}))
+            checkpoints.save(dataclasses.replace(at(5), ema={"w": jnp.asarray(big)}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     with opened(saved) as checkpoints:

@@ -4,6 +4,7 @@ and the order of the data.
 Also a program, so that tests can kill it: python toy.py FOLDER STEP SIGNAL...
 """
 
+import dataclasses
 import os
 import signal
 import sys
@@ -51,8 +52,8 @@ def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Arr
     params = optax.apply_updates(state.params, updates)
     ema = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, state.ema, params)
     kl_coef = state.kl_coef * jnp.where(loss > 1, 1.1, 0.9)
-    state = state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state, ema=ema, kl_coef=kl_coef
+    state = dataclasses.replace(
+        state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema, kl_coef=kl_coef
     )
     return state, {"toy/loss": loss, "toy/kl_coef": kl_coef}
 

@@ -1,5 +1,7 @@
 """What the compiled steps send between devices is what theory asks for, and nothing else."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from test_mesh import MODEL, PPO, RATE, models
 
 from instruct_jax import optim, sharding
 from instruct_jax.plan.collectives import Collective, collectives
-from instruct_jax.records import Experience, Rollout
+from instruct_jax.records import Experience, Rollout, TrainState
 from instruct_jax.stages import ppo, pretrain
 from instruct_jax.stages.gradient import make_step
 
@@ -23,7 +25,7 @@ def size(tree) -> int:
     return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
-def compiled_sft(shape):
+def compiled_sft(shape) -> tuple[TrainState, Any]:
     layout, lm, _, _ = models(shape)
     key, tx = jax.random.key(0), optim.make_optimizer(RATE, 10)
     state = sharding.create_state(
@@ -37,7 +39,7 @@ def compiled_sft(shape):
     return state, step.lower(state, tiny.token_batch(ROWS, LENGTH)).compile()
 
 
-def compiled_update(shape):
+def compiled_update(shape) -> tuple[TrainState, Any]:
     """PPO-ptx."""
     layout, lm, _, scalar = models(shape)
     key, tx = jax.random.key(0), optim.make_optimizer(RATE, 10)
@@ -53,7 +55,10 @@ def compiled_update(shape):
         key,
         averaged=lambda p: p["policy"],
     )
-    rows = lambda *shape, dtype=np.float32: np.zeros((ROWS, *shape), dtype)  # noqa: E731
+
+    def rows(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+        return np.zeros((ROWS, *shape), dtype)
+
     rollout = Rollout(
         rows(6, dtype=np.int32),
         rows(6, dtype=bool),

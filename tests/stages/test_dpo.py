@@ -33,7 +33,8 @@ def with_prompts(rankings: RankingBatch) -> RankingBatch:
     prompts = np.repeat(tiny.tokens((rows, 1, 4), seed=9), k, axis=1)
     present = np.repeat(np.asarray(rankings.mask)[:, :, :1], 4, axis=2)
     prompts = np.where(present, prompts, tiny.PAD)
-    return rankings.replace(
+    return dataclasses.replace(
+        rankings,
         tokens=np.concatenate([prompts, rankings.tokens], axis=2),
         mask=np.concatenate([present, rankings.mask], axis=2),
     )
@@ -122,13 +123,16 @@ def test_a_completion_that_another_one_continues_differs_at_its_end():
 def test_padding_and_absent_completions_change_nothing():
     rankings = with_prompts(tiny.ranking_batch())
     policy = tiny.params(seed=1)
-    wide = rankings.replace(
+    wide = dataclasses.replace(
+        rankings,
         tokens=np.pad(rankings.tokens, ((0, 0), (0, 2), (0, 5))),
         mask=np.pad(rankings.mask, ((0, 0), (0, 2), (0, 5))),
         ranks=np.pad(rankings.ranks, ((0, 0), (0, 2))),
     )
     plain, padded = batch_of(rankings), batch_of(wide)
-    garbage = padded.replace(reference=padded.reference.at[:, -2:].set(99.0))
+    garbage = dataclasses.replace(
+        padded, reference=jnp.asarray(padded.reference).at[:, -2:].set(99.0)
+    )
     expected = compiled(LOSS, policy, plain, KEY, 1)
     for batch in (padded, garbage):
         result = compiled(LOSS, policy, batch, KEY, 1)
@@ -138,7 +142,7 @@ def test_padding_and_absent_completions_change_nothing():
 def test_nothing_beyond_eos_counts():
     rankings = with_prompts(tiny.ranking_batch())
     noise = tiny.tokens(rankings.tokens.shape, seed=5)
-    spoiled = rankings.replace(tokens=np.where(rankings.mask, rankings.tokens, noise))
+    spoiled = dataclasses.replace(rankings, tokens=np.where(rankings.mask, rankings.tokens, noise))
     policy = tiny.params(seed=1)
     batches = batch_of(rankings), batch_of(spoiled)
     a, b = (compiled(LOSS, policy, batch, KEY, 1) for batch in batches)

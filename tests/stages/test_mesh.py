@@ -4,6 +4,7 @@ and keeps its type.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,7 @@ def reinforced(shape, name):
     rows = jax.tree.map(
         lambda *x: np.stack(x), *[tiny.token_batch(rows=8, seed=i) for i in range(PPO.updates)]
     )
+    assert sampler.layout is not None
     weights = sharding.reshard(params["policy"], boxed["policy"], sampler.layout)
     rollout = jax.jit(
         make_rollout(sampler, PPO.sampler, eos=tiny.EOS, pad=tiny.PAD), out_shardings=batch
@@ -170,6 +172,7 @@ def test_a_vocabulary_that_is_padded_on_a_mesh():
                 lambda p: pretrain.make_loss(lm, "sft")(p, batch, jax.random.key(0))[0]
             )
         )(params)
+        assert sampler.layout is not None
         weights = sharding.reshard(
             params, jax.eval_shape(lm.init, jax.random.key(0)), sampler.layout
         )
@@ -241,7 +244,7 @@ def test_a_step_compiles_once():
         tx.init,
         key,
     )
-    step = sharding.compile_step(make_step(pretrain.make_loss(lm, "sft"), tx), layout, state)
+    step: Any = sharding.compile_step(make_step(pretrain.make_loss(lm, "sft"), tx), layout, state)
     for i in range(3):
         state, _ = step(state, tiny.token_batch(rows=16, seed=i))
     assert step._cache_size() == 1 and int(state.step) == 3

@@ -159,7 +159,7 @@ def svg(picture: Picture) -> str:
     """An <svg> element to stand in a page: no header, its own ids, the alt text as its name."""
     with io.StringIO() as out:
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(picture.figure).print_svg(out, metadata=nothing)  # type: ignore[arg-type]
+        FigureCanvasSVG(picture.figure).print_svg(out, metadata=nothing)
         text = out.getvalue()
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.S)
