@@ -47,6 +47,7 @@ def _digests(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: _digest(leaf) for name, leaf in leaves.items()}
 
 
+@jax.jit  # arrays of one shape are traced once
 def _digest(x: jax.Array) -> jax.Array:
     """The sum, modulo 2^32, of a hash of each element's bits and place; x has any shape and dtype.
 
