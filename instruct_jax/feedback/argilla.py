@@ -238,11 +238,9 @@ def _order(
     ranks: dict[str, Any] = {}
     for at, (name, rank) in enumerate(pairs, 1):
         ranks[_hyphenated(into.name(name))] = rank if has_ranks else at
-    order = {
-        field: ranks.get(_hyphenated(field)) for field in fields if _hyphenated(field) in ranks
-    }
-    if len(order) < len(ranks):
-        if not (order or has_ranks or question in always_ranked):
+    ranked = [field for field in fields if _hyphenated(field) in ranks]
+    if len(ranked) < len(ranks):
+        if not (ranked or has_ranks or question in always_ranked):
             return None  # labels
         raise FieldError(
             question,
@@ -250,8 +248,10 @@ def _order(
             f"ranks values that are no fields; there are {names(fields)}",
             "say which each is by --rename VALUE=FIELD, or name the questions to read by --only",
         )
-    for field, rank in order.items():
-        if not isinstance(rank, int):
+    order: Ranks = {}
+    for field in ranked:
+        order[field] = ranks[_hyphenated(field)]
+        if not isinstance(order[field], int):
             fix = "give it a rank, or leave the answer out with --on_bad_record skip"
             raise FieldError(question, field, "is not ranked", fix)
     return order

@@ -5,7 +5,7 @@ the rest.  All pure.
 import contextlib
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from instruct_jax.data import schemas
@@ -24,7 +24,7 @@ class Import:
     def __init__(
         self,
         *,
-        only: Sequence[str] = (),
+        only: Iterable[str] = (),
         rename: Mapping[str, str] | None = None,
         skip: bool = False,
     ):
@@ -39,9 +39,9 @@ class Import:
 
     def name(self, theirs: Any) -> str:
         """Our name of a question, field, bucket or value, in Unicode NFC."""
-        theirs = nfc(theirs)
-        self.met.add(theirs)
-        return self.renamed.get(theirs, theirs)
+        name = nfc(theirs)
+        self.met.add(name)
+        return self.renamed.get(name, name)
 
     def reads(self, question: Any) -> bool:
         """Whether the answers to a question are read."""
