@@ -121,19 +121,24 @@ def _responses_of(record: Record) -> Iterator[tuple[tuple[Any, int], str | None,
     """
     if isinstance(record.get("responses"), list):
         for at, response in enumerate(converters.objects(record, "responses", FORM)):
-            key = response.get("user_id"), at
-            values = converters.part(response, "values", FORM)
+            given = {"values": response.get("values") or {}}  # null in a draft
+            values = converters.part(given, "values", FORM)
             for question in values:
                 value = converters.part(values, question, FORM).get("value")
-                yield key, response.get("status"), question, value
+                yield (_user_id(response), at), response.get("status"), question, value
         return
     responses = converters.ours(record, "responses")
     for question in responses:
         count = Counter()
         for response in converters.objects(responses, question, FORM):
-            user = response.get("user_id")
+            user = _user_id(response)
             yield (user, count[user]), response.get("status"), question, response.get("value")
             count[user] += 1
+
+
+def _user_id(response: Record) -> str | None:
+    user = response.get("user_id")
+    return None if user is None else str(user)
 
 
 def _read_answer(

@@ -168,7 +168,7 @@ def _results(annotation: Record, into: Import) -> list[Record]:
         result = {
             "from_name": into.name(control),
             "to_name": ",".join(into.name(name) for name in to),
-            "type": given.get("type"),
+            "type": str(given.get("type")),
             "value": value if isinstance(value, dict) else {},
         }
         if into.reads(control):
@@ -388,7 +388,11 @@ def _order(result: Record, items: Mapping[str, Any], into: Import) -> dict[str, 
     """
     control = result["from_name"]
     given = converters.part(result["value"], "ranker", "give the result of a Ranker")
-    buckets: dict[str, list[Any]] = {into.name(name): inside for name, inside in given.items()}
+    buckets: dict[str, list[Any]] = {}
+    for name, inside in given.items():
+        if not isinstance(inside, list):
+            raise FieldError(f"{control}.ranker", inside, "is no list of items", FORM)
+        buckets[into.name(name)] = inside
     first = next(iter(buckets), "")
     in_order = first == control or not re.search(r"\d+$", first)
     places = {}

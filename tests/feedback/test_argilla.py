@@ -77,6 +77,7 @@ def test_argilla_1_lists_people():
             response("bob", "discarded", 2, 1),
             response("cid", "draft", 2, 1),
             response("dan", "submitted", 2, 1),
+            {"user_id": "eve", "status": "draft", "values": None},
         ],
         "external_id": "e1",
         "suggestions": [],
@@ -98,6 +99,11 @@ def test_a_text_is_the_demonstration_by_name_only():
     assert read(given).left_out == {"question 'response'": 1, "question 'topic'": 1}
     [demonstration] = read(given, rename={"response": "demonstration"}).demonstrations
     assert (demonstration["prompt"], demonstration["completion"]) == ("count", "one two")
+
+
+def test_any_user_id_is_a_name():
+    [ranking] = read(record(user={"x": 1}, ranks=["Response 2", "Response 1"])).rankings
+    assert ranking["labeler_id"] == "{'x': 1}"
 
 
 def test_several_people_without_a_name():

@@ -146,7 +146,7 @@ def test_one_that_was_skipped_or_is_not_annotated_is_counted():
         task(DATA, ranker({"rank-1": ["a"]}), was_cancelled=True),
         task(DATA),
         {"data": DATA},
-        task(PAIR, result("choices", {"choices": ["easy"]}, "difficulty")),
+        task(PAIR, result("choices", {"choices": ["easy"]}, "difficulty"), result(["x"], 3, "y")),
     )
     assert not into.rankings
     assert into.left_out == {
@@ -154,6 +154,7 @@ def test_one_that_was_skipped_or_is_not_annotated_is_counted():
         "annotations without a result": 1,
         "tasks without an annotation": 1,
         "choices 'difficulty'": 1,
+        "['x'] 'y'": 1,
     }
 
 
@@ -173,6 +174,7 @@ REFUSED = {
         task(DATA, ranker({"_": ["b"], "rank-1": ["a"], "rank-2": ["c"]})),
         "record 1: annotations[0]: ranks.ranker='b' is not ranked",
     ),
+    "no list of items": (task(DATA, ranker({"ranks": 5})), "ranks.ranker=5 is no list of items"),
     "no such item": (task(DATA, ranker({"ranks": ["a", "b", "c", "d"]})), "['d'] are no items"),
     "no prompt": (
         task({"items": ITEMS}, ranker({"ranks": ["a", "b", "c"]})),
