@@ -664,6 +664,7 @@ def _explain(error: Exception) -> int:
             file=sys.stderr,
         )
         return hosts.exit_now(2)
+    error = hosts.without_devices(error) or error
     if isinstance(error, InstructError):
         print(f"error: {error}", file=sys.stderr)
         return hosts.exit_now(error.exit_code)

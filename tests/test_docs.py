@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 import sys
+import tomllib
 import types
 import typing
 from collections.abc import Iterator
@@ -354,6 +355,27 @@ def test_the_records_of_the_readme_are_read():
     kinds = (schemas.demonstration, schemas.ranking, schemas.prompt)
     for schema, record in zip(kinds, readme_records(), strict=True):
         assert schema(record)["prompt"] == record["prompt"]
+
+
+def texts() -> Iterator[str]:
+    """Of all pages, scripts and string constants of the package."""
+    for path in (*PAGES, *(ROOT / "scripts").glob("*.*")):
+        yield path.read_text(encoding="utf-8")
+    for path in (ROOT / "instruct_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_extras_are_installed_from_the_checkout():
+    """The project is not on the package index."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = set()
+    for text in texts():
+        assert not re.search(r"install\s+['\"]?instruct[-_]jax\b", text), text
+        named |= set(re.findall(r"'\.\[(\w+)\]'", text))
+    assert {"label", "language", "pii", "tpu", "cuda"} <= named
+    assert named <= project["optional-dependencies"].keys()
 
 
 def test_pages_name_no_folder_that_only_we_have():

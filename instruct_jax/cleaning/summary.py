@@ -18,7 +18,17 @@ ORDER = (*KINDS, *SPLITS)
 UNNAMED = "(none given)"
 BAD = "bad record"
 QUANTILES = {"min": 0, "p25": 25, "p50": 50, "p75": 75, "max": 100}
+KEEP = {  # reason -> how such records are kept
+    "too long": "raise max_prompt or max_completion",
+    "language": "name their language in languages.keep",
+    "overlap": "raise overlap.ngram, or set overlap to null",
+    "duplicate": "set exact to false",
+    "shared prefix": "raise prefix, or set it to null",
+    "over the cap": "raise per_user, or set it to null",
+    "personal data": "set pii.action to mask",
+}
 TITLES = {
+    "mostly_dropped": "Warning: one step dropped more than half of a file",
     "flow": "Records read, dropped and written",
     "sizes": "Sizes (paper, Table 6)",
     "use_cases": "Use cases of prompts (paper, Table 1)",
@@ -46,6 +56,7 @@ def facts(result: Cleaned) -> dict[str, list[Row]]:
     for kind in sorted(result.personal):
         personal.append({"found": kind, "pieces": result.personal[kind]})
     return {
+        "mostly_dropped": _mostly_dropped(result),
         "flow": _flow(result),
         "sizes": _sizes(result.written, prompts),
         "use_cases": _use_cases(prompts),
@@ -78,6 +89,38 @@ def _flow(result: Cleaned) -> list[Row]:
         read = sum(outcomes.values())
         if read:
             rows.append({"kind": kind, "read": read} | outcomes)
+    return rows
+
+
+def _mostly_dropped(result: Cleaned) -> list[Row]:
+    """The steps that dropped more than half of the records of a file, each with an example."""
+    read = Counter()
+    dropped = defaultdict(list)
+    for item, _ in result.written:
+        read[item.kind, _file_of(item)] += 1
+    for item, drop in sorted(result.dropped, key=_place):
+        read[item.kind, _file_of(item)] += 1
+        dropped[item.kind, _file_of(item), drop.reason].append((item, drop))
+    rows = []
+    for kind, file, reason in sorted(dropped, key=_rank):
+        pairs = dropped[kind, file, reason]
+        total = read[kind, file]
+        if 2 * len(pairs) <= total:
+            continue
+        item, drop = pairs[0]
+        example = f"{item.place}: {drop.detail}"
+        if drop.of:
+            example += f" ({drop.of})"
+        row = {
+            "kind": kind,
+            "file": file,
+            "reason": reason,
+            "dropped": len(pairs),
+            "read": total,
+            "such as": example,
+            "to keep them": KEEP[reason],
+        }
+        rows.append(row)
     return rows
 
 
@@ -263,9 +306,14 @@ def dropped_rows(result: Cleaned) -> Iterator[Row]:
 def _place(pair: Dropped) -> tuple[str, str, int, str]:
     """Sorts the lines of a file by their numbers."""
     item = pair[0]
-    file, _, line = item.place.rpartition(":")
+    line = item.place.rpartition(":")[2].removeprefix(" record ")
     line_number = int(line) if line.isdigit() else 0
-    return item.kind, file, line_number, item.place
+    return item.kind, _file_of(item), line_number, item.place
+
+
+def _file_of(item: Item) -> str:
+    """The file or data set of a place, which is FILE:LINE or NAME: record NUMBER."""
+    return item.place.rpartition(":")[0]
 
 
 def sentences(tables: dict[str, list[Row]]) -> str:
@@ -284,6 +332,11 @@ def sentences(tables: dict[str, list[Row]]) -> str:
             line += f" ({', '.join(reasons)})"
         kept = [f"{part} {row[part]:,}" for part in SPLITS]
         lines.append(f"{line}; {', '.join(kept)}")
+    for row in tables["mostly_dropped"]:
+        lines.append(
+            f"warning: {row['file']}: {row['reason']} dropped {row['dropped']:,} of {row['read']:,}"
+            f" {row['kind']}, such as {row['such as']}; to keep them {row['to keep them']}"
+        )
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from instruct_jax.data import readers, schemas
 from instruct_jax.errors import ConfigError, require
 from instruct_jax.feedback import accounts, progress, store, tasks
 from instruct_jax.runtime.folders import require_local
+from instruct_jax.text import plural
 
 EXTRA = ("itsdangerous", "krippendorff", "markdown_it", "starlette", "uvicorn")
 # seconds; longer than a proxy keeps its idle connections, so that none is closed under a request
@@ -111,6 +112,22 @@ def _parser() -> argparse.ArgumentParser:
         "file", type=Path, metavar="FILE", help="the JSON that the other tool exports"
     )
     import_.add_argument("--format", choices=OTHER_TOOLS, required=True, help="which tool")
+    import_.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="reads this question (control) and others named so, and leaves the rest out",
+    )
+    import_.add_argument(
+        "--rename",
+        action="append",
+        default=[],
+        metavar="THEIRS=OURS",
+        help="of a question, a field, a bucket, or a value of a ranking: answer=demonstration,"
+        " question=prompt, good=rank-1, 1=Response 1; once for each",
+    )
+    _on_bad_record_argument(import_, "answers")
     for each in (export, import_):
         each.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
 
@@ -147,11 +164,15 @@ def _samples_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     parser.add_argument(
         "--labelers", type=int, default=3, metavar="N", help="who get each of these (default 3)"
     )
+    _on_bad_record_argument(parser, "samples")
+
+
+def _on_bad_record_argument(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--on_bad_record",
         choices=("error", "skip"),
         default="error",
-        help="skip: leave bad samples out, and list them",
+        help=f"skip: leave bad {what} out, and list them",
     )
 
 
@@ -295,9 +316,18 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    from instruct_jax.feedback import files
+    from instruct_jax.feedback import converters, files
 
-    _print(args.out, files.read(args.format, args.file, args.out))
+    into = converters.Import(
+        only=args.only,
+        rename=converters.parse_renames(args.rename),
+        skip=args.on_bad_record == "skip",
+    )
+    _print(args.out, files.read(args.format, args.file, args.out, into))
+    if into.left_out:
+        print(f"left out: {', '.join(into.left_out_lines())}")
+    if into.dropped:
+        print(f"dropped: {plural(len(into.dropped), 'bad answer')}", *into.dropped, sep="\n  ")
 
 
 def _print(out: Path, written: dict[str, int]) -> None:

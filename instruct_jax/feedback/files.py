@@ -1,20 +1,23 @@
 """Files of answers: a new folder for each export and import, in the form of one tool.
 
-converters.py and records.py make what is in them; this module reads and writes it.
+label_studio.py, argilla.py and records.py make what is in them; this module reads and writes it.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from instruct_jax.data import readers
 from instruct_jax.data.schemas import Record
 from instruct_jax.errors import DataError, require
-from instruct_jax.feedback import converters
+from instruct_jax.feedback import argilla, label_studio
+from instruct_jax.feedback.converters import Import
 from instruct_jax.feedback.records import export
 from instruct_jax.feedback.store import Answer
 from instruct_jax.feedback.tasks import LabelTask
+from instruct_jax.text import plural
+
+SHOWN = 8  # kinds of what was found in an export of which nothing can be read
 
 
 def write(
@@ -34,40 +37,45 @@ def write(
         return _write_datasets(out, export(answers, tasks))
     out.mkdir(parents=True)
     if form == "argilla":
-        converted = converters.to_argilla(tasks, answers)
+        converted = argilla.to_argilla(tasks, answers)
     else:
-        converted = converters.to_label_studio(tasks, answers)
+        converted = label_studio.to_label_studio(tasks, answers)
         most = max((len(task.completions) for task in tasks.values()), default=0)
-        config = converters.label_studio_config(most)
+        config = label_studio.label_studio_config(most)
         (out / "config.xml").write_text(config + "\n", encoding="utf-8")
     text = json.dumps(converted, ensure_ascii=False, indent=1) + "\n"
     (out / "tasks.json").write_text(text, encoding="utf-8")
     return {"tasks.json": len(converted)}
 
 
-def read(form: str, path: Path, out: Path) -> dict[str, int]:
+def read(form: str, path: Path, out: Path, into: Import) -> dict[str, int]:
     """Writes the answers of another tool as our records, in a new folder.
 
     `form` is label-studio or argilla; `path` is the JSON file that the tool exports.  Returns how
-    many records are in each file; DataError where the export cannot be used.
+    many records are in each file; DataError where there are none.  `into` says what was left out.
     """
     _require_new(out)
-    fix = "give the JSON file that the other tool exports"
-    try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); {fix}") from error
-    if not isinstance(raw, list):
-        raise DataError(f"{path}: holds a {type(raw).__name__}, not a list; {fix}")
-    convert = converters.from_argilla if form == "argilla" else converters.from_label_studio
-    try:
-        rankings, demonstrations = convert(raw)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    on_bad_record = "skip" if into.skip else "error"
+    # under a key, as readers.read wants each `id` once, and two exports may be in one file
+    records = readers.read(lambda raw: {"task": raw}, path, on_bad_record=on_bad_record)
+    tasks = [(place, record["task"]) for place, record in zip(records.places, records, strict=True)]
+    if form == "argilla":
+        argilla.from_argilla(tasks, into)
+        what = argilla.READ
+    else:
+        label_studio.from_label_studio(tasks, into)
+        what = label_studio.READ
+    into.check_options()
     files = {
-        "rankings.jsonl": rankings,
-        "demonstrations.jsonl": demonstrations,
+        "rankings.jsonl": into.rankings,
+        "demonstrations.jsonl": into.demonstrations,
     }
+    if not any(files.values()):
+        found = into.left_out_lines()[:SHOWN] + into.dropped[:1]
+        raise DataError(
+            f"{path}: nothing to import; in {plural(len(tasks), 'record')} there are"
+            f" {'; '.join(found)}; --format {form} reads {what}"
+        )
     return _write_records(out, files)
 
 

@@ -1,9 +1,12 @@
 """One job of several processes: how they find each other, which one writes, how they wait."""
 
+import contextlib
 import importlib.util
 import os
 import re
 import sys
+import threading
+from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -11,6 +14,17 @@ from jax.experimental import multihost_utils
 from instruct_jax.errors import ConfigError, InstructError
 
 HEARTBEAT_TIMEOUT = 30  # seconds without a sign of life after which a process counts as dead
+NOTICE = 30  # seconds after which a process that waits for the others says so
+# seconds after which it ends; the pods of a job may start minutes apart
+GIVE_UP = 290
+JAX_GIVES_UP = 300  # and aborts, with a stack of C++
+STARTS = {  # what tells how many processes there are -> how all of them are started
+    "--processes": "start the same command with --process 0, 1, ... on every host",
+    "SLURM_NTASKS": (
+        "start the command with srun; for one process unset SLURM_NTASKS, or give --processes 1"
+    ),
+    "OMPI_COMM_WORLD_SIZE": ("start the command with mpirun; for one process give --processes 1"),
+}
 
 
 class HostLostError(InstructError):
@@ -50,6 +64,26 @@ def explained(error: Exception) -> InstructError | None:
     return HostLostError(error) if is_multihost() else None
 
 
+def without_devices(error: Exception) -> ConfigError | None:
+    """What an error means where jax finds none of the devices that JAX_PLATFORMS names, else None.
+
+    jax looks for them when the first is asked for, be it by a count, an array or a mesh.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if not platforms or not isinstance(error, RuntimeError | AssertionError):
+        return None
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as failure:
+        reason, _, _ = str(failure).partition(" (set JAX_PLATFORMS")
+        return ConfigError(
+            f"JAX_PLATFORMS={platforms}: no such device can be used here ({reason or 'none'}); set"
+            " JAX_PLATFORMS=cpu, or unset it, or install what the device needs: pip install"
+            " '.[cuda]' or '.[tpu]'"
+        )
+    return None
+
+
 def settle_fake_devices() -> None:
     """Gives a CPU that plays several devices enough threads; call it before jax starts.
 
@@ -70,26 +104,36 @@ def initialize(
     """Joins this process to its job; call it before anything touches a device.
 
     TPU VMs, SLURM, Open MPI and Kubernetes tell by themselves; elsewhere all three must be given:
-    HOST:PORT of process 0, how many there are, and which one this is.  ConfigError where the others
-    cannot be reached.
+    HOST:PORT of process 0, how many there are, and which one this is.  `processes` 1 alone: there
+    are no others.  ConfigError where the others cannot be reached; the process ends, with its exit
+    code, where they do not come.
     """
     settle_fake_devices()
     given = (coordinator, processes, process)
     options = f"--coordinator {coordinator} --processes {processes} --process {process}"
+    if given == (None, 1, None):
+        return
     if None in given and given != (None, None, None):
-        raise ConfigError(f"{options}: give all three, or none")
+        raise ConfigError(f"{options}: give all three, or none, or --processes 1 alone")
     if None in given and not _launched():
         return
     try:
-        jax.distributed.initialize(
-            *given,
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
-            shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
-        )
+        with _giving_up(processes):
+            jax.distributed.initialize(
+                *given,
+                initialization_timeout=JAX_GIVES_UP,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+                shutdown_timeout_seconds=HEARTBEAT_TIMEOUT,
+            )
     except ValueError as error:
         if None not in given:
             raise ConfigError(f"{options}: {error}") from error
-        # otherwise it is a single TPU machine, which has no others to find
+        # otherwise it is a single TPU machine, or a shell of SLURM: there are no others to find
+        count, source = _tasks()
+        if count > 1:
+            print(
+                f"{source}={count}, but this process runs alone; {STARTS[source]}", file=sys.stderr
+            )
     except RuntimeError as error:
         raise ConfigError(
             f"cannot reach the other processes of this job ({error}); start all of them at about"
@@ -104,14 +148,72 @@ def _launched() -> bool:
     others.
     """
     env = os.environ
-    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
-        if int(env.get(name) or 1) > 1:
-            return True
+    count, _ = _tasks()
+    if count > 1:
+        return True
     if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
         return True
     if importlib.util.find_spec("libtpu") is None or "TPU_SKIP_MDS_QUERY" in env:
         return False
     return "tpu" in (env.get("JAX_PLATFORMS") or "tpu")
+
+
+@contextlib.contextmanager
+def _giving_up(processes: int | None) -> Iterator[None]:
+    """While this waits for the other processes, it says so, and ends where they do not come.
+
+    jax can only abort then.  Where srun did not start this process, nobody else will come.
+    """
+    waiting = _waiting_for(processes)
+    arrived = threading.Event()
+
+    def watch() -> None:
+        if arrived.wait(NOTICE):
+            return
+        if processes is not None or not _alone_under_slurm():
+            print(waiting, file=sys.stderr, flush=True)
+            if arrived.wait(GIVE_UP - NOTICE):
+                return
+        print(f"error: {waiting}", file=sys.stderr, flush=True)
+        os._exit(ConfigError.exit_code)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        arrived.set()
+
+
+def _waiting_for(processes: int | None) -> str:
+    """The message of a process that waits for the others."""
+    source = "--processes"
+    if processes is None:
+        processes, source = _tasks()
+    if processes == 1:
+        return "waiting for the other processes of this job; start all at about the same time"
+    return (
+        f"waiting for {processes - 1} of {processes} processes ({source}), or for some of them;"
+        f" {STARTS[source]}"
+    )
+
+
+def _tasks() -> tuple[int, str]:
+    """How many processes a launcher says that there are, and by which variable; 1 where none does.
+
+    TPU VMs and Kubernetes say it to jax alone.
+    """
+    for name in STARTS:
+        count = int(os.environ.get(name) or 1)
+        if count > 1:
+            return count, name
+    return 1, ""
+
+
+def _alone_under_slurm() -> bool:
+    """Whether srun, which says how many tasks its step has, did not start all tasks of the job."""
+    tasks = os.environ.get("SLURM_NTASKS")
+    by_srun = os.environ.get("SLURM_STEP_NUM_TASKS") == tasks
+    return tasks is not None and not by_srun and "OMPI_COMM_WORLD_SIZE" not in os.environ
 
 
 def is_multihost() -> bool:
@@ -135,7 +237,7 @@ def exit_now(code: int) -> int:
 
     At a normal exit jax would wait for the other processes, which may wait for this one.
     """
-    if code and is_multihost():
+    if code and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

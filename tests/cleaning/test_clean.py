@@ -24,7 +24,7 @@ from instruct_jax.cleaning.clean import (
     cleaned,
 )
 from instruct_jax.cleaning.filters import KINDS, SPLITS, contents, normal
-from instruct_jax.cleaning.summary import describe, table
+from instruct_jax.cleaning.summary import KEEP, describe, table
 from instruct_jax.cli import main
 from instruct_jax.data import public_sets, readers
 
@@ -245,6 +245,42 @@ def test_records_with_personal_data_can_be_dropped(place):
     assert not any("[" in str(item.prompt) for item, _ in left.written)
 
 
+def test_a_step_that_drops_most_of_a_file_is_named(place, capsys):
+    """All prompts of one file begin with the same preamble; those of the other file do not."""
+    preamble = "Answer as a careful clerk of the city library would. "
+    rows = [{"prompt": f"{preamble}Where is shelf {i}?"} for i in range(10)]
+    userfiles.write(place / "p1.jsonl", rows)
+    userfiles.write(place / "p2.jsonl", [{"prompt": f"{i} beta?"} for i in range(50)])
+    words = [*CLEAN, *ONLY_PROMPTS, "--max_prompt", "null"]
+    assert main(words) == 0
+    summary = json.loads((place / "out/summary.json").read_text())
+    [row] = summary["mostly_dropped"]
+    assert (row["file"], row["reason"], row["dropped"], row["read"]) == (
+        "p1.jsonl",
+        "shared prefix",
+        9,
+        10,
+    )
+    assert re.fullmatch(
+        r"p1.jsonl:\d+: the same first 20 characters \(p1.jsonl:\d+\)", row["such as"]
+    )
+    assert "Warning: one step dropped" in (place / "out/summary.md").read_text()
+    shown = capsys.readouterr().out
+    assert (
+        f"warning: p1.jsonl: shared prefix dropped 9 of 10 prompts, such as {row['such as']}; to"
+        " keep them raise prefix, or set it to null\n"
+    ) in shown
+    assert main([*words, "--prefix", "null", "--overwrite"]) == 0
+    assert "warning" not in capsys.readouterr().out
+    assert "Warning" not in (place / "out/summary.md").read_text()
+
+
+def test_every_reason_says_how_its_records_are_kept(place):
+    result = cleaned(load_config(CleanConfig, "clean.yaml", ["--pii.action", "drop"]))
+    reasons = {drop.reason for _, drop in result.dropped}
+    assert KEEP.keys() == reasons | {"language"}
+
+
 def test_languages(place):
     pytest.importorskip("py3langid", reason="needs the extra language")
     userfiles.write(
@@ -306,7 +342,7 @@ BAD = {
     "--per_user=0": "per_user=0 must be at least 1",
     "--valid=0.9": "must lie in [0, 1)",
     "--overlap.files={questions.jsonl: answer}": (
-        "questions.jsonl:1: answer=None is no text; there are ['question']"
+        "questions.jsonl:1: answer=null is no text; there are ['question']"
     ),
     "--languages.keep=[english]": "languages.keep=['english'] cannot be found",
     "--pii.action=hide": "pii.action='hide' must be one of mask, drop",

@@ -246,17 +246,66 @@ def test_to_other_tools_and_back(place, capsys):
     assert "agreement on pairs" in capsys.readouterr().out
 
 
-def test_what_another_tool_did_not_write_is_refused(place, capsys):
-    for text, says in (
-        ("{}", "holds a dict, not a list"),
-        ("[", "cannot be read as JSON"),
-        ('["x"]', "[0].data"),
-    ):
-        (place / "theirs.json").write_text(text)
-        userfiles.refused(
-            main,
-            ["label", "import", "theirs.json", "--format", "label-studio", "--out", "new"],
-            ("theirs.json: ", says),
-            capsys,
-        )
+IMPORT = ["label", "import", "theirs.json", "--format", "label-studio", "--out", "new"]
+PAIR = {
+    "type": "pairwise",
+    "from_name": "better",
+    "to_name": "a,b",
+    "value": {"selected": "right"},
+}
+CHOICES = {"type": "choices", "from_name": "topic", "to_name": "a", "value": {"choices": ["x"]}}
+
+
+def theirs(place, *results, encoding="utf-8"):
+    """An export of Label Studio with one annotation for each result."""
+    annotations = [{"result": [result]} for result in results]
+    tasks = [{"id": 1, "data": {"prompt": "p", "a": "x", "b": "y"}, "annotations": annotations}]
+    (place / "theirs.json").write_text(json.dumps(tasks), encoding=encoding)
+
+
+NOT_THEIRS = {
+    "an object": ("{}", "theirs.json:1: data=null is no object"),
+    "no JSON": ("[", "is not JSON"),
+    "no objects": ('["x"]', "record 1: record='x' must be an object"),
+    "empty": ("[]", "theirs.json: no records"),
+    "half a surrogate pair": ('[{"data": "\\ud83d"}]', "half a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize(("text", "says"), NOT_THEIRS.values(), ids=NOT_THEIRS)
+def test_what_another_tool_did_not_write_is_refused(text, says, place, capsys):
+    (place / "theirs.json").write_text(text)
+    userfiles.refused(main, IMPORT, ("theirs.json", says), capsys)
     assert not (place / "new").exists()
+
+
+def test_nothing_to_import_is_an_error(place, capsys):
+    """It says what is there, and what would be read."""
+    theirs(place, CHOICES, CHOICES)
+    message = ("nothing to import; in 1 record there are 2 x choices 'topic'", "a Ranker")
+    userfiles.refused(main, IMPORT, message, capsys)
+    (place / "theirs.json").write_text(json.dumps([{"fields": {"prompt": "p"}}]))
+    argv = [*IMPORT[:4], "argilla", *IMPORT[5:]]
+    message = ("1 x records without a submitted response", "responses to a ranking question")
+    userfiles.refused(main, argv, message, capsys)
+    assert not (place / "new").exists()
+
+
+def test_what_is_left_out_is_said(place, capsys):
+    theirs(place, PAIR, CHOICES, PAIR | {"value": {}}, encoding="utf-8-sig")
+    userfiles.refused(
+        main, IMPORT, ("theirs.json: record 1: annotations[2]: better=", "on_bad_record"), capsys
+    )
+    assert main([*IMPORT, "--on_bad_record", "skip"]) == 0
+    shown = capsys.readouterr().out
+    assert "new/rankings.jsonl: 1 records\n" in shown
+    assert "left out: 1 x choices 'topic'\n" in shown
+    assert "dropped: 1 bad answer\n  theirs.json: record 1: annotations[2]: " in shown
+
+
+def test_options_of_import_that_name_nothing(place, capsys):
+    theirs(place, PAIR)
+    for words in (["--only", "worse"], ["--rename", "worse=ranks"]):
+        userfiles.refused(main, [*IMPORT, *words], (f"{words[0]} worse: nothing in",), capsys)
+    assert main([*IMPORT, "--only", "better", "--rename", "better=ranks"]) == 0
+    assert read_rankings("new/rankings.jsonl")[0]["ranks"] == [2, 1]
