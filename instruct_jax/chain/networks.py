@@ -53,18 +53,25 @@ class Models(NamedTuple):
     scalar: ScalarModel  # the same backbone with a scalar head
 
 
-def build_models(spec: ModelSpec, mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Models:
-    """On the mesh of the config over these devices (all that are here)."""
+def build_models(
+    spec: ModelSpec,
+    mesh: MeshConfig,
+    devices: Sequence[Any] | None = None,
+    never: tuple[int, ...] = (),
+) -> Models:
+    """On the mesh of the config over these devices (all that are here); `never` are ids that are
+    never drawn.
+    """
     training, sampling = sharding.layouts(mesh, sharding.make_mesh(mesh, devices))
-    frozen = (spec.lora, spec.frozen_layers)
-    policy = LanguageModel(spec.model, training, *frozen)
-    return Models(
-        training,
-        sampling,
-        policy,
-        LanguageModel(spec.model, sampling, *frozen),
-        ScalarModel(policy),
-    )
+    policy = LanguageModel(spec.model, training, spec.lora, spec.frozen_layers, never)
+    sampler = policy._replace(layout=sampling)
+    return Models(training, sampling, policy, sampler, ScalarModel(policy))
+
+
+def unknown_ids(tok: PreTrainedTokenizerBase, vocab_size: int) -> tuple[int, ...]:
+    """The ids of a model that its tokenizer does not have."""
+    known = set(tok.get_vocab().values())
+    return tuple(i for i in range(vocab_size) if i not in known)
 
 
 class Network:
@@ -80,7 +87,6 @@ class Network:
         mesh: MeshConfig,
         sample_batch: int,
         devices: Sequence[Any] | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         abstract: bool = False,
     ):
@@ -88,15 +94,15 @@ class Network:
         self.text = spec.text
         self.sample_batch = sample_batch
         self.abstract = abstract
-        self._tokenizer = tokenizer
-        self.models = build_models(spec, mesh, devices)
+        never = () if abstract else unknown_ids(self.tokenizer, spec.model.vocab_size)
+        self.models = build_models(spec, mesh, devices, never)
         self.layout = self.models.training
         self.policy = self.models.policy
         self.scalar = self.models.scalar
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        found = self._tokenizer or self.spec.tokenizer.load()
+        found = self.spec.tokenizer.load()
         model = self.spec.model
         check_vocabulary(found, model.vocab_size, model.vocab_rows)
         return found

@@ -2,7 +2,9 @@
 
 import types
 
-from instruct_jax.chain.networks import rows_at_a_time
+from data import wordtok
+
+from instruct_jax.chain.networks import rows_at_a_time, unknown_ids
 
 
 def network(parts: int, sample_batch: int = 256):
@@ -22,3 +24,11 @@ def test_few_rows_share_few_programs():
 
 def test_never_more_than_sample_batch():
     assert rows_at_a_time(network(1, sample_batch=48), 40) == 48
+
+
+def test_the_ids_that_a_tokenizer_does_not_have():
+    words = wordtok.words()
+    assert unknown_ids(words, 17) == ()
+    assert unknown_ids(words, 20) == (17, 18, 19)
+    gap = types.SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 3})
+    assert unknown_ids(gap, 5) == (1, 2, 4)

@@ -47,6 +47,23 @@ def test_logp_is_the_learners_at_the_same_temperature(drawn):
     assert np.abs(jnp.where(drawn.mask, other, 0) - drawn.logp).max() > 1e-2
 
 
+def test_ids_that_the_tokenizer_does_not_have_are_never_drawn():
+    """Two in the middle and all from 20 on; the learner gives the same log-probs."""
+    never = (5, 9, *range(20, 32))
+    lm = LM._replace(never=never)
+    params = tiny.params(tiny.LLAMA)
+    for temperature in (1.0, 0.0):
+        config = SamplerConfig(max_tokens=10, temperature=temperature)
+        run = jax.jit(make_rollout(lm, config, eos=tiny.EOS, pad=tiny.PAD, samples=8))
+        drawn = run(params, tiny.prompt_batch(), jax.random.key(0))
+        tokens = np.asarray(drawn.tokens)[np.asarray(drawn.mask)]
+        assert not set(tokens.tolist()) & set(never)
+        if temperature:
+            logp, entropy = response_logprobs(lm, params, drawn, temperature)
+            np.testing.assert_allclose(jnp.where(drawn.mask, logp, 0), drawn.logp, atol=1e-5)
+            assert np.isfinite(entropy).all()
+
+
 def test_samples_of_one_prompt_stand_together_and_differ(drawn):
     prompts = np.asarray(drawn.prompt).reshape(8, 8, -1)
     assert (prompts == prompts[:, :1]).all()
