@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -107,17 +108,25 @@ class Network:
         check_vocabulary(found, model.vocab_size, model.vocab_rows)
         return found
 
-    @property
-    def eos(self) -> int:
+    @functools.cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a reply: the tokenizer's EOS, and what its model lists beside it."""
         if self.abstract:
-            return 0  # which id it is changes no shape
-        return int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
+            return (0,)  # which id it is changes no shape
+        eos = int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
+        listed = self.spec.tokenizer.listed_ends()
+        return listed if eos in listed else (eos, *listed)
 
     @property
     def pad(self) -> int:
         if self.abstract:
             return 1
         return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+    def decode(self, reply: Iterable[int]) -> str:
+        """The text of a reply, without what ends it."""
+        words = itertools.takewhile(lambda token: token not in self.ends, reply)
+        return decode_completion(self.tokenizer, words, prefix=self.text.completion_prefix)
 
     # --- parameters, abstract ---
 
@@ -193,7 +202,7 @@ class Network:
         self, sampler: SamplerConfig, samples: int = 1
     ) -> Callable[[Params, PromptBatch, jax.Array], Rollout]:
         """The compiled sampler; its parameters are those of for_sampling."""
-        return compile_rollout(self.models, sampler, self.eos, self.pad, samples)
+        return compile_rollout(self.models, sampler, self.ends, self.pad, samples)
 
     @functools.cached_property
     def score(self) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
@@ -222,7 +231,7 @@ class Network:
 
 
 def compile_rollout(
-    models: Models, sampler: SamplerConfig, eos: int, pad: int, samples: int = 1
+    models: Models, sampler: SamplerConfig, eos: Sequence[int], pad: int, samples: int = 1
 ) -> Callable:
     """rollout.make_rollout, jitted."""
     run = make_rollout(models.sampler, sampler, eos=eos, pad=pad, samples=samples)
@@ -360,9 +369,8 @@ def generate(
         logp = rollout.logp.sum(axis=1)
         for row, length in enumerate(lengths):
             ids = rollout.tokens[row][:length].tolist()
-            text = decode_completion(net.tokenizer, ids, prefix=net.text.completion_prefix)
             ended = bool(rollout.ended[row])
-            flat.append(Completion(text, ids, ended, float(logp[row])))
+            flat.append(Completion(net.decode(ids), ids, ended, float(logp[row])))
     starts = range(0, len(prompts) * samples, samples)
     return [flat[start : start + samples] for start in starts]
 

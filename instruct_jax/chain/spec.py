@@ -21,6 +21,7 @@ from instruct_jax.data.tokenize import load_tokenizer
 from instruct_jax.errors import ConfigError, DataError, RunError, require, shorten
 from instruct_jax.huggingface import peft
 from instruct_jax.huggingface.families import read_config
+from instruct_jax.huggingface.generation import end_ids
 from instruct_jax.runtime.folders import read_note, write_atomic
 
 NAME = "model.json"
@@ -39,6 +40,10 @@ class TokenizerSource:
 
     def load(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.place, pad_token=self.pad_token, eos_token=self.eos_token)
+
+    def listed_ends(self) -> tuple[int, ...]:
+        """The ids that end a reply by the generation config beside it; () where there is none."""
+        return end_ids(model_folder(self.place, weights=False))
 
 
 @dataclasses.dataclass(frozen=True)

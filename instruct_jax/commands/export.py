@@ -132,7 +132,6 @@ def _write_rest(
     net = stage.network
     is_reward = stage.settings.leaves == "scalar"
     tok = net.tokenizer
-    eos = net.eos
     pad = net.pad
     if not is_reward and pad >= keys["vocab_size"]:
         tok.pad_token = None  # ours alone: the model has no row for it
@@ -155,8 +154,11 @@ def _write_rest(
     theirs.save_pretrained(out)
     tok.save_pretrained(out)
     if not is_reward:
-        pad_id = eos if tok.pad_token_id is None else pad
-        sampling = {"do_sample": True, **ids, "pad_token_id": pad_id}
+        sampling = {"do_sample": True, **ids}
+        if len(net.ends) > 1:
+            sampling["eos_token_id"] = net.ends
+        if tok.pad_token_id is None:
+            sampling["pad_token_id"] = tok.eos_token_id
         text = json.dumps(sampling, indent=2) + "\n"
         (out / "generation_config.json").write_text(text, encoding="utf-8")
     (out / "README.md").write_text(_card(stage), encoding="utf-8")
