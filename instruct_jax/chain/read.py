@@ -14,7 +14,7 @@ from instruct_jax.chain.graph import is_model
 from instruct_jax.chain.kinds import KINDS
 from instruct_jax.chain.load import COMMAND_LINE, Rules, Where, build_config, load_config
 from instruct_jax.chain.settings import BASE, RunConfig
-from instruct_jax.chain.spec import FREE, NAME, hub_config, read_spec
+from instruct_jax.chain.spec import FREE, NAME, hub_config, read_spec, tokenizer_place
 from instruct_jax.config import ModelConfig
 from instruct_jax.errors import ConfigError, DataError, shorten, shown
 
@@ -60,7 +60,7 @@ def imported_as(model: str, out: str, overrides: Sequence[str] = ()) -> RunConfi
     tree: dict[str, Any] = {
         "out": out,
         "base": model,
-        "data": {"tokenizer": model},
+        "data": {},
         "text": {"max_prompt": 1, "max_completion": 2},  # fits every model; nothing is trained
         "stages": {"import": {}},
     }
@@ -162,14 +162,17 @@ def _fill_in_base(tree: dict[str, Any]) -> None:
     else:
         if not is_model(base):
             return  # as above
-        if isinstance(data, dict) and data.get("tokenizer") is None:
-            data["tokenizer"] = base
+        without_tokenizer = isinstance(data, dict) and data.get("tokenizer") is None
         try:
             own = hub_config(base)
         except DataError:
-            if "family" in given:  # written out, as in a run folder: the model need not be here
-                return
-            raise
+            if "family" not in given:
+                raise
+            if without_tokenizer:
+                data["tokenizer"] = base
+            return  # written out, as in a run folder: the model need not be here
+        if without_tokenizer:
+            data["tokenizer"] = tokenizer_place(base)
     tree["model"] = _merged_model(own, given, base)
 
 

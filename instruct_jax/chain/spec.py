@@ -26,6 +26,16 @@ from instruct_jax.runtime.folders import read_note, write_atomic
 
 NAME = "model.json"
 WORLD_TOKENIZER = "tokenizer"  # a folder in the run folder of the embedded world
+# files with the words of a tokenizer
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "encoder.json",
+    "encoder.json.gz",
+)
 # keys of a model that are ours to choose for any weights
 FREE = ("vocab_multiple", "dtype", "remat", "logprob_chunk", "attention")
 
@@ -42,8 +52,11 @@ class TokenizerSource:
         return load_tokenizer(self.place, pad_token=self.pad_token, eos_token=self.eos_token)
 
     def listed_ends(self) -> tuple[int, ...]:
-        """The ids that end a reply by the generation config beside it; () where there is none."""
-        return end_ids(model_folder(self.place, weights=False))
+        """The ids that end a reply by the generation config of the model that it lies beside; ()
+        where there is none.
+        """
+        folder, _ = base_and_adapter(model_folder(self.place, weights=False), weights=False)
+        return end_ids(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +186,11 @@ def _of_hub(config: RunConfig, folder: Path, place: Place) -> ModelSpec:
             frozen_layers=config.frozen_layers,
         )
     model = _computed_as(config, hub_config(name))
-    source = TokenizerSource(name)
+    source = TokenizerSource(tokenizer_place(name))
     if config.data is not None:
-        source = TokenizerSource(name, config.data.pad_token, config.data.eos_token)
+        source = dataclasses.replace(
+            source, pad_token=config.data.pad_token, eos_token=config.data.eos_token
+        )
     return ModelSpec(model, source, config.text, frozen_layers=config.frozen_layers)
 
 
@@ -203,8 +218,49 @@ def base_and_adapter(folder: Path, *, weights: bool = True) -> tuple[Path, Path 
     """(the folder of the model, that of an adapter on it): an adapter of peft names its base."""
     if not (folder / peft.CONFIG).is_file():
         return folder, None
-    base = str(peft.PeftAdapter(folder).config.get("base_model_name_or_path"))
-    return model_folder(base, weights=weights), folder
+    base = base_of(folder)
+    try:
+        return model_folder(base, weights=weights), folder
+    except DataError as error:
+        raise DataError(
+            f"{folder / peft.CONFIG}: base_model_name_or_path={shorten(base)} is not to be had;"
+            f" correct it there ({error})"
+        ) from error
+
+
+def base_of(adapter: Path) -> str:
+    """The model that an adapter of peft names."""
+    config = peft.PeftAdapter(adapter).config
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise DataError(
+            f"{adapter / peft.CONFIG}: base_model_name_or_path={base!r} names no model; write the"
+            " folder of the adapter's base, or OWNER/NAME"
+        )
+    revision = config.get("revision")
+    if revision and not Path(base).is_dir():
+        return f"{base}@{revision}"
+    return base
+
+
+def tokenizer_place(name: str) -> str:
+    """Where the tokenizer of a model of Hugging Face lies: in its folder, or where that is an
+    adapter without one, in that of its base.
+    """
+    folder = model_folder(name, weights=False)
+    if not (folder / peft.CONFIG).is_file() or _has_tokenizer(folder):
+        return name
+    base, _ = base_and_adapter(folder, weights=False)
+    if not _has_tokenizer(base):
+        raise DataError(
+            f"{name} has no tokenizer, and its base {base} has none; set data.tokenizer to a folder"
+            " that has the base's"
+        )
+    return base_of(folder)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def their_config(folder: Path) -> Any:
