@@ -26,7 +26,7 @@ from instruct_jax.records import Params
 from instruct_jax.runtime.digests import named_leaves
 from instruct_jax.runtime.hosts import is_main
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # the ends of the names of the token embedding
 TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
@@ -102,28 +102,78 @@ class Tensors:
 
 
 def _index(folder: Path) -> dict[str, Path]:
-    """Name of a tensor -> its file."""
-    if (folder / INDEX).is_file():
-        try:
-            weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-            return {name: folder / file for name, file in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+    """Name of a tensor -> its file.
+
+    As in transformers, model.safetensors comes before an index, which may be left from another
+    model.  WeightsError where both are whole and differ.
+    """
+    single = folder / SINGLE
+    index = folder / INDEX
+    if not index.is_file():
+        if not single.is_file():
             raise WeightsError(
-                f"{folder / INDEX}: broken ({error}); download or copy it again"
-            ) from error
-    single = folder / "model.safetensors"
+                f"{folder}: has no {SINGLE} and no {INDEX}; save the model with"
+                " save_pretrained(folder)"
+            )
+        return dict.fromkeys(_names(single), single)
+    shards = _shards_of(index)
+    missing = _missing(shards)
     if not single.is_file():
+        if missing is not None:
+            raise WeightsError(f"{index}: {missing} is missing; download or copy the folder again")
+        return shards
+    whole = dict.fromkeys(_names(single), single)
+    if missing is None and not _are_equal(shards, whole):
         raise WeightsError(
-            f"{folder}: has no model.safetensors and no {INDEX}; save the model with"
-            " save_pretrained(folder)"
+            f"{folder}: {SINGLE} and the files of {INDEX} are two different models; remove one of"
+            " them"
         )
+    return whole
+
+
+def _shards_of(index: Path) -> dict[str, Path]:
+    """Name of a tensor -> its file, as the index says."""
     try:
-        with safe_open(single, "numpy") as file:
-            return dict.fromkeys(file.keys(), single)
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: index.parent / file for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index}: broken ({error}); download or copy it again") from error
+
+
+def _names(path: Path) -> set[str]:
+    """The names of the tensors in a file."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return set(file.keys())
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{single}: cannot be read ({error}); download or copy it again"
+            f"{path}: cannot be read ({error}); download or copy it again"
         ) from error
+
+
+def _missing(shards: Mapping[str, Path]) -> str | None:
+    """What an index names that is not there; None where all is."""
+    by_path: dict[Path, set[str]] = {}
+    for name, path in shards.items():
+        by_path.setdefault(path, set()).add(name)
+    for path, names in sorted(by_path.items()):
+        if not path.is_file():
+            return f"the file {path.name}"
+        gone = names - _names(path)
+        if gone:
+            return f"{min(gone)} in {path.name}"
+    return None
+
+
+def _are_equal(a: Mapping[str, Path], b: Mapping[str, Path]) -> bool:
+    """Do both hold the same tensors?  One of them is read at a time."""
+    if set(a) != set(b):
+        return False
+    for name in a:
+        with safe_open(a[name], "numpy") as one, safe_open(b[name], "numpy") as other:
+            if not np.array_equal(one.get_tensor(name), other.get_tensor(name)):
+                return False
+    return True
 
 
 class Tensor(NamedTuple):
@@ -336,7 +386,7 @@ def write_params(
     shards = _shards(bytes_of, shard_bytes)
     files = {}
     for number, names in enumerate(shards, 1):
-        file = "model.safetensors"
+        file = SINGLE
         if len(shards) > 1:
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         written = {}
