@@ -7,6 +7,7 @@ tensor of a file: each device gets its own part of it, and a stack of layers gro
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +22,18 @@ from safetensors.numpy import save_file
 from instruct_jax import sharding
 from instruct_jax.config import ModelConfig
 from instruct_jax.errors import InstructError
-from instruct_jax.huggingface.families import BUFFERS, Family, Weight, sizes_of
+from instruct_jax.huggingface.families import BUFFERS, UNQUANTISED, Family, Weight, sizes_of
 from instruct_jax.records import Params
 from instruct_jax.runtime.digests import named_leaves
 from instruct_jax.runtime.hosts import is_main
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# tensors of GPTQ, AWQ, fp8, compressed-tensors and bitsandbytes, beside or in place of a weight
+QUANTISED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|weight_scale(_inv)?|weight_packed|weight_shape|SCB"
+    r"|weight_format|weight\.(absmax|quant_map|nested_\w+|quant_state\..*))$"
+)
 # the ends of the names of the token embedding
 TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 # (weight, name of the tensor) -> what is added to the tensor; None = nothing
@@ -264,6 +270,12 @@ def _check_names(
     head: bool,
 ) -> None:
     """WeightsError unless all tensors are there, in their shapes, and no others."""
+    quantised = sorted(name for name in tensors.names() if QUANTISED.search(name))
+    if quantised:
+        raise WeightsError(
+            f"{tensors.folder}: {quantised[0]} belongs to quantised weights, which cannot be read;"
+            f" {UNQUANTISED}"
+        )
     unembedding = f"{family.head}.weight"
     allowed = {"score.weight", "score.bias"}
     if config.tied or head:

@@ -9,8 +9,8 @@ from data import wordtok
 from safetensors.numpy import save_file
 
 from instruct_jax.chain.read import imported_as
-from instruct_jax.chain.spec import TokenizerSource, base_and_adapter, tokenizer_place
-from instruct_jax.errors import DataError
+from instruct_jax.chain.spec import TokenizerSource, base_and_adapter, hub_config, tokenizer_place
+from instruct_jax.errors import ConfigError, DataError
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -39,6 +39,15 @@ def adapter(tmp_path, monkeypatch):
     write(Path("adapter/adapter_config.json"), **named)
     save_file({"x": np.zeros(1, np.float32)}, "adapter/adapter_model.safetensors")
     return Path("adapter/adapter_config.json"), named
+
+
+@pytest.mark.parametrize("keys", [{"quant_method": "fp8"}, {"load_in_4bit": True}])
+def test_a_quantised_model_is_refused_by_its_config(keys, tmp_path):
+    write(tmp_path / "config.json", **LLAMA, quantization_config=None)
+    assert hub_config(str(tmp_path)).vocab_size == 20
+    write(tmp_path / "config.json", **LLAMA, quantization_config=keys)
+    with pytest.raises(ConfigError, match=r"config.json: quantization_config .*dequantize\(\)"):
+        hub_config(str(tmp_path))
 
 
 def test_an_adapter_has_the_tokenizer_of_its_base(adapter):

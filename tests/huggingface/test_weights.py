@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from instruct_jax.config import ModelConfig
 from instruct_jax.huggingface.families import FAMILIES, sizes_of
-from instruct_jax.huggingface.weights import Tensors, WeightsError
+from instruct_jax.huggingface.weights import QUANTISED, Tensors, WeightsError
 
 KEYS = {
     "family": "llama",
@@ -156,3 +156,21 @@ def test_two_whole_models_are_both_named(other, tmp_path):
     save_file(ONE, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match=f"model.safetensors and the files of {INDEX}"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    """
+    qweight qzeros scales g_idx weight_scale weight_scale_inv weight_packed SCB weight.absmax
+    weight.quant_map weight.nested_absmax weight.quant_state.bitsandbytes__nf4
+    """.split(),
+)
+def test_tensors_of_quantised_weights_are_known(name):
+    assert QUANTISED.search(f"model.layers.0.mlp.up_proj.{name}")
+
+
+def test_no_family_has_a_tensor_that_looks_quantised():
+    for family in FAMILIES.values():
+        for theirs, _, _ in family.rows:
+            for end in ("weight", "bias"):
+                assert not QUANTISED.search(f"{family.prefix}{theirs}.{end}")
