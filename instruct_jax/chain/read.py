@@ -153,6 +153,7 @@ def _fill_in_base(tree: dict[str, Any]) -> None:
             return  # the check of the run says it
         spec, _ = read_spec(Path(run), stage)
         own = spec.model
+        may_grow = False
         tokenizer = dataclasses.asdict(spec.tokenizer)
         if isinstance(data, dict) and data.get("tokenizer") is None:
             tokenizer["tokenizer"] = tokenizer.pop("place")
@@ -173,12 +174,18 @@ def _fill_in_base(tree: dict[str, Any]) -> None:
             return  # written out, as in a run folder: the model need not be here
         if without_tokenizer:
             data["tokenizer"] = tokenizer_place(base)
-    tree["model"] = _merged_model(own, given, base)
+        may_grow = True
+    tree["model"] = _merged_model(own, given, base, may_grow)
 
 
-def _merged_model(own: ModelConfig, given: Mapping[str, Any], base: str) -> dict[str, Any]:
+def _merged_model(
+    own: ModelConfig, given: Mapping[str, Any], base: str, may_grow: bool
+) -> dict[str, Any]:
+    """may_grow: may vocab_size be larger, for ids that the tokenizer has and the model has not?"""
     theirs = json.loads(json.dumps(dataclasses.asdict(own)))
     for key, value in given.items():
+        if key == "vocab_size" and may_grow and isinstance(value, int) and value > theirs[key]:
+            continue
         if key in theirs and key not in FREE and value != theirs[key]:
             raise ConfigError(
                 f"model.{key}={shorten(value)}, but {base} has {shorten(theirs[key])}; remove it,"

@@ -199,7 +199,8 @@ def model_leaves(name: str) -> str | None:
     not say.
     """
     try:
-        config = their_config(model_folder(name, weights=False))
+        folder, _ = base_and_adapter(model_folder(name, weights=False), weights=False)
+        config = their_config(folder)
     except DataError:
         return None
     classes = config.architectures or [""]

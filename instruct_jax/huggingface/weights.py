@@ -208,17 +208,21 @@ def read_params(
     layout: sharding.Layout,
     *,
     head: bool = False,
+    vocabulary: int | None = None,
     change: Change | None = None,
 ) -> Params:
     """The float32 parameters of a folder, in the layout of the mesh.
 
     boxed: the abstract parameters with axis metadata, of the language model or, with `head`, of the
-    scalar model.  `change` tells what is added to each tensor.  WeightsError names a tensor that is
-    missing, left over or of another shape.
+    scalar model.  `vocabulary`: rows of their embeddings, where config.vocab_size asks for more;
+    each new row is the mean of theirs.  `change` tells what is added to each tensor.  WeightsError
+    names a tensor that is missing, left over or of another shape.
     """
     backbone = boxed["backbone"] if head else boxed
     abstract = named_leaves(sharding.abstract(backbone, layout))
     sizes = sizes_of(config)
+    if vocabulary is not None:
+        sizes["V"] = vocabulary
     arrays: dict[str, jax.Array] = {}
     with Tensors(folder, family) as tensors:
         expected = list(_tensors(family.weights(abstract), config.layers))
@@ -231,6 +235,8 @@ def read_params(
                 tensor = tensor.astype(np.float32) + difference
             parts = weight.unpack(tensor, sizes)
             for ours, part in zip(weight.ours, parts, strict=True):
+                if weight.axes[0] == "V":
+                    part = _with_rows(part, config.vocab_size)
                 if layer is None:
                     arrays[ours] = _on_devices(part, abstract[ours])
                     continue
@@ -248,6 +254,16 @@ def read_params(
         if not head:
             return params
         return {"backbone": params, "head": _read_head(tensors, boxed["head"], layout)}
+
+
+def _with_rows(table: np.ndarray, rows: int) -> np.ndarray:
+    """The table [V, D] with new rows behind its own, each the mean of these."""
+    new = rows - len(table)
+    if new == 0:
+        return table
+    table = table.astype(np.float32)
+    mean = table.mean(axis=0, keepdims=True)
+    return np.concatenate([table, np.repeat(mean, new, axis=0)])
 
 
 def _place(arrays: Mapping[str, Any], ours: str, layer: int) -> tuple[str, int]:
@@ -277,7 +293,13 @@ def _check_names(
             f" {UNQUANTISED}"
         )
     unembedding = f"{family.head}.weight"
-    allowed = {"score.weight", "score.bias"}
+    if not head and "score.weight" in tensors:
+        raise WeightsError(
+            f"{tensors.folder}: score.weight is the head of a model for sequence classification,"
+            " and a language model is needed; give the one that it was made from, or use this one"
+            " for rewards"
+        )
+    allowed = {"score.bias"}
     if config.tied or head:
         allowed.add(unembedding)
     required = dict(shapes)
