@@ -165,7 +165,8 @@ class Bench:
             iter(jax.random.split(jax.random.key(2), 1000)),
         )
         run = jax.jit(
-            make_rollout(self.lm, SamplerConfig(limit), eos=NEVER, pad=0), out_shardings=self.split
+            make_rollout(self.lm, SamplerConfig(limit), eos=(NEVER,), pad=0),
+            out_shardings=self.split,
         )
         flops = {"sample": 2 * rows * (self.blocks * (prompt + limit) + self.head * limit)}
         settings = {"rows": rows, "prompt": prompt, "response": limit}
@@ -215,7 +216,7 @@ class Bench:
         )
 
         sampler = jax.jit(
-            make_rollout(self.lm, config.sampler, eos=NEVER, pad=0), out_shardings=self.split
+            make_rollout(self.lm, config.sampler, eos=(NEVER,), pad=0), out_shardings=self.split
         )
         judge = make_experience(
             self.lm, self.scalar, self.scalar, config.experience, temperature=1.0, parts=4 * micro

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from instruct_jax import sharding
 from instruct_jax.chain.spec import ModelSpec, model_fingerprint
 from instruct_jax.config import MeshConfig
 from instruct_jax.data.batches import Batches
-from instruct_jax.data.encode import encode_prompts
+from instruct_jax.data.encode import TextFormat, encode_prompts
 from instruct_jax.data.packing import Ids, Rows, pad_prompts, pad_rows
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import (
@@ -53,18 +54,25 @@ class Models(NamedTuple):
     scalar: ScalarModel  # the same backbone with a scalar head
 
 
-def build_models(spec: ModelSpec, mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Models:
-    """On the mesh of the config over these devices (all that are here)."""
+def build_models(
+    spec: ModelSpec,
+    mesh: MeshConfig,
+    devices: Sequence[Any] | None = None,
+    never: tuple[int, ...] = (),
+) -> Models:
+    """On the mesh of the config over these devices (all that are here); `never` are ids that are
+    never drawn.
+    """
     training, sampling = sharding.layouts(mesh, sharding.make_mesh(mesh, devices))
-    frozen = (spec.lora, spec.frozen_layers)
-    policy = LanguageModel(spec.model, training, *frozen)
-    return Models(
-        training,
-        sampling,
-        policy,
-        LanguageModel(spec.model, sampling, *frozen),
-        ScalarModel(policy),
-    )
+    policy = LanguageModel(spec.model, training, spec.lora, spec.frozen_layers, never)
+    sampler = policy._replace(layout=sampling)
+    return Models(training, sampling, policy, sampler, ScalarModel(policy))
+
+
+def unknown_ids(tok: PreTrainedTokenizerBase, vocab_size: int) -> tuple[int, ...]:
+    """The ids of a model that its tokenizer does not have."""
+    known = set(tok.get_vocab().values())
+    return tuple(i for i in range(vocab_size) if i not in known)
 
 
 class Network:
@@ -80,38 +88,49 @@ class Network:
         mesh: MeshConfig,
         sample_batch: int,
         devices: Sequence[Any] | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         abstract: bool = False,
     ):
         self.spec = spec
-        self.text = spec.text
         self.sample_batch = sample_batch
         self.abstract = abstract
-        self._tokenizer = tokenizer
-        self.models = build_models(spec, mesh, devices)
+        self.text = spec.text
+        self.in_messages = False  # is a text prompt one user message?
+        if spec.of_others and not abstract and self.tokenizer.chat_template is not None:
+            self.text = dataclasses.replace(spec.text, template=TextFormat.template)
+            self.in_messages = True
+        never = () if abstract else unknown_ids(self.tokenizer, spec.model.vocab_size)
+        self.models = build_models(spec, mesh, devices, never)
         self.layout = self.models.training
         self.policy = self.models.policy
         self.scalar = self.models.scalar
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        found = self._tokenizer or self.spec.tokenizer.load()
+        found = self.spec.tokenizer.load()
         model = self.spec.model
         check_vocabulary(found, model.vocab_size, model.vocab_rows)
         return found
 
-    @property
-    def eos(self) -> int:
+    @functools.cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a reply: the tokenizer's EOS, and what its model lists beside it."""
         if self.abstract:
-            return 0  # which id it is changes no shape
-        return int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
+            return (0,)  # which id it is changes no shape
+        eos = int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
+        listed = self.spec.tokenizer.listed_ends()
+        return listed if eos in listed else (eos, *listed)
 
     @property
     def pad(self) -> int:
         if self.abstract:
             return 1
         return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+    def decode(self, reply: Iterable[int]) -> str:
+        """The text of a reply, without what ends it."""
+        words = itertools.takewhile(lambda token: token not in self.ends, reply)
+        return decode_completion(self.tokenizer, words, prefix=self.text.completion_prefix)
 
     # --- parameters, abstract ---
 
@@ -187,7 +206,7 @@ class Network:
         self, sampler: SamplerConfig, samples: int = 1
     ) -> Callable[[Params, PromptBatch, jax.Array], Rollout]:
         """The compiled sampler; its parameters are those of for_sampling."""
-        return compile_rollout(self.models, sampler, self.eos, self.pad, samples)
+        return compile_rollout(self.models, sampler, self.ends, self.pad, samples)
 
     @functools.cached_property
     def score(self) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
@@ -216,7 +235,7 @@ class Network:
 
 
 def compile_rollout(
-    models: Models, sampler: SamplerConfig, eos: int, pad: int, samples: int = 1
+    models: Models, sampler: SamplerConfig, eos: Sequence[int], pad: int, samples: int = 1
 ) -> Callable:
     """rollout.make_rollout, jitted."""
     run = make_rollout(models.sampler, sampler, eos=eos, pad=pad, samples=samples)
@@ -254,9 +273,24 @@ def rows_at_a_time(net: Network, count: int) -> int:
     return min(net.sample_batch, power_of_two * parts)
 
 
+def asked(net: Network, records: Sequence[Record]) -> Sequence[Record]:
+    """The prompts as the model is asked: of others' models with a chat template, a text is one user
+    message.
+    """
+    if not net.in_messages:
+        return records
+    found = []
+    for record in records:
+        prompt = record["prompt"]
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        found.append({**record, "prompt": prompt})
+    return found
+
+
 def encode(net: Network, records: Sequence[Record]) -> tuple[list[Record], list[list[int]]]:
     """The prompts that are short enough (text.on_long), and their ids."""
-    encoded = encode_prompts(net.tokenizer, records, net.text)
+    encoded = encode_prompts(net.tokenizer, asked(net, records), net.text)
     return [records[i] for i in encoded.kept], encoded.items
 
 
@@ -264,7 +298,7 @@ def same_ids(a: Network, b: Network) -> bool:
     """Do both read the same token ids, made of text in the same way?"""
     if a is b:
         return True
-    if a.text.template != b.text.template:
+    if (a.in_messages, a.text.template) != (b.in_messages, b.text.template):
         return False
     if a.text.completion_prefix != b.text.completion_prefix:
         return False
@@ -287,7 +321,7 @@ def ids_for(
     text = net.text
     if longest is not None:
         text = dataclasses.replace(text, max_prompt=longest)
-    encoded = encode_prompts(net.tokenizer, prompts, text)
+    encoded = encode_prompts(net.tokenizer, asked(net, prompts), text)
     too_long = len(prompts) - len(encoded.items)
     if too_long > 0:
         raise DataError(
@@ -354,9 +388,8 @@ def generate(
         logp = rollout.logp.sum(axis=1)
         for row, length in enumerate(lengths):
             ids = rollout.tokens[row][:length].tolist()
-            text = decode_completion(net.tokenizer, ids, prefix=net.text.completion_prefix)
             ended = bool(rollout.ended[row])
-            flat.append(Completion(text, ids, ended, float(logp[row])))
+            flat.append(Completion(net.decode(ids), ids, ended, float(logp[row])))
     starts = range(0, len(prompts) * samples, samples)
     return [flat[start : start + samples] for start in starts]
 

@@ -10,10 +10,12 @@ from instruct_jax.chain.networks import Network
 from instruct_jax.chain.spec import (
     Checkpoint,
     base_and_adapter,
+    model_leaves,
     read_spec,
     their_config,
 )
 from instruct_jax.data.hub import model_folder
+from instruct_jax.errors import require
 from instruct_jax.huggingface.families import family_of
 from instruct_jax.huggingface.peft import PeftAdapter
 from instruct_jax.huggingface.weights import read_params
@@ -132,18 +134,25 @@ def _kept(run: Run, place: Place, step: int) -> Checkpoint:
 
 def _of_hub(net: Network, place: Place, *, head: bool = False) -> Params:
     """The weights of a model of Hugging Face, with its scalar head where `head` asks for it."""
+    require(
+        head or model_leaves(str(place.model)) != "scalar",
+        f"{place} is a model for sequence classification, and a language model is needed; give the"
+        " one that it was made from, or use this one for rewards",
+    )
     boxed = net.boxed_scalar if head else net.boxed_whole
     if net.abstract:
         return sharding.abstract(boxed, net.layout)
     folder, adapter = base_and_adapter(model_folder(str(place.model)))
     lora = None if adapter is None else PeftAdapter(adapter)
+    theirs = their_config(folder)
     params = read_params(
         folder,
-        family_of(their_config(folder)),
+        family_of(theirs),
         net.spec.model,
         boxed,
         net.layout,
         head=head,
+        vocabulary=theirs.vocab_size,
         change=None if lora is None else lora.change,
     )
     if lora is not None:

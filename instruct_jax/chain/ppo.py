@@ -22,7 +22,7 @@ from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
 from instruct_jax.chain.spec import Checkpoint, write_spec
 from instruct_jax.data import batches
 from instruct_jax.data.schemas import Record
-from instruct_jax.data.tokenize import decode_completion, fingerprint
+from instruct_jax.data.tokenize import fingerprint
 from instruct_jax.errors import require
 from instruct_jax.models.lora import backbone_of, merge, scalar_base
 from instruct_jax.records import (
@@ -383,7 +383,7 @@ def _text_scorer(stage: Stage, ready: Ppo) -> Callable[[Rollout, int], jax.Array
         completions = []
         for tokens, mask, ended in zip(whole.tokens, whole.mask, whole.ended, strict=True):
             reply = tokens[mask].tolist()
-            text = decode_completion(policy.tokenizer, reply, prefix=policy.text.completion_prefix)
+            text = policy.decode(reply)
             completions.append(networks.Completion(text, reply, bool(ended), 0.0))
         rows = networks.whole_ids(
             reward,

@@ -14,7 +14,7 @@ from instruct_jax.chain.graph import is_model
 from instruct_jax.chain.kinds import KINDS
 from instruct_jax.chain.load import COMMAND_LINE, Rules, Where, build_config, load_config
 from instruct_jax.chain.settings import BASE, RunConfig
-from instruct_jax.chain.spec import FREE, NAME, hub_config, read_spec
+from instruct_jax.chain.spec import FREE, NAME, hub_config, read_spec, tokenizer_place
 from instruct_jax.config import ModelConfig
 from instruct_jax.errors import ConfigError, DataError, shorten, shown
 
@@ -60,7 +60,7 @@ def imported_as(model: str, out: str, overrides: Sequence[str] = ()) -> RunConfi
     tree: dict[str, Any] = {
         "out": out,
         "base": model,
-        "data": {"tokenizer": model},
+        "data": {},
         "text": {"max_prompt": 1, "max_completion": 2},  # fits every model; nothing is trained
         "stages": {"import": {}},
     }
@@ -153,6 +153,7 @@ def _fill_in_base(tree: dict[str, Any]) -> None:
             return  # the check of the run says it
         spec, _ = read_spec(Path(run), stage)
         own = spec.model
+        may_grow = False
         tokenizer = dataclasses.asdict(spec.tokenizer)
         if isinstance(data, dict) and data.get("tokenizer") is None:
             tokenizer["tokenizer"] = tokenizer.pop("place")
@@ -162,20 +163,29 @@ def _fill_in_base(tree: dict[str, Any]) -> None:
     else:
         if not is_model(base):
             return  # as above
-        if isinstance(data, dict) and data.get("tokenizer") is None:
-            data["tokenizer"] = base
+        without_tokenizer = isinstance(data, dict) and data.get("tokenizer") is None
         try:
             own = hub_config(base)
         except DataError:
-            if "family" in given:  # written out, as in a run folder: the model need not be here
-                return
-            raise
-    tree["model"] = _merged_model(own, given, base)
+            if "family" not in given:
+                raise
+            if without_tokenizer:
+                data["tokenizer"] = base
+            return  # written out, as in a run folder: the model need not be here
+        if without_tokenizer:
+            data["tokenizer"] = tokenizer_place(base)
+        may_grow = True
+    tree["model"] = _merged_model(own, given, base, may_grow)
 
 
-def _merged_model(own: ModelConfig, given: Mapping[str, Any], base: str) -> dict[str, Any]:
+def _merged_model(
+    own: ModelConfig, given: Mapping[str, Any], base: str, may_grow: bool
+) -> dict[str, Any]:
+    """may_grow: may vocab_size be larger, for ids that the tokenizer has and the model has not?"""
     theirs = json.loads(json.dumps(dataclasses.asdict(own)))
     for key, value in given.items():
+        if key == "vocab_size" and may_grow and isinstance(value, int) and value > theirs[key]:
+            continue
         if key in theirs and key not in FREE and value != theirs[key]:
             raise ConfigError(
                 f"model.{key}={shorten(value)}, but {base} has {shorten(theirs[key])}; remove it,"

@@ -11,7 +11,7 @@ from instruct_jax.chain.kind import Curve, Kind, Line
 from instruct_jax.chain.networks import Network
 from instruct_jax.chain.programs import Learns, Program
 from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
-from instruct_jax.chain.spec import Checkpoint, write_spec
+from instruct_jax.chain.spec import Checkpoint, model_leaves, write_spec
 from instruct_jax.chain.task import GROUPS, N_TUNING_PROMPTS, Rankings
 from instruct_jax.data import batches, encode
 from instruct_jax.data.schemas import Record
@@ -75,10 +75,12 @@ def _start(stage: Stage, net: Network, name: str) -> Params:
 
 
 def _is_reward_model(stage: Stage, place: Place) -> bool:
-    """Is it a stage of this kind, of this run or of another?"""
+    """Is it a reward model: a stage of this run or of another, or a folder of Hugging Face?"""
+    if place.model is not None:
+        return model_leaves(place.model) == "scalar"
     if place.own:
         return stage.run.config.stages[str(place.stage)].leaves == "scalar"
-    return place.stage is not None and "normalisation" in stage.run.output(place)
+    return "normalisation" in stage.run.output(place)
 
 
 def training(stage: Stage) -> Training:

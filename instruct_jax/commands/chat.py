@@ -22,7 +22,6 @@ from instruct_jax.data.packing import Ids, pad_prompts, pad_rows
 from instruct_jax.data.tokenize import (
     MESSAGES,
     bos_ids,
-    decode_completion,
     encode_completion,
     encode_prompt,
 )
@@ -57,9 +56,8 @@ def conversation_ids(
     template of their own: then the exchanges stand one after the other as the run learned each of
     them.
     """
-    if form.template == MESSAGES or (
-        form.template == TextFormat.template and tok.chat_template is not None
-    ):
+    of_messages = MESSAGES if tok.chat_template is None else TextFormat.template
+    if form.template == of_messages:
         return encode_prompt(tok, list(messages), prefix=form.completion_prefix)
     ids = bos_ids(tok)
     for message in messages:
@@ -94,19 +92,18 @@ def visible(text: str) -> str:
 
 
 def pieces(
-    tok: PreTrainedTokenizerBase, tokens: Iterator[int], said: list[int], prefix: str
+    decode: Callable[[list[int]], str], tokens: Iterator[int], said: list[int]
 ) -> Iterator[str]:
     """The text of a reply as it comes, each piece as soon as its characters are whole; the tokens
     go into `said`.
     """
-    text = lambda: decode_completion(tok, said, prefix=prefix).lstrip()  # noqa: E731
     shown = 0
     for token in tokens:
         said.append(token)
-        whole = text().rstrip("\ufffd")  # which is half a character
+        whole = decode(said).lstrip().rstrip("\ufffd")  # which is half a character
         yield whole[shown:]
         shown = max(shown, len(whole))
-    yield text()[shown:]
+    yield decode(said).lstrip()[shown:]
 
 
 def rounded(size: int, most: int) -> int:
@@ -152,7 +149,7 @@ class ChatModel:
             pass  # compiled before anyone waits for it
 
     def stream(self, ids: Ids, sampler: SamplerConfig, key: jax.Array) -> Iterator[int]:
-        """The tokens of a reply, each as soon as it is drawn; they go on behind eos.
+        """The tokens of a reply, each as soon as it is drawn; they go on behind its end.
 
         key: as make_rollout takes it.
         """
@@ -166,10 +163,10 @@ class ChatModel:
             yield int(token.item())
 
     def reply(self, ids: Ids, sampler: SamplerConfig, key: jax.Array) -> Iterator[int]:
-        """The tokens of a reply, eos included."""
+        """The tokens of a reply, what ends it included."""
         for token in self.stream(ids, sampler, key):
             yield token
-            if token == self.net.eos:
+            if token in self.net.ends:
                 return
 
 
@@ -254,7 +251,7 @@ class Session:
         facts = []
         started = 0.0
         try:
-            for piece in pieces(tok, tokens, said, form.completion_prefix):
+            for piece in pieces(speaker.net.decode, tokens, said):
                 # at the first token: what comes before it is reading
                 started = started or time.perf_counter()
                 print(visible(piece), end="", flush=True)
@@ -265,9 +262,9 @@ class Session:
         if not said:
             self.note("stopped by Ctrl-C")
             return
-        if len(said) == speaker.limit and said[-1] != speaker.net.eos:
+        if len(said) == speaker.limit and said[-1] not in speaker.net.ends:
             facts.append("cut off by --max_tokens")
-        reply = decode_completion(tok, said, prefix=form.completion_prefix)
+        reply = speaker.net.decode(said)
         speaker.messages = [*messages, {"role": "assistant", "content": reply}]
         facts.append(f"{len(said)} token{'s' * (len(said) != 1)}")
         if len(said) > 1:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from instruct_jax.config import ModelConfig, RopeScaling
-from instruct_jax.errors import ConfigError, require
+from instruct_jax.errors import ConfigError, require, shorten
 
 Keys = dict[str, Any]
 Row = tuple[str, str, str]
@@ -40,6 +40,10 @@ AXES = {  # of our weights; the first group is what a projection reads, the seco
     "gate": ("D", "F"),
     "down": ("F", "D"),
 }
+UNQUANTISED = (
+    "give the original that was quantised, or load it with transformers, dequantize() it and save"
+    " it"
+)
 # tensors of old files that are no weights
 BUFFERS = re.compile(r"(\.attn|\.attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 
@@ -185,6 +189,18 @@ def _refuse(hf: Any, **wanted: Any) -> None:
             (found or None) == (value or None),
             f"config.json: {key}={found!r} is not supported, only {value!r}; use another model",
         )
+
+
+def _refuse_quantised(hf: Any) -> None:
+    """ConfigError where the weights that belong to their config are quantised."""
+    for key in ("quantization_config", "compression_config"):
+        found = getattr(hf, key, None)
+        if found:
+            method = found.get("quant_method") if isinstance(found, Mapping) else None
+            raise ConfigError(
+                f"{hf.name_or_path}/config.json: {key} says that the weights are quantised"
+                f" ({method or shorten(found)}), and such weights cannot be read; {UNQUANTISED}"
+            )
 
 
 def _scaling(rope: Mapping[str, Any], context: int) -> RopeScaling | None:
@@ -721,6 +737,7 @@ def read_config(hf: Any, **keys: Any) -> ModelConfig:
     vocab_multiple, ...).
     """
     family = family_of(hf)
+    _refuse_quantised(hf)
     return ModelConfig(family=family.name, **family.read(hf) | keys)
 
 

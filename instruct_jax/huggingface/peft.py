@@ -6,6 +6,7 @@ A folder is adapter_config.json and adapter_model.safetensors with, for each mod
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.numpy import save_file
 
 from instruct_jax import sharding
 from instruct_jax.config import LoraConfig, ModelConfig
+from instruct_jax.errors import shorten
 from instruct_jax.huggingface.families import Family, Weight, sizes_of
 from instruct_jax.huggingface.weights import WeightsError
 from instruct_jax.records import Params
@@ -23,14 +25,19 @@ from instruct_jax.runtime.digests import named_leaves
 from instruct_jax.runtime.hosts import is_main
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-# keys of an adapter's config that change what it computes, and that cannot be read
-UNSUPPORTED = (
-    "use_dora",
-    "lora_bias",
-    "modules_to_save",
-    "use_qalora",
-    "trainable_token_indices",
+# keys of an adapter's config that are read, or that say nothing about what it computes; any other
+# one that is set is refused
+KNOWN = frozenset(
+    """
+    alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying
+    eva_config exclude_modules fan_in_fan_out inference_mode init_lora_weights layers_pattern
+    layers_to_transform loftq_config lora_alpha lora_dropout lora_ga_config megatron_config
+    megatron_core peft_type peft_version qalora_group_size r rank_pattern revision runtime_config
+    target_modules task_type use_rslora
+    """.split()
 )
+# ways to begin that change the weights of the base too, and an adapter has only its own
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 Pair = tuple[np.ndarray, np.ndarray]  # A and B
 
 
@@ -128,6 +135,18 @@ def _reads_first(weight: Weight) -> bool:
     return weight.layout[0].split()[0] == weight.axes[0]
 
 
+def _unsupported(config: Mapping[str, Any]) -> list[str]:
+    """What an adapter's config asks for that cannot be read, as KEY=VALUE."""
+    keys = [key for key, value in config.items() if value and key not in KNOWN]
+    if config.get("peft_type") != "LORA":
+        keys.append("peft_type")
+    if config.get("bias") not in (None, "none"):
+        keys.append("bias")
+    if str(config.get("init_lora_weights")).startswith(CHANGE_THE_BASE):
+        keys.append("init_lora_weights")
+    return [f"{key}={shorten(config.get(key))}" for key in keys]
+
+
 class PeftAdapter:
     """An adapter folder of peft, to be added to the weights of its base.
 
@@ -137,21 +156,18 @@ class PeftAdapter:
     def __init__(self, folder: Path):
         self.folder = folder
         try:
-            self.config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            self.config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
             self._file = safe_open(folder / WEIGHTS, "numpy")
         except Exception as error:  # safetensors raises its own
             raise WeightsError(
                 f"{folder}: not an adapter of peft ({error}); give a folder with {CONFIG} and"
                 f" {WEIGHTS}"
             ) from error
-        unsupported = [key for key in UNSUPPORTED if self.config.get(key)]
-        kind = self.config.get("peft_type")
-        if not unsupported and kind != "LORA":
-            unsupported = [f"peft_type={kind!r}"]
+        unsupported = _unsupported(self.config)
         if unsupported:
             raise WeightsError(
                 f"{folder / CONFIG}: {', '.join(unsupported)} cannot be read; merge the adapter"
-                " with peft and give the result"
+                " with peft (merge_and_unload) and give the result"
             )
         self._unused = set(self._file.keys())
 
@@ -165,18 +181,36 @@ class PeftAdapter:
         lora_a = self._file.get_tensor(a).astype(np.float32)
         lora_b = self._file.get_tensor(b).astype(np.float32)
         rank = len(lora_a)
+        wanted = self._of_module("rank_pattern", module, self.config["r"])
+        if rank != wanted:
+            raise WeightsError(
+                f"{self.folder}: {a} has rank {rank}, and {CONFIG} says {wanted}; correct r or"
+                " rank_pattern, or save the adapter again"
+            )
         if self.config.get("use_rslora"):
             rank = rank**0.5
-        scale = np.float32(self._alpha(module) / rank)
+        alpha = self._of_module("alpha_pattern", module, self.config["lora_alpha"])
+        scale = np.float32(alpha / rank)
         product = lora_b @ lora_a * scale  # [out, in]
         return product.T if _reads_first(weight) else product
 
-    def _alpha(self, module: str) -> float:
-        patterns = self.config.get("alpha_pattern") or {}
-        for end, value in patterns.items():
-            if module.endswith(end):
+    def _of_module(self, patterns: str, module: str, otherwise: float) -> float:
+        """What the first pattern that fits a module says.
+
+        As peft has it, a pattern is a regular expression for the name of the module, or for the end
+        of it behind a dot.
+        """
+        for pattern, value in (self.config.get(patterns) or {}).items():
+            try:
+                fits = re.match(rf"(.*\.)?({pattern})$", module)
+            except re.error as error:
+                raise WeightsError(
+                    f"{self.folder / CONFIG}: {patterns} has {pattern!r}, which is no regular"
+                    f" expression ({error}); correct it"
+                ) from error
+            if fits:
                 return value
-        return self.config["lora_alpha"]
+        return otherwise
 
     def check_used(self) -> None:
         """WeightsError where a part of the adapter was added to no weight."""

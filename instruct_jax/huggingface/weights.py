@@ -7,6 +7,7 @@ tensor of a file: each device gets its own part of it, and a stack of layers gro
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +22,18 @@ from safetensors.numpy import save_file
 from instruct_jax import sharding
 from instruct_jax.config import ModelConfig
 from instruct_jax.errors import InstructError
-from instruct_jax.huggingface.families import BUFFERS, Family, Weight, sizes_of
+from instruct_jax.huggingface.families import BUFFERS, UNQUANTISED, Family, Weight, sizes_of
 from instruct_jax.records import Params
 from instruct_jax.runtime.digests import named_leaves
 from instruct_jax.runtime.hosts import is_main
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# tensors of GPTQ, AWQ, fp8, compressed-tensors and bitsandbytes, beside or in place of a weight
+QUANTISED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|weight_scale(_inv)?|weight_packed|weight_shape|SCB"
+    r"|weight_format|weight\.(absmax|quant_map|nested_\w+|quant_state\..*))$"
+)
 # the ends of the names of the token embedding
 TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 # (weight, name of the tensor) -> what is added to the tensor; None = nothing
@@ -102,28 +108,78 @@ class Tensors:
 
 
 def _index(folder: Path) -> dict[str, Path]:
-    """Name of a tensor -> its file."""
-    if (folder / INDEX).is_file():
-        try:
-            weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-            return {name: folder / file for name, file in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+    """Name of a tensor -> its file.
+
+    As in transformers, model.safetensors comes before an index, which may be left from another
+    model.  WeightsError where both are whole and differ.
+    """
+    single = folder / SINGLE
+    index = folder / INDEX
+    if not index.is_file():
+        if not single.is_file():
             raise WeightsError(
-                f"{folder / INDEX}: broken ({error}); download or copy it again"
-            ) from error
-    single = folder / "model.safetensors"
+                f"{folder}: has no {SINGLE} and no {INDEX}; save the model with"
+                " save_pretrained(folder)"
+            )
+        return dict.fromkeys(_names(single), single)
+    shards = _shards_of(index)
+    missing = _missing(shards)
     if not single.is_file():
+        if missing is not None:
+            raise WeightsError(f"{index}: {missing} is missing; download or copy the folder again")
+        return shards
+    whole = dict.fromkeys(_names(single), single)
+    if missing is None and not _are_equal(shards, whole):
         raise WeightsError(
-            f"{folder}: has no model.safetensors and no {INDEX}; save the model with"
-            " save_pretrained(folder)"
+            f"{folder}: {SINGLE} and the files of {INDEX} are two different models; remove one of"
+            " them"
         )
+    return whole
+
+
+def _shards_of(index: Path) -> dict[str, Path]:
+    """Name of a tensor -> its file, as the index says."""
     try:
-        with safe_open(single, "numpy") as file:
-            return dict.fromkeys(file.keys(), single)
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: index.parent / file for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index}: broken ({error}); download or copy it again") from error
+
+
+def _names(path: Path) -> set[str]:
+    """The names of the tensors in a file."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return set(file.keys())
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{single}: cannot be read ({error}); download or copy it again"
+            f"{path}: cannot be read ({error}); download or copy it again"
         ) from error
+
+
+def _missing(shards: Mapping[str, Path]) -> str | None:
+    """What an index names that is not there; None where all is."""
+    by_path: dict[Path, set[str]] = {}
+    for name, path in shards.items():
+        by_path.setdefault(path, set()).add(name)
+    for path, names in sorted(by_path.items()):
+        if not path.is_file():
+            return f"the file {path.name}"
+        gone = names - _names(path)
+        if gone:
+            return f"{min(gone)} in {path.name}"
+    return None
+
+
+def _are_equal(a: Mapping[str, Path], b: Mapping[str, Path]) -> bool:
+    """Do both hold the same tensors?  One of them is read at a time."""
+    if set(a) != set(b):
+        return False
+    for name in a:
+        with safe_open(a[name], "numpy") as one, safe_open(b[name], "numpy") as other:
+            if not np.array_equal(one.get_tensor(name), other.get_tensor(name)):
+                return False
+    return True
 
 
 class Tensor(NamedTuple):
@@ -152,17 +208,21 @@ def read_params(
     layout: sharding.Layout,
     *,
     head: bool = False,
+    vocabulary: int | None = None,
     change: Change | None = None,
 ) -> Params:
     """The float32 parameters of a folder, in the layout of the mesh.
 
     boxed: the abstract parameters with axis metadata, of the language model or, with `head`, of the
-    scalar model.  `change` tells what is added to each tensor.  WeightsError names a tensor that is
-    missing, left over or of another shape.
+    scalar model.  `vocabulary`: rows of their embeddings, where config.vocab_size asks for more;
+    each new row is the mean of theirs.  `change` tells what is added to each tensor.  WeightsError
+    names a tensor that is missing, left over or of another shape.
     """
     backbone = boxed["backbone"] if head else boxed
     abstract = named_leaves(sharding.abstract(backbone, layout))
     sizes = sizes_of(config)
+    if vocabulary is not None:
+        sizes["V"] = vocabulary
     arrays: dict[str, jax.Array] = {}
     with Tensors(folder, family) as tensors:
         expected = list(_tensors(family.weights(abstract), config.layers))
@@ -175,6 +235,8 @@ def read_params(
                 tensor = tensor.astype(np.float32) + difference
             parts = weight.unpack(tensor, sizes)
             for ours, part in zip(weight.ours, parts, strict=True):
+                if weight.axes[0] == "V":
+                    part = _with_rows(part, config.vocab_size)
                 if layer is None:
                     arrays[ours] = _on_devices(part, abstract[ours])
                     continue
@@ -192,6 +254,16 @@ def read_params(
         if not head:
             return params
         return {"backbone": params, "head": _read_head(tensors, boxed["head"], layout)}
+
+
+def _with_rows(table: np.ndarray, rows: int) -> np.ndarray:
+    """The table [V, D] with new rows behind its own, each the mean of these."""
+    new = rows - len(table)
+    if new == 0:
+        return table
+    table = table.astype(np.float32)
+    mean = table.mean(axis=0, keepdims=True)
+    return np.concatenate([table, np.repeat(mean, new, axis=0)])
 
 
 def _place(arrays: Mapping[str, Any], ours: str, layer: int) -> tuple[str, int]:
@@ -214,8 +286,20 @@ def _check_names(
     head: bool,
 ) -> None:
     """WeightsError unless all tensors are there, in their shapes, and no others."""
+    quantised = sorted(name for name in tensors.names() if QUANTISED.search(name))
+    if quantised:
+        raise WeightsError(
+            f"{tensors.folder}: {quantised[0]} belongs to quantised weights, which cannot be read;"
+            f" {UNQUANTISED}"
+        )
     unembedding = f"{family.head}.weight"
-    allowed = {"score.weight", "score.bias"}
+    if not head and "score.weight" in tensors:
+        raise WeightsError(
+            f"{tensors.folder}: score.weight is the head of a model for sequence classification,"
+            " and a language model is needed; give the one that it was made from, or use this one"
+            " for rewards"
+        )
+    allowed = {"score.bias"}
     if config.tied or head:
         allowed.add(unembedding)
     required = dict(shapes)
@@ -336,7 +420,7 @@ def write_params(
     shards = _shards(bytes_of, shard_bytes)
     files = {}
     for number, names in enumerate(shards, 1):
-        file = "model.safetensors"
+        file = SINGLE
         if len(shards) > 1:
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         written = {}

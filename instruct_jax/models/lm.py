@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from instruct_jax.config import LoraConfig, ModelConfig
@@ -31,6 +32,7 @@ class LanguageModel(NamedTuple):
     # of the adapters in the parameters; parameters without them are read without
     lora: LoraConfig | None = None
     lower: int = 0  # so many of the first layers lie in "lower_layers", the others in "layers"
+    never: tuple[int, ...] = ()  # ids that are never drawn: the tokenizer does not have them
 
     @property
     def adapter_dropout(self) -> bool:
@@ -122,9 +124,10 @@ class LanguageModel(NamedTuple):
         targets: Array,
         *,
         temperature: float = 1.0,
+        never: tuple[int, ...] = (),
     ) -> tuple[jax.Array, jax.Array]:
         """log p(target) and entropy in nats, f32, of hidden states [B, L, D], targets [B, L] under
-        softmax(logits / temperature).
+        softmax(logits / temperature), in which the tokens `never` have probability 0.
         """
         cfg = self.config
         layout = self.layout
@@ -133,6 +136,7 @@ class LanguageModel(NamedTuple):
             temperature=temperature,
             chunk=cfg.logprob_chunk,
             vocab=cfg.vocab_size,
+            never=never,
             cap=cfg.logit_softcap,
         )
         if layout is None or layout.parts("batch") * layout.parts("sequence") == 1:
@@ -158,11 +162,16 @@ class LanguageModel(NamedTuple):
         return logp[:, :length], entropy[:, :length]
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """[B, V] f32 logits of one position per row [B, D]."""
+        """[B, V] f32 logits of the next token after hidden states [B, D]; those of the ids in
+        `never` are -inf.
+        """
         weight = self.unembedding(params).astype(hidden.dtype)
         logits = jnp.einsum("bd,vd->bv", hidden, weight, preferred_element_type=jnp.float32)
         logits = logits[:, : self.config.vocab_size]
-        return softcap(logits, self.config.logit_softcap)
+        logits = softcap(logits, self.config.logit_softcap)
+        if self.never:
+            logits = logits.at[:, np.array(self.never)].set(-jnp.inf)
+        return logits
 
     def prefill(
         self,

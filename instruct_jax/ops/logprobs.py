@@ -2,9 +2,12 @@
 chunk.
 """
 
+from collections.abc import Sequence
+
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from instruct_jax.records import Array
 
@@ -24,6 +27,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int,
     vocab: int | None = None,
+    never: Sequence[int] = (),
     cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """log p(target) and entropy in nats of p = softmax(hidden unembed^T / temperature); (f32 [...],
@@ -32,8 +36,8 @@ def token_logprobs(
     hidden [..., D] of any float type, unembed [V, D], targets [...] int32 in [0, V).  The matmul
     runs in the type of hidden, logits and everything after them are f32.  Gradients reach hidden
     and unembed; those of unembed are summed over chunks in its own type. Rows of unembed from
-    `vocab` on, which only make its size rounder, have probability 0.  Logits are softly capped at
-    +-cap.
+    `vocab` on, which only make its size rounder, have probability 0, and so have the tokens
+    `never`.  Logits are softly capped at +-cap.
 
     At most `chunk` positions have their [V] logits at one time: the positions are cut into equal
     chunks that run one after the other, and the backward pass computes each chunk's logits again.
@@ -53,6 +57,10 @@ def token_logprobs(
         token = jax.lax.broadcasted_iota(target.dtype, logits.shape, 1)
         if vocab is not None and vocab < unembed.shape[0]:
             logits = jnp.where(token < vocab, logits, jnp.finfo(jnp.float32).min)
+        if never:
+            possible = np.ones(unembed.shape[0], bool)
+            possible[list(never)] = False
+            logits = jnp.where(possible[None], logits, jnp.finfo(jnp.float32).min)
         logp = jax.nn.log_softmax(logits)
         is_target = token == target[:, None]  # no gather: V may be sharded
         return jnp.where(is_target, logp, 0.0).sum(axis=1), -(jnp.exp(logp) * logp).sum(axis=1)

@@ -49,15 +49,15 @@ def response_logprobs(
     rollout: Rollout,
     temperature: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """log p and entropy [B, T] of the response tokens: one forward over prompt + response, the head
-    on response positions only.
+    """log p and entropy [B, T] of the response tokens, as the sampler draws them: one forward over
+    prompt + response, the head on response positions only.
     """
     tokens, segments = whole_rows(rollout)
     prompt = rollout.prompt.shape[1]
     # token t is predicted from the state before it
     hidden = lm.hidden(params, tokens, segments)
     before = hidden[:, prompt - 1 : -1]
-    return lm.logprobs(params, before, rollout.tokens, temperature=temperature)
+    return lm.logprobs(params, before, rollout.tokens, temperature=temperature, never=lm.never)
 
 
 def response_values(model: ScalarModel, params: Params, rollout: Rollout) -> jax.Array:

@@ -3,7 +3,7 @@ stopped.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -42,16 +42,21 @@ def make_rollout(
     lm: LanguageModel,
     config: SamplerConfig,
     *,
-    eos: int,
+    eos: Sequence[int],
     pad: int,
     samples: int = 1,
 ) -> Callable[[Params, PromptBatch, jax.Array], Rollout]:
     """rollout(params, prompts, key) -> `samples` responses per prompt, in order: row b * samples +
     i is the i-th response to prompt b.
 
-    The key is consumed.  All samples of a prompt share its prefill.
+    Each of the ids `eos` ends a response.  The key is consumed.  All samples of a prompt share its
+    prefill.
     """
     limit = config.max_tokens
+    ends = jnp.array(eos)
+
+    def is_end(token):
+        return (token[:, None] == ends[None]).any(axis=1)
 
     def choose(params, hidden, key, done):
         logp = sampling.filter_logits(
@@ -94,7 +99,7 @@ def make_rollout(
             key_step = jax.random.fold_in(key, t)
             token, logp = choose(weights, hidden, key_step, done)
             written = write(t, token, logp, done, *written)
-            return t + 1, token, done | (token == eos), cache, written
+            return t + 1, token, done | is_end(token), cache, written
 
         done = jnp.zeros(rows, bool)
         key_step = jax.random.fold_in(key, 0)
@@ -107,7 +112,7 @@ def make_rollout(
         start = (
             jnp.ones((), jnp.int32),
             token,
-            token == eos,
+            is_end(token),
             cache,
             write(0, token, logp, done, *blank),
         )

@@ -1,6 +1,7 @@
 """The chat command as a user types into it: on the finished run, and on folders of torch models."""
 
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from instruct_jax.commands import chat
 from instruct_jax.commands.open_model import Opened, open_policy, open_reward
 from instruct_jax.data.encode import TextFormat
 from instruct_jax.data.packing import pad_prompts
+from instruct_jax.data.readers import read_samples
 from instruct_jax.data.tokenize import MESSAGES, encode_prompt, load_tokenizer
 from instruct_jax.errors import DataError
 from instruct_jax.records import PromptBatch
@@ -112,11 +114,11 @@ def test_the_tokens_are_those_of_the_sampler(temperature, finished, place, monke
 def test_characters_are_shown_once_they_are_whole(tmp_path):
     tok, text = load_tokenizer(wordtok.gpt2_folder(tmp_path)), " né€, \U0001f600"
     ids, said = tok.encode(text), []
-    shown = list(chat.pieces(tok, iter(ids), said, ""))
+    shown = list(chat.pieces(tok.decode, iter(ids), said))
     assert "".join(shown) == text.lstrip() and said == ids and len(shown) == len(ids) + 1
     assert [piece for piece in shown if piece] == ["n", "é", "€", ",", " ", "\U0001f600"]
     # it ended in the middle
-    assert list(chat.pieces(tok, iter(ids[:3]), [], "")) == ["", "n", "", "\ufffd"]
+    assert list(chat.pieces(tok.decode, iter(ids[:3]), [])) == ["", "n", "", "\ufffd"]
 
 
 def test_no_reply_commands_the_terminal():
@@ -306,10 +308,30 @@ def test_folders(folders, say, monkeypatch):
     said = list(ids)
     while said[-1] != wordtok.EOS and len(said) < len(ids) + 6:
         logits = torch_models.logits(models["policy"], np.array([said]), np.ones((1, len(said))))
-        said.append(int(logits[0, -1].argmax()))
+        said.append(int(logits[0, -1, : len(WORDS)].argmax()))  # what the tokenizer can say
     reward = torch_models.logits(models["judge"], np.array([said]), np.ones((1, len(said))))[0, 0]
     shown = say("policy --reward judge --temperature 0 --max_tokens 6", "a b")
     assert shown[-1].endswith(f"{len(said) - len(ids)} tokens, reward {reward:.3f}")
+
+
+def test_every_listed_end_ends_a_reply(folders, say, monkeypatch, tmp_path):
+    """In chat, in samples and in the export of a run that starts from the folder."""
+    place, _ = folders
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "policy", "policy")
+    [said, _] = say("policy --temperature 0 --max_tokens 6", "a b")
+    listed = [wordtok.ids(said)[0], wordtok.EOS]
+    Path("policy/generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
+    assert say("policy --temperature 0 --max_tokens 6", "a b") == ["", "1 token"]
+    userfiles.write(Path("prompts.jsonl"), [{"prompt": [{"role": "user", "content": "a b"}]}])
+    args = "sample policy --prompts prompts.jsonl --out s.jsonl --temperature 0 --max_tokens 6"
+    assert main(args.split()) == 0
+    [record] = read_samples("s.jsonl")
+    assert set(record["completions"]) == {""} and all(record["ended"])
+    assert main(["import", "policy", "--out", "run"]) == 0
+    assert main(["export", "run:import", "--out", "exported"]) == 0
+    written = json.loads(Path("exported/generation_config.json").read_text())
+    assert written["eos_token_id"] == listed
 
 
 def test_another_tokenizer(folders, monkeypatch, capsys):

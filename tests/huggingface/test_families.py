@@ -112,7 +112,7 @@ def test_greedy_decoding_is_that_of_generate(name, tmp_path):
     mask, new = masks["left"], 64
     prompts = PromptBatch(jnp.array(tokens, jnp.int32), jnp.array(mask))
     rollout = jax.jit(
-        make_rollout(lm, SamplerConfig(max_tokens=new, temperature=0.0), eos=V + 1, pad=0)
+        make_rollout(lm, SamplerConfig(max_tokens=new, temperature=0.0), eos=(V + 1,), pad=0)
     )
     found = rollout(params, prompts, jax.random.key(0)).tokens
     config = transformers.GenerationConfig(

@@ -2,6 +2,8 @@
 its weights.
 """
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,11 +79,55 @@ def test_what_peft_wrote_is_read(name, tmp_path):
     )
 
 
+PATTERNS = {
+    "one layer": {r"layers\.0\.self_attn\.(q|v)_proj": 64, "q_proj": 9},
+    "the first that fits": {"q_proj": 9, r"layers\.0\.self_attn\.q_proj": 64},
+    "a whole part of the name": {"proj": 64, "attn.q_proj": 64, "v_pro": 64},
+    "the whole name": {r"model\.layers\.\d\.mlp\..*": 64, "^q_proj": 9},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*did not match any targeted module:RuntimeWarning")
+@pytest.mark.parametrize("alphas", PATTERNS.values(), ids=PATTERNS)
+def test_patterns_are_those_of_peft(alphas, tmp_path):
+    """Of the adapter as peft reads it from the folder, where the patterns are sorted."""
+    ranks = dict.fromkeys(alphas, 5)
+    _, base, adapter = make("llama 3", tmp_path, alpha_pattern=alphas, rank_pattern=ranks)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    model = peft.PeftModel.from_pretrained(model.eval(), adapter)
+    expected = torch_models.logits(model, TOKENS, np.ones_like(TOKENS))
+    np.testing.assert_allclose(
+        ours(base, adapter), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+    )
+
+
+def changed(adapter, **keys):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_what_cannot_be_read_is_named(tmp_path):
-    _, base, adapter = make("llama 3", tmp_path, use_dora=True)
-    with pytest.raises(WeightsError, match="use_dora"):
-        ours(base, adapter)
+    _, base, adapter = make("llama 3", tmp_path)
+    before = json.loads((adapter / "adapter_config.json").read_text())
+    unreadable = {
+        "use_dora": True,
+        "modules_to_save": ["lm_head"],
+        "bias": "lora_only",
+        "init_lora_weights": "pissa_niter_4",
+        "layer_replication": [[0, 2]],
+        "target_parameters": ["mlp.experts"],
+        "some_new_thing": {"a": 1},
+        "peft_type": "IA3",
+        "r": 4,
+        "alpha_pattern": {"(q_proj": 3},
+    }
+    for key, value in unreadable.items():
+        changed(adapter, **before | {key: value})
+        with pytest.raises(WeightsError, match=rf"{key}=|says 4; correct {key}|{key} has"):
+            ours(base, adapter)
+        (adapter / "adapter_config.json").write_text(json.dumps(before))
     (adapter / "adapter_config.json").write_text("{")
     with pytest.raises(WeightsError, match="not an adapter of peft"):
         ours(base, adapter)

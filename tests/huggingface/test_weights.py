@@ -1,4 +1,4 @@
-"""Importing holds one tensor at a time on the host."""
+"""Which files of a folder are its model, and that importing holds one tensor at a time."""
 
 import json
 import subprocess
@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from instruct_jax.config import ModelConfig
 from instruct_jax.huggingface.families import FAMILIES, sizes_of
+from instruct_jax.huggingface.weights import QUANTISED, Tensors, WeightsError
 
 KEYS = {
     "family": "llama",
@@ -89,3 +90,87 @@ def test_a_model_of_many_shards_needs_one_tensor_of_host_memory(tmp_path):
     found = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
     assert found["parameters"] == total
     assert found["more"] - found["parameters"] < largest + 2**30
+
+
+# --- model.safetensors beside an index ---
+
+ONE = {"model.a": np.ones(2, np.float32), "model.b": np.zeros(3, np.float32)}
+INDEX = "model.safetensors.index.json"
+
+
+def sharded(folder, tensors):
+    """Each tensor in a file of its own, and the index."""
+    files = {}
+    for number, (name, tensor) in enumerate(tensors.items()):
+        files[name] = f"model-{number}.safetensors"
+        save_file({name: tensor}, folder / files[name])
+    (folder / INDEX).write_text(json.dumps({"weight_map": files}))
+
+
+def read(folder):
+    with Tensors(folder, FAMILIES["llama"]) as tensors:
+        return {name: tensors.read(name).tolist() for name in tensors.names()}
+
+
+EXPECTED = {name: tensor.tolist() for name, tensor in ONE.items()}
+
+
+def test_a_stale_index_is_passed_over_as_in_transformers(tmp_path):
+    sharded(tmp_path, {"model.old": np.ones(1, np.float32), **ONE})
+    assert set(read(tmp_path)) == {"model.old", *ONE}
+    (tmp_path / "model-0.safetensors").unlink()
+    save_file(ONE, tmp_path / "model.safetensors")
+    assert read(tmp_path) == EXPECTED
+    save_file({"model.other": np.ones(1, np.float32)}, tmp_path / "model-0.safetensors")
+    assert read(tmp_path) == EXPECTED
+
+
+def test_what_an_index_alone_names_must_be_there(tmp_path):
+    sharded(tmp_path, ONE)
+    save_file({"model.c": np.ones(1, np.float32)}, tmp_path / "model-1.safetensors")
+    with pytest.raises(WeightsError, match="model.b in model-1.safetensors is missing"):
+        read(tmp_path)
+    (tmp_path / "model-0.safetensors").unlink()
+    with pytest.raises(WeightsError, match="the file model-0.safetensors is missing"):
+        read(tmp_path)
+
+
+def test_an_index_of_the_one_file_is_read(tmp_path):
+    save_file(ONE, tmp_path / "model.safetensors")
+    files = dict.fromkeys(ONE, "model.safetensors")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": files}))
+    assert read(tmp_path) == EXPECTED
+
+
+def test_the_same_model_twice_is_read(tmp_path):
+    sharded(tmp_path, ONE)
+    save_file(ONE, tmp_path / "model.safetensors")
+    assert read(tmp_path) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "other", [{"model.a": np.ones(2, np.float32)}, ONE | {"model.b": ONE["model.b"] + 1}]
+)
+def test_two_whole_models_are_both_named(other, tmp_path):
+    sharded(tmp_path, other)
+    save_file(ONE, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=f"model.safetensors and the files of {INDEX}"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    """
+    qweight qzeros scales g_idx weight_scale weight_scale_inv weight_packed SCB weight.absmax
+    weight.quant_map weight.nested_absmax weight.quant_state.bitsandbytes__nf4
+    """.split(),
+)
+def test_tensors_of_quantised_weights_are_known(name):
+    assert QUANTISED.search(f"model.layers.0.mlp.up_proj.{name}")
+
+
+def test_no_family_has_a_tensor_that_looks_quantised():
+    for family in FAMILIES.values():
+        for theirs, _, _ in family.rows:
+            for end in ("weight", "bias"):
+                assert not QUANTISED.search(f"{family.prefix}{theirs}.{end}")

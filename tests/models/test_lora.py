@@ -87,7 +87,7 @@ def test_the_sampler_draws_from_the_adapted_model():
 
     def run(lm, params):
         return jax.jit(
-            make_rollout(lm, SamplerConfig(max_tokens=8, temperature=0.0), eos=2, pad=0)
+            make_rollout(lm, SamplerConfig(max_tokens=8, temperature=0.0), eos=(2,), pad=0)
         )(params, prompts, jax.random.key(0))
 
     found, plain = run(lm, params), run(LanguageModel(tiny.GPT), base)
@@ -158,7 +158,7 @@ def test_reference_value_and_reward_cost_no_copy_of_the_model():
         return make(whole, frozen, rollout, jnp.asarray(0.1))
 
     ints, flags = jax.ShapeDtypeStruct((4, 5), jnp.int32), jax.ShapeDtypeStruct((4, 5), bool)
-    sample = make_rollout(lm, SamplerConfig(max_tokens=4), eos=2, pad=0)
+    sample = make_rollout(lm, SamplerConfig(max_tokens=4), eos=(2,), pad=0)
     rollout = jax.eval_shape(sample, policy, PromptBatch(ints, flags), key)  # type: ignore[arg-type]
     params = {"policy": adapters, "value": own}
     lowered = jax.jit(experience).lower(base, params, adapters, own, rollout)

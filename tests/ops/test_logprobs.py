@@ -45,6 +45,24 @@ def test_by_hand():
     np.testing.assert_allclose(entropy, [-(p * np.log(p)).sum()] * 2, rtol=1e-6)
 
 
+def test_tokens_that_are_never_drawn_have_no_probability():
+    """As if their rows were not there, and no gradient reaches these."""
+    hidden, unembed, targets = inputs((3, 5), vocab=9)
+    rows = np.array([0, 1, 3, 4, 5, 6, 7, 9, 10])
+
+    def loss(unembed, targets, **settings):
+        logp, entropy = token_logprobs(hidden, unembed, targets, chunk=4, **settings)
+        return (logp + 0.3 * entropy).sum(), (logp, entropy)
+
+    wider = jnp.ones((12, WIDTH)).at[rows].set(unembed)
+    read = jax.grad(loss, has_aux=True)
+    grads, expected = read(unembed, targets)
+    wider_grads, found = read(wider, jnp.asarray(rows)[targets], vocab=11, never=(2, 8))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(wider_grads[rows], grads, rtol=1e-5, atol=1e-6)
+    assert (wider_grads[np.array([2, 8, 11])] == 0).all()
+
+
 @pytest.mark.parametrize(
     "shape, chunk, temperature",
     [

@@ -111,7 +111,7 @@ def reinforced(shape, name):
     assert sampler.layout is not None
     weights = sharding.reshard(params["policy"], boxed["policy"], sampler.layout)
     rollout = jax.jit(
-        make_rollout(sampler, PPO.sampler, eos=tiny.EOS, pad=tiny.PAD), out_shardings=batch
+        make_rollout(sampler, PPO.sampler, eos=(tiny.EOS,), pad=tiny.PAD), out_shardings=batch
     )(weights, prompts, key)
     judge = make_experience(lm, scalar, scalar, PPO.experience, temperature=1.0)
     made, metrics = jax.jit(judge, out_shardings=(batch, layout.sharding()))(
@@ -179,7 +179,7 @@ def test_a_vocabulary_that_is_padded_on_a_mesh():
         prompts = jax.device_put(tiny.prompt_batch(rows=16), layout.sharding("batch"))
         prompts = dataclasses.replace(prompts, tokens=prompts.tokens % 30)
         rollout = jax.jit(
-            make_rollout(sampler, SamplerConfig(max_tokens=12), eos=tiny.EOS, pad=tiny.PAD)
+            make_rollout(sampler, SamplerConfig(max_tokens=12), eos=(tiny.EOS,), pad=tiny.PAD)
         )(weights, prompts, jax.random.key(1))
         return jax.device_get((loss, rollout.tokens, rollout.logp))
 

@@ -47,7 +47,7 @@ FROZEN = {"reference": tiny.params(), "reward": tiny.scalar_params()}
 
 @pytest.fixture(scope="module")
 def rollout():
-    run = jax.jit(make_rollout(LM, CONFIG.sampler, eos=tiny.EOS, pad=tiny.PAD))
+    run = jax.jit(make_rollout(LM, CONFIG.sampler, eos=(tiny.EOS,), pad=tiny.PAD))
     return run(tiny.params(), tiny.prompt_batch(), jax.random.key(10))
 
 
@@ -269,7 +269,7 @@ def test_with_rate_zero_kl_gap_and_parameters_stay_flat_for_a_whole_run():
     state, update = start(
         dataclasses.replace(CONFIG, optimizer=dataclasses.replace(RATE, learning_rate=0.0))
     )
-    sample = jax.jit(make_rollout(LM, CONFIG.sampler, eos=tiny.EOS, pad=tiny.PAD))
+    sample = jax.jit(make_rollout(LM, CONFIG.sampler, eos=(tiny.EOS,), pad=tiny.PAD))
     seen = set()
     for _ in range(CONFIG.iterations):
         drawn = sample(

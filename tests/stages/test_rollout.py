@@ -18,7 +18,7 @@ CONFIG = SamplerConfig(max_tokens=10, temperature=0.8)
 
 
 def sampler(config=CONFIG, samples=1):
-    return jax.jit(make_rollout(LM, config, eos=tiny.EOS, pad=tiny.PAD, samples=samples))
+    return jax.jit(make_rollout(LM, config, eos=(tiny.EOS,), pad=tiny.PAD, samples=samples))
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,43 @@ def test_shapes_and_stops(drawn):
         ).all()
 
 
+def test_each_of_several_ends_stops_a_row(drawn):
+    ends = (tiny.EOS, 7)
+    run = jax.jit(make_rollout(LM, CONFIG, eos=ends, pad=tiny.PAD, samples=8))
+    found = run(tiny.params(tiny.LLAMA), tiny.prompt_batch(), jax.random.key(0))
+    last = set()
+    for row in range(64):
+        tokens = np.asarray(drawn.tokens[row])[np.asarray(drawn.mask[row])].tolist()
+        stops = [i for i, token in enumerate(tokens) if token in ends]
+        expected = tokens[: stops[0] + 1] if stops else tokens
+        assert np.asarray(found.tokens[row])[np.asarray(found.mask[row])].tolist() == expected
+        assert bool(found.ended[row]) == bool(stops)
+        last.add(expected[-1])
+    assert last >= set(ends), "the test needs both"
+
+
 def test_logp_is_the_learners_at_the_same_temperature(drawn):
     logp, _ = response_logprobs(LM, tiny.params(tiny.LLAMA), drawn, CONFIG.temperature)
     np.testing.assert_allclose(jnp.where(drawn.mask, logp, 0), drawn.logp, atol=1e-5)
     other, _ = response_logprobs(LM, tiny.params(tiny.LLAMA), drawn, 1.0)
     assert np.abs(jnp.where(drawn.mask, other, 0) - drawn.logp).max() > 1e-2
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_never_drawn():
+    """Two in the middle and all from 20 on; the learner gives the same log-probs."""
+    never = (5, 9, *range(20, 32))
+    lm = LM._replace(never=never)
+    params = tiny.params(tiny.LLAMA)
+    for temperature in (1.0, 0.0):
+        config = SamplerConfig(max_tokens=10, temperature=temperature)
+        run = jax.jit(make_rollout(lm, config, eos=(tiny.EOS,), pad=tiny.PAD, samples=8))
+        drawn = run(params, tiny.prompt_batch(), jax.random.key(0))
+        tokens = np.asarray(drawn.tokens)[np.asarray(drawn.mask)]
+        assert not set(tokens.tolist()) & set(never)
+        if temperature:
+            logp, entropy = response_logprobs(lm, params, drawn, temperature)
+            np.testing.assert_allclose(jnp.where(drawn.mask, logp, 0), drawn.logp, atol=1e-5)
+            assert np.isfinite(entropy).all()
 
 
 def test_samples_of_one_prompt_stand_together_and_differ(drawn):
