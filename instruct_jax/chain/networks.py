@@ -14,7 +14,7 @@ from instruct_jax import sharding
 from instruct_jax.chain.spec import ModelSpec, model_fingerprint
 from instruct_jax.config import MeshConfig
 from instruct_jax.data.batches import Batches
-from instruct_jax.data.encode import encode_prompts
+from instruct_jax.data.encode import TextFormat, encode_prompts
 from instruct_jax.data.packing import Ids, Rows, pad_prompts, pad_rows
 from instruct_jax.data.schemas import Record
 from instruct_jax.data.tokenize import (
@@ -92,9 +92,13 @@ class Network:
         abstract: bool = False,
     ):
         self.spec = spec
-        self.text = spec.text
         self.sample_batch = sample_batch
         self.abstract = abstract
+        self.text = spec.text
+        self.in_messages = False  # is a text prompt one user message?
+        if spec.of_others and not abstract and self.tokenizer.chat_template is not None:
+            self.text = dataclasses.replace(spec.text, template=TextFormat.template)
+            self.in_messages = True
         never = () if abstract else unknown_ids(self.tokenizer, spec.model.vocab_size)
         self.models = build_models(spec, mesh, devices, never)
         self.layout = self.models.training
@@ -269,9 +273,24 @@ def rows_at_a_time(net: Network, count: int) -> int:
     return min(net.sample_batch, power_of_two * parts)
 
 
+def asked(net: Network, records: Sequence[Record]) -> Sequence[Record]:
+    """The prompts as the model is asked: of others' models with a chat template, a text is one user
+    message.
+    """
+    if not net.in_messages:
+        return records
+    found = []
+    for record in records:
+        prompt = record["prompt"]
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        found.append({**record, "prompt": prompt})
+    return found
+
+
 def encode(net: Network, records: Sequence[Record]) -> tuple[list[Record], list[list[int]]]:
     """The prompts that are short enough (text.on_long), and their ids."""
-    encoded = encode_prompts(net.tokenizer, records, net.text)
+    encoded = encode_prompts(net.tokenizer, asked(net, records), net.text)
     return [records[i] for i in encoded.kept], encoded.items
 
 
@@ -279,7 +298,7 @@ def same_ids(a: Network, b: Network) -> bool:
     """Do both read the same token ids, made of text in the same way?"""
     if a is b:
         return True
-    if a.text.template != b.text.template:
+    if (a.in_messages, a.text.template) != (b.in_messages, b.text.template):
         return False
     if a.text.completion_prefix != b.text.completion_prefix:
         return False
@@ -302,7 +321,7 @@ def ids_for(
     text = net.text
     if longest is not None:
         text = dataclasses.replace(text, max_prompt=longest)
-    encoded = encode_prompts(net.tokenizer, prompts, text)
+    encoded = encode_prompts(net.tokenizer, asked(net, prompts), text)
     too_long = len(prompts) - len(encoded.items)
     if too_long > 0:
         raise DataError(

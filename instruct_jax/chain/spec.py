@@ -17,7 +17,7 @@ from instruct_jax.chain.settings import BASE, RunConfig
 from instruct_jax.config import LoraConfig, ModelConfig
 from instruct_jax.data.encode import TextFormat
 from instruct_jax.data.hub import model_folder
-from instruct_jax.data.tokenize import load_tokenizer
+from instruct_jax.data.tokenize import MESSAGES, load_tokenizer
 from instruct_jax.errors import ConfigError, DataError, RunError, require, shorten
 from instruct_jax.huggingface import peft
 from instruct_jax.huggingface.families import read_config
@@ -26,6 +26,7 @@ from instruct_jax.runtime.folders import read_note, write_atomic
 
 NAME = "model.json"
 WORLD_TOKENIZER = "tokenizer"  # a folder in the run folder of the embedded world
+PLAIN = (TextFormat.template, MESSAGES)  # templates that nobody wrote for a model
 # files with the words of a tokenizer
 VOCABULARIES = (
     "tokenizer.json",
@@ -70,6 +71,9 @@ class ModelSpec:
     frozen_layers: int = 0
     # the model whose frozen weights these lie on; None = all weights are here
     root: Place | None = None
+    # a text prompt is one user message, where the tokenizer has a chat template: a language model
+    # of others, which this run does not train
+    of_others: bool = False
 
     @property
     def whole(self) -> bool:
@@ -79,7 +83,7 @@ class ModelSpec:
     @property
     def without_text(self) -> "ModelSpec":
         """The same for all models whose parameters mean the same, however they are asked."""
-        return dataclasses.replace(self, text=TextFormat())
+        return dataclasses.replace(self, text=TextFormat(), of_others=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +114,13 @@ def _of_other_run(config: RunConfig, place: Place) -> ModelSpec:
     found, _ = read_spec(Path(str(place.run)), str(place.stage))
     found = dataclasses.replace(found, model=_computed_as(config, found.model))
     if config.base is not None and resolve(config, BASE, BASE) == place:
-        return dataclasses.replace(found, text=config.text)
+        return _asked_as(config, found)
     return found
+
+
+def _asked_as(config: RunConfig, spec: ModelSpec) -> ModelSpec:
+    """The same model, asked as this run asks."""
+    return dataclasses.replace(spec, text=config.text, of_others=False)
 
 
 def _computed_as(config: RunConfig, model: ModelConfig) -> ModelConfig:
@@ -127,7 +136,12 @@ def _new(config: RunConfig, folder: Path, stage: Any, start: Place | None) -> Mo
     """Of a stage that makes a model whole: from random weights, or a copy of another model."""
     if start is not None:
         found = spec_of(config, folder, start)
-        return dataclasses.replace(found, frozen_layers=config.frozen_layers, text=config.text)
+        return dataclasses.replace(
+            found,
+            frozen_layers=config.frozen_layers,
+            text=config.text,
+            of_others=found.of_others and not _trains(config),
+        )
     model = getattr(stage, "model", None) or config.model
     return ModelSpec(
         model, run_tokenizer(config, folder), config.text, frozen_layers=config.frozen_layers
@@ -136,7 +150,7 @@ def _new(config: RunConfig, folder: Path, stage: Any, start: Place | None) -> Mo
 
 def derived(config: RunConfig, start: ModelSpec, place: Place) -> ModelSpec:
     """Of a stage of this run that trains on from `start`, asked as this run asks."""
-    start = dataclasses.replace(start, text=config.text)
+    start = _asked_as(config, start)
     if start.whole and config.lora is not None:
         return dataclasses.replace(start, lora=config.lora, root=place)
     if start.whole and config.frozen_layers:
@@ -175,7 +189,11 @@ def run_tokenizer(config: RunConfig, folder: Path) -> TokenizerSource:
 
 
 def _of_hub(config: RunConfig, folder: Path, place: Place) -> ModelSpec:
-    """Of a model of Hugging Face: `base` has the run's tokenizer, others their own."""
+    """Of a model of Hugging Face: `base` has the run's tokenizer, others their own.
+
+    The base of a run that trains is asked as the run asks, so that it can be compared with what was
+    made from it.
+    """
     name = str(place.model)
     is_base = config.base is not None and resolve(config, BASE, BASE) == place
     if is_base:
@@ -184,6 +202,7 @@ def _of_hub(config: RunConfig, folder: Path, place: Place) -> ModelSpec:
             run_tokenizer(config, folder),
             config.text,
             frozen_layers=config.frozen_layers,
+            of_others=not _trains(config) and config.text.template in PLAIN,
         )
     model = _computed_as(config, hub_config(name))
     source = TokenizerSource(tokenizer_place(name))
@@ -191,7 +210,22 @@ def _of_hub(config: RunConfig, folder: Path, place: Place) -> ModelSpec:
         source = dataclasses.replace(
             source, pad_token=config.data.pad_token, eos_token=config.data.eos_token
         )
-    return ModelSpec(model, source, config.text, frozen_layers=config.frozen_layers)
+    return ModelSpec(
+        model,
+        source,
+        config.text,
+        frozen_layers=config.frozen_layers,
+        of_others=model_leaves(name) != "scalar",
+    )
+
+
+def _trains(config: RunConfig) -> bool:
+    """Does a stage of the run train a model?  One that only copies another does not."""
+    for stage in config.stages.values():
+        copies = stage.whole and "start" in stage.uses()
+        if stage.leaves in ("policy", "scalar") and not copies:
+            return True
+    return False
 
 
 def model_leaves(name: str) -> str | None:
@@ -298,6 +332,7 @@ class _Saved:
     lora: LoraConfig | None = None
     frozen_layers: int = 0
     root: str | None = None
+    of_others: bool = False
 
 
 def read_spec(run: Path, stage: str) -> tuple[ModelSpec, Checkpoint]:
@@ -314,7 +349,15 @@ def read_spec(run: Path, stage: str) -> tuple[ModelSpec, Checkpoint]:
     tokenizer = saved.tokenizer
     if tokenizer.place == WORLD_TOKENIZER:
         tokenizer = TokenizerSource(str(run / WORLD_TOKENIZER))
-    spec = ModelSpec(saved.model, tokenizer, saved.text, saved.lora, saved.frozen_layers, root)
+    spec = ModelSpec(
+        saved.model,
+        tokenizer,
+        saved.text,
+        saved.lora,
+        saved.frozen_layers,
+        root,
+        saved.of_others,
+    )
     return spec, Checkpoint(**note["checkpoint"])
 
 

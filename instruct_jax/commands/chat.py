@@ -56,9 +56,8 @@ def conversation_ids(
     template of their own: then the exchanges stand one after the other as the run learned each of
     them.
     """
-    if form.template == MESSAGES or (
-        form.template == TextFormat.template and tok.chat_template is not None
-    ):
+    of_messages = MESSAGES if tok.chat_template is None else TextFormat.template
+    if form.template == of_messages:
         return encode_prompt(tok, list(messages), prefix=form.completion_prefix)
     ids = bos_ids(tok)
     for message in messages:

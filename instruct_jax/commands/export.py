@@ -3,6 +3,7 @@ model card.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,9 @@ from instruct_jax.chain.graph import Place, order, resolve, uses
 from instruct_jax.chain.read import load_run
 from instruct_jax.chain.settings import BASE
 from instruct_jax.chain.spec import NAME
-from instruct_jax.errors import RunError, require
+from instruct_jax.chain.task import load_files, merged_data
+from instruct_jax.data.tokenize import DEFAULT_TEMPLATE, MESSAGES
+from instruct_jax.errors import DataError, RunError, require
 from instruct_jax.huggingface.families import FAMILIES, Family, write_config
 from instruct_jax.huggingface.peft import write_adapter
 from instruct_jax.huggingface.weights import write_params
@@ -25,6 +28,7 @@ from instruct_jax.models.lora import fold_adapters
 from instruct_jax.runtime.folders import as_started, read_note, require_local
 from instruct_jax.runtime.hosts import barrier, is_main
 
+logger = logging.getLogger(__name__)
 BIASED = '''"""A reward model whose score has a bias: load it with trust_remote_code=True by
 AutoModelForSequenceClassification.
 
@@ -132,6 +136,8 @@ def _write_rest(
     net = stage.network
     is_reward = stage.settings.leaves == "scalar"
     tok = net.tokenizer
+    if tok.chat_template is None and _reads_messages(stage):
+        tok.chat_template = DEFAULT_TEMPLATE
     pad = net.pad
     if not is_reward and pad >= keys["vocab_size"]:
         tok.pad_token = None  # ours alone: the model has no row for it
@@ -162,6 +168,28 @@ def _write_rest(
         text = json.dumps(sampling, indent=2) + "\n"
         (out / "generation_config.json").write_text(text, encoding="utf-8")
     (out / "README.md").write_text(_card(stage), encoding="utf-8")
+
+
+def _reads_messages(stage: Stage) -> bool:
+    """Are text prompts, or prompts of the records, messages?"""
+    config = stage.run.config
+    if config.text.template == MESSAGES:
+        return True
+    if config.data is None:
+        return False
+    try:
+        records = load_files(merged_data(config.data, stage.settings.data))
+    except DataError as error:
+        logger.warning(
+            "no chat template is exported: the tokenizer has none, and whether the records of the"
+            " run are messages cannot be seen (%s)",
+            error,
+        )
+        return False
+    for kind in ("demonstrations", "rankings", "prompts"):
+        if any(not isinstance(record["prompt"], str) for record in records[kind]):
+            return True
+    return False
 
 
 def _card(stage: Stage) -> str:

@@ -98,7 +98,7 @@ def _draw(
     net = model.net
     longest = net.spec.model.context - sampler.max_tokens
     room = dataclasses.replace(net.text, max_prompt=longest)
-    encoded = encode.encode_prompts(net.tokenizer, records, room)
+    encoded = encode.encode_prompts(net.tokenizer, networks.asked(net, records), room)
     # of all batches, so that one program is compiled
     width = max(map(len, encoded.items), default=0)
     found: dict[int, list[Completion]] = {}
