@@ -220,11 +220,12 @@ def _of_hub(config: RunConfig, folder: Path, place: Place) -> ModelSpec:
 
 
 def _trains(config: RunConfig) -> bool:
-    """Does a stage of the run train a model?"""
-    return any(
-        stage.leaves in ("policy", "scalar") and stage.kind != "import"
-        for stage in config.stages.values()
-    )
+    """Does a stage of the run train a model?  One that only copies another does not."""
+    for stage in config.stages.values():
+        copies = stage.whole and "start" in stage.uses()
+        if stage.leaves in ("policy", "scalar") and not copies:
+            return True
+    return False
 
 
 def model_leaves(name: str) -> str | None:
