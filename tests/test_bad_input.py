@@ -1277,6 +1277,24 @@ CASES = [
         "--text.template task",
     ),
     Case(
+        "weights of messages, and a loss on all",
+        ("stages.sft.loss_on_prompt=true", "1 demonstrations have replies of weight 0", "false"),
+        "--sft.loss_on_prompt true --text.max_prompt 10",
+        files={
+            "demos.jsonl": [
+                *userfiles.DATA["demos.jsonl"],
+                {
+                    "prompt": [
+                        *chat("user a"),
+                        chat("assistant b")[0] | {"weight": 0},
+                        *chat("user c"),
+                    ],
+                    "completion": "d",
+                },
+            ]
+        },
+    ),
+    Case(
         "special token in a document",
         ("texts.jsonl:2: text='a <eos>' holds the eos_token", "remove it"),
         files={"texts.jsonl": [{"text": "a"}, {"text": "a <eos>"}]},

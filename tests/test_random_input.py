@@ -42,7 +42,9 @@ GOOD: dict[str, list[dict]] = {  # kind -> records of every form
     "demonstrations": [
         {"prompt": "a", "completion": "b", "ended": [True]},
         {"messages": [{"role": "system", "content": "s"}, USER, REPLY]},
-        {"instruction": "i", "input": "j", "output": "o"},
+        {"instruction": "i", "input": "j", "output": "o", "system": "s", "history": [["a", "b"]]},
+        {"prompt": [USER], "completion": [REPLY | {"weight": 0}, USER, REPLY]},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
     ],
     "rankings": [
         {
@@ -53,6 +55,7 @@ GOOD: dict[str, list[dict]] = {  # kind -> records of every form
             "likert": [7, 1, 1],
         },
         {"prompt": [USER], "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "completions": ["b", "c"], "scores": [0.5, 1]},
         {"chosen": HH + "d", "rejected": HH + "e"},
         {"chosen": [USER, REPLY], "rejected": [USER, REPLY | {"content": "d"}]},
     ],

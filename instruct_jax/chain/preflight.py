@@ -272,6 +272,7 @@ def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
     samples = encoded("demonstrations", encode.encode_demonstrations)
     rankings = encoded("rankings", encode.encode_rankings)
     encoded("prompts", encode.encode_prompts)
+    _check_weights(config, usable["demonstrations"], chosen)
     parts = split(everything, data.held_out, config.seed)
     _check_split(config, data, parts, usable, chosen)
     own = {id(record) for record in parts.demonstrations}
@@ -309,6 +310,22 @@ def _sft_rows(
         packed = packing.pack(learned, settings.length, pad=0)
         rows[name] = len(packed.tokens)
     return rows
+
+
+def _check_weights(config: RunConfig, records: list[Record], chosen: Sequence[str]) -> None:
+    """No stage learns what a demonstration says is only read."""
+    only_read = 0
+    for record in records:
+        prompt = record["prompt"]
+        if isinstance(prompt, list):
+            only_read += any("weight" in turn for turn in prompt)
+    for name in chosen:
+        settings: Any = config.stages[name]
+        require(
+            not (only_read and getattr(settings, "loss_on_prompt", False)),
+            f"stages.{name}.loss_on_prompt=true learns all messages, but {only_read}"
+            " demonstrations have replies of weight 0; set it to false",
+        )
 
 
 def _check_split(

@@ -79,7 +79,8 @@ def encode_demonstrations(
 ) -> Encoded[Sample]:
     """(ids, learn) of prompt + completion + eos.
 
-    Learned are the completion, the replies in the prompt's messages, and their eos.
+    Learned are the completion, the replies in the prompt's messages but those of weight 0, and
+    their eos.
     """
 
     def completions_of(record: Record) -> list[Completion]:

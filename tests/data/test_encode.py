@@ -71,6 +71,17 @@ def test_every_reply_of_a_conversation_is_learned_with_its_eos():
     ]
 
 
+def test_a_reply_of_weight_0_is_read_and_not_learned():
+    read_only = {"role": "assistant", "content": "b", "weight": 0}
+    turns = [{"role": "user", "content": "a"}, read_only, {"role": "user", "content": "c"}]
+    demonstration = {"prompt": turns, "completion": "d"}
+    [(sft, learn)] = encode_demonstrations(words(), [demonstration], TextFormat()).items
+    assert [i for i, own in zip(sft, learn, strict=True) if own] == [*ids("d"), EOS]
+    del read_only["weight"]
+    [(same, _)] = encode_demonstrations(words(), [demonstration], TextFormat()).items
+    assert sft == same
+
+
 def test_documents_learn_everything_but_bos():
     rows = pack(encode_texts(words(), [{"text": "a b c d e f g h"}, {"text": "i"}], 5), 5, pad=PAD)
     assert sorted(rows.tokens[rows.mask].tolist()) == sorted([*ids("a b c d e f g h i"), EOS, EOS])

@@ -67,7 +67,7 @@ BAD_LINES = [
     (
         "prompts",
         line("prompts", prompt=[{"role": "user"}]),
-        ["prompt[0].content=null", "text, not NoneType", "JSON string"],
+        ["prompt[0].content=null", "is null", "fill it in"],
     ),
     (
         "demonstrations",
@@ -82,7 +82,7 @@ BAD_LINES = [
     (
         "demonstrations",
         line("demonstrations", completion=["x"]),
-        ["completion=['x']", "text, not list", "JSON string"],
+        ["completion[0]='x'", "not a message", '"role"'],
     ),
     (
         "demonstrations",
@@ -93,7 +93,7 @@ BAD_LINES = [
     (
         "demonstrations",
         b'{"instruction": "x", "input": "y"}',
-        ["output=null", "text, not NoneType", "JSON string"],
+        ["output=null", "is missing", "add output"],
     ),
     (
         "demonstrations",
@@ -179,7 +179,7 @@ BAD_LINES = [
     (
         "samples",
         line("samples", completions=[None]),
-        ["completions[0]=null", "text, not NoneType", "JSON string"],
+        ["completions[0]=null", "is null", "fill it in"],
     ),
 ]
 
