@@ -1181,6 +1181,15 @@ CASES = [
         ("ranks.jsonl:5: ranks=[1, 1, 1] is one tie", "drop the record"),
         files=ranks([1, 1, 1]),
     ),
+    Case(
+        "one text, two ranks",
+        (
+            "ranks.jsonl:5: completions[2]='b' has the tokens of completions[0]",
+            "3 and 1",
+            "one rank",
+        ),
+        files=ranks([1, 2, 3], "bcb"),
+    ),
     Case("K = 1", ("ranks.jsonl:5: completions=['b'] has K = 1", "2 to 9"), files=ranks([1], "b")),
     Case(
         "K = 10",

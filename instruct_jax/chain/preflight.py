@@ -270,7 +270,7 @@ def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
         return items
 
     samples = encoded("demonstrations", encode.encode_demonstrations)
-    rankings = encoded("rankings", encode.encode_rankings)
+    rankings = encoded("rankings", encode.encode_given_rankings)
     encoded("prompts", encode.encode_prompts)
     _check_weights(config, usable["demonstrations"], chosen)
     parts = split(everything, data.held_out, config.seed)
