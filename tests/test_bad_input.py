@@ -1304,6 +1304,28 @@ CASES = [
         },
     ),
     Case(
+        "column that is not there",
+        (
+            "demos.jsonl:1: data.columns={'prompt': 'question'} names no column",
+            "['completion', 'x']",
+        ),
+        '--data.columns {"prompt":"question"}',
+        files={"demos.jsonl": [{"x": "a", "completion": "b"}]},
+    ),
+    Case(
+        "column that no record needs",
+        (
+            "data.columns={labeler_id: 'worker'}: no record has the column worker",
+            "remove the entry",
+        ),
+        '--data.columns {"labeler_id":"worker"}',
+    ),
+    Case(
+        "field to leave out that is not there",
+        ("data.columns={tools: null}: no record has the column tools", "remove the entry"),
+        '--data.columns {"tools":null}',
+    ),
+    Case(
         "special token in a document",
         ("texts.jsonl:2: text='a <eos>' holds the eos_token", "remove it"),
         files={"texts.jsonl": [{"text": "a"}, {"text": "a <eos>"}]},
@@ -1579,10 +1601,19 @@ ODD = {  # files, and what `check` shows
     "what a model said": (
         {
             "ranks.jsonl": (
-                [{**userfiles.DATA["ranks.jsonl"][0], "completions": ["\0", "\x1b", "b"]}] * 2
+                [{**userfiles.DATA["ranks.jsonl"][0], "completions": ["\0 b", "\x1b", "b"]}] * 2
             )
         },
         "2 rankings",
+    ),
+    "columns of another name": (
+        {
+            "run.yaml": userfiles.CONFIG.replace(
+                "  tokenizer: tok", "  tokenizer: tok\n  columns: {prompt: question, tools: null}"
+            ).encode(),
+            "demos.jsonl": [{"question": "a b", "completion": "c", "tools": "x"}] * 2,
+        },
+        "2 demonstrations",
     ),
     "one id of two labelers": (
         {

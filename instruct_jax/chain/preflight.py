@@ -230,16 +230,19 @@ def read_data(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
     """Reads, checks and tokenizes all records; texts are only read, as they may be many."""
     config = run.config
     on_own_files = []
+    mapped: set[str] = set()
     for name in chosen:
         override = config.stages[name].data
         if override is None:
             on_own_files.append(name)
         else:
-            _read(run, merged_data(data, override), [name])
-    return _read(run, data, on_own_files)
+            _read(run, merged_data(data, override), [name], mapped)
+    facts = _read(run, data, on_own_files, mapped)
+    public_sets.check_columns(data.columns, mapped)
+    return facts
 
 
-def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
+def _read(run: Run, data: DataConfig, chosen: Sequence[str], mapped: set[str]) -> DataFacts:
     config = run.config
     form = config.text
     dropped: list[str] = []
@@ -250,8 +253,9 @@ def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
     for kind in RECORD_KINDS:
         found[kind] = []
         for path in getattr(data, kind):
-            records = public_sets.load(kind, path, skip)
+            records = public_sets.load(kind, path, skip, data.columns)
             dropped += records.dropped
+            mapped |= records.mapped
             found[kind].append(records)
     everything: dict[str, list[Record]] = {}
     for kind in RECORD_KINDS:

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 OnBad = Literal["error", "skip"]
 Rows = Iterator[tuple[str, Any]]  # where each stands, and what is there
-Columns = Mapping[str, str]  # our field -> column of the data set
+Columns = Mapping[str, str | None]  # our field -> column of the data set; None: leave it out
 HUB = "hub:"  # begins a data set of the hub: hub:OWNER/NAME, or hub:OWNER/NAME:SPLIT
 # levels of lists and objects; more would break Python's own limit in some later stage
 DEPTH = 200
@@ -40,6 +40,7 @@ class Records(list[schemas.Record]):
 
     places: Sequence[str] = ()
     dropped: Sequence[str] = ()
+    mapped: Set[str] = frozenset()  # fields whose entry in `columns` changed a record
 
 
 def read(
@@ -52,16 +53,19 @@ def read(
 ) -> Records:
     """The records of a file in the schema's normal form.
 
-    `columns` renames fields first; `split` is the one to read of a data set with several.
+    `columns` renames fields first, where their column is there, or leaves them out; `split` is the
+    one to read of a data set with several.
     """
     if on_bad_record not in ("error", "skip"):
         raise DataError(f"on_bad_record={on_bad_record!r} is unknown; use error or skip")
     records, places, dropped, seen = Records(), [], [], {}
+    columns = columns or {}
+    mapped: set[str] = set()
     for where, raw in _rows(path, split):
         try:
             value = _decode(raw) if isinstance(raw, bytes) else raw
             _check_value("record", value)
-            record = schema(_rename(value, columns))
+            record = _mapped(schema, value, columns, mapped)
             check_id(record, where, seen)
             records.append(record)
             places.append(where)
@@ -82,7 +86,7 @@ def read(
         total = len(dropped) + len(records)
         lines = "\n  ".join(shown)
         logger.warning("%s: dropped %d of %d records\n  %s", path, len(dropped), total, lines)
-    records.places, records.dropped = places, dropped
+    records.places, records.dropped, records.mapped = places, dropped, mapped
     return records
 
 
@@ -114,7 +118,8 @@ def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _rename(raw: Any, columns: Columns | None) -> schemas.Record:
+def _mapped(schema: schemas.Schema, raw: Any, columns: Columns, mapped: set[str]) -> schemas.Record:
+    """The record in normal form, its columns renamed; adds the fields that were."""
     if not isinstance(raw, dict):
         raise FieldError(
             "record",
@@ -122,19 +127,26 @@ def _rename(raw: Any, columns: Columns | None) -> schemas.Record:
             f"must be an object, not {type(raw).__name__}",
             'write {"field": value, ...}',
         )
-    if columns is None:
-        return raw
     renamed = {key: raw[key] for key in raw if key not in columns.values()}
     for ours, theirs in columns.items():
-        if theirs not in raw:
-            raise FieldError(
-                "columns",
-                {ours: theirs},
-                f"names no column; there are {names(raw)}",
-                "correct the column map",
-            )
-        renamed[ours] = raw[theirs]
-    return renamed
+        if theirs in raw:
+            renamed[ours] = raw[theirs]
+            mapped.add(ours)
+        elif theirs is None and ours in raw:
+            renamed.pop(ours, None)
+            mapped.add(ours)
+    try:
+        return schema(renamed)
+    except FieldError as error:
+        theirs = columns.get(error.field)
+        if theirs is None or theirs in raw or error.field in raw:
+            raise
+        raise FieldError(
+            "data.columns",
+            {error.field: theirs},
+            f"names no column; there are {names(raw)}",
+            "correct the column map",
+        ) from error
 
 
 def _decode(line: bytes) -> Any:

@@ -306,7 +306,7 @@ BAD = {
     "--per_user=0": "per_user=0 must be at least 1",
     "--valid=0.9": "must lie in [0, 1)",
     "--overlap.files={questions.jsonl: answer}": (
-        "questions.jsonl:1: answer=None is no text; there are ['question']"
+        "questions.jsonl:1: answer=null is no text; there are ['question']"
     ),
     "--languages.keep=[english]": "languages.keep=['english'] cannot be found",
     "--pii.action=hide": "pii.action='hide' must be one of mask, drop",
@@ -378,7 +378,9 @@ SECTIONS = {
 def defaults(prefix: str, cls: type):
     """(key, default as the docs write it)"""
     for field in dataclasses.fields(cls):
-        if field.default is dataclasses.MISSING:
+        if field.default_factory is not dataclasses.MISSING:
+            default = f"`{json.dumps(field.default_factory())}`"
+        elif field.default is dataclasses.MISSING:
             default = "required"
         elif dataclasses.is_dataclass(field.default):
             default = "section"

@@ -250,7 +250,10 @@ def test_missing_file_and_wrong_options(tmp_path):
         read_prompts(path, on_bad_record="ignore")
     with pytest.raises(
         DataError,
-        match=r"data\.jsonl:1: columns=.*'answer'.*no column.*question.*correct the column map",
+        match=(
+            r"data\.jsonl:1: data\.columns=.*'answer'.*no column.*question.*correct the column"
+            " map"
+        ),
     ):
         read_prompts(path, columns={"prompt": "answer"})
     with pytest.raises(DataError, match="all 1 records were dropped.*data.jsonl:1"):
@@ -303,6 +306,20 @@ def test_accepted_variants(tmp_path):
         "n": 1,
     }
     assert one(read_samples, GOOD["samples"] | {"temperature": 1.0})["temperature"] == 1.0
+
+
+def test_columns_are_renamed_where_they_are_there(tmp_path):
+    path = tmp_path / "data.jsonl"
+    theirs = {"question": "q", "response_j": "a", "response_k": "b", "tools": "x"}
+    ours = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    write_jsonl(path, [theirs, ours])
+    columns = {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}
+    found = read_rankings(path, columns={**columns, "tools": None, "labeler_id": "worker"})
+    assert found == [{"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2]}] * 2
+    assert found.mapped == {*columns, "tools"}
+    write_jsonl(path, [{"a": "x", "b": "y"}])
+    swapped = {"a": "b", "b": "a", "prompt": "a"}
+    assert read_prompts(path, columns=swapped) == [{"a": "y", "b": "x", "prompt": "x"}]
 
 
 def test_all_containers(tmp_path, monkeypatch):
