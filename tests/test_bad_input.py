@@ -1167,9 +1167,9 @@ CASES = [
     ),
     Case(
         "unknown suffix",
-        ("data.csv", "'.csv' is unknown", "use one of .jsonl"),
-        "--data.texts [data.csv]",
-        files={"data.csv": b"a"},
+        ("data.docx", "'.docx' is unknown", "use one of .jsonl"),
+        "--data.texts [data.docx]",
+        files={"data.docx": b"a"},
     ),
     Case(
         "ranks of another length",

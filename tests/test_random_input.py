@@ -201,7 +201,7 @@ def test_readers(kind, place, tokenizers):
     @settings(max_examples=250)
     @given(
         lines(GOOD[kind]),
-        st.sampled_from(["a.jsonl", "a.json", "a.txt", "a.jsonl.gz"]),
+        st.sampled_from(["a.jsonl", "a.json", "a.txt", "a.jsonl.gz", "a.csv", "a.tsv"]),
         st.sampled_from(["error", "skip"]),
         FORMS,
     )
@@ -238,7 +238,7 @@ def test_adapters(adapter, kind, place):
     run()
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "json"])
+@pytest.mark.parametrize("suffix", ["parquet", "json", "csv", "jsonl.xz", "jsonl.zst"])
 def test_a_file_of_bytes(suffix, place):
     @settings(max_examples=20)
     @given(st.binary(max_size=40))

@@ -24,7 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from instruct_jax.data import schemas
-from instruct_jax.data.readers import HUB, Columns, OnBad, Records, check_id, read, read_texts
+from instruct_jax.data.readers import (
+    HUB,
+    Columns,
+    OnBad,
+    Records,
+    check_id,
+    folder_and_split,
+    read,
+    read_texts,
+)
 from instruct_jax.data.schemas import Messages, Record
 from instruct_jax.errors import DataError, FieldError, shorten
 
@@ -231,6 +240,8 @@ def split_path(path: str) -> tuple[str | None, str]:
     """(adapter, folder) of "adapter:folder"; (None, path) of any other path."""
     name, colon, folder = path.partition(":")
     if not colon or name == "hub" or Path(path).exists():
+        return None, path
+    if name not in ADAPTERS and folder_and_split(path)[1] is not None:
         return None, path
     if name not in ADAPTERS:
         near = difflib.get_close_matches(name, ADAPTERS, n=1)
