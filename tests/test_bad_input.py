@@ -966,7 +966,7 @@ CASES = [
     ),
     Case(
         "a folder without data",
-        ("empty: cannot be read as a data set", "write JSON Lines"),
+        ("empty: no data in it", "give files with one of .jsonl"),
         "--data.prompts [empty]",
         prepare=lambda place: (place / "empty").mkdir(),
     ),
@@ -996,7 +996,7 @@ CASES = [
     Case("ranks are null", ("ranks.jsonl:5: ranks=null is null", "fill it in"), files=ranks(None)),
     Case(
         "one completion is null",
-        ("ranks.jsonl:5: completions[1]=null must be text", "JSON string"),
+        ("ranks.jsonl:5: completions[1]=null is null", "fill it in"),
         files=ranks([1, 2], ["b", None]),
     ),
     Case(
@@ -1006,7 +1006,10 @@ CASES = [
     ),
     Case(
         "message without content",
-        ("prompts.jsonl:13: prompt[0].content=null must be text",),
+        (
+            "prompts.jsonl:13: prompt[0].content=null is null",
+            "fill it in",
+        ),
         files=prompts([{"role": "user", "content": None}]),
     ),
     Case(
