@@ -133,7 +133,7 @@ def encode_given_rankings(
     return encoded
 
 
-def _check_ranks(record: Record, sequences: list[list[int]], ranks: list[int]) -> None:
+def _check_ranks(record: Record, sequences: Sequence[Sequence[int]], ranks: Sequence[int]) -> None:
     first: dict[tuple[int, ...], int] = {}
     for i, (ids, rank) in enumerate(zip(sequences, ranks, strict=True)):
         same = first.setdefault(tuple(ids), i)
