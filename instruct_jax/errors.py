@@ -63,6 +63,7 @@ class FieldError(DataError):
 
     def __init__(self, field: str, value: Any, reason: str, repair: str):
         super().__init__(f"{shown(field)}={shorten(value)} {reason}; {repair}")
+        self.field = field
 
 
 def require(condition: bool, message: str) -> None:

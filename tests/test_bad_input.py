@@ -966,7 +966,7 @@ CASES = [
     ),
     Case(
         "a folder without data",
-        ("empty: cannot be read as a data set", "write JSON Lines"),
+        ("empty: no data in it", "give files with one of .jsonl"),
         "--data.prompts [empty]",
         prepare=lambda place: (place / "empty").mkdir(),
     ),
@@ -996,7 +996,7 @@ CASES = [
     Case("ranks are null", ("ranks.jsonl:5: ranks=null is null", "fill it in"), files=ranks(None)),
     Case(
         "one completion is null",
-        ("ranks.jsonl:5: completions[1]=null must be text", "JSON string"),
+        ("ranks.jsonl:5: completions[1]=null is null", "fill it in"),
         files=ranks([1, 2], ["b", None]),
     ),
     Case(
@@ -1006,7 +1006,10 @@ CASES = [
     ),
     Case(
         "message without content",
-        ("prompts.jsonl:13: prompt[0].content=null must be text",),
+        (
+            "prompts.jsonl:13: prompt[0].content=null is null",
+            "fill it in",
+        ),
         files=prompts([{"role": "user", "content": None}]),
     ),
     Case(
@@ -1167,9 +1170,9 @@ CASES = [
     ),
     Case(
         "unknown suffix",
-        ("data.csv", "'.csv' is unknown", "use one of .jsonl"),
-        "--data.texts [data.csv]",
-        files={"data.csv": b"a"},
+        ("data.docx", "'.docx' is unknown", "use one of .jsonl"),
+        "--data.texts [data.docx]",
+        files={"data.docx": b"a"},
     ),
     Case(
         "ranks of another length",
@@ -1180,6 +1183,15 @@ CASES = [
         "all tied",
         ("ranks.jsonl:5: ranks=[1, 1, 1] is one tie", "drop the record"),
         files=ranks([1, 1, 1]),
+    ),
+    Case(
+        "one text, two ranks",
+        (
+            "ranks.jsonl:5: completions[2]='b' has the tokens of completions[0]",
+            "3 and 1",
+            "one rank",
+        ),
+        files=ranks([1, 2, 3], "bcb"),
     ),
     Case("K = 1", ("ranks.jsonl:5: completions=['b'] has K = 1", "2 to 9"), files=ranks([1], "b")),
     Case(
@@ -1275,6 +1287,46 @@ CASES = [
         "template without prompt",
         ("section text", "template='task'", "exactly once"),
         "--text.template task",
+    ),
+    Case(
+        "weights of messages, and a loss on all",
+        ("stages.sft.loss_on_prompt=true", "1 demonstrations have replies of weight 0", "false"),
+        "--sft.loss_on_prompt true --text.max_prompt 10",
+        files={
+            "demos.jsonl": [
+                *userfiles.DATA["demos.jsonl"],
+                {
+                    "prompt": [
+                        *chat("user a"),
+                        chat("assistant b")[0] | {"weight": 0},
+                        *chat("user c"),
+                    ],
+                    "completion": "d",
+                },
+            ]
+        },
+    ),
+    Case(
+        "column that is not there",
+        (
+            "demos.jsonl:1: data.columns={'prompt': 'question'} names no column",
+            "['completion', 'x']",
+        ),
+        '--data.columns {"prompt":"question"}',
+        files={"demos.jsonl": [{"x": "a", "completion": "b"}]},
+    ),
+    Case(
+        "column that no record needs",
+        (
+            "data.columns={labeler_id: 'worker'}: no record has the column worker",
+            "remove the entry",
+        ),
+        '--data.columns {"labeler_id":"worker"}',
+    ),
+    Case(
+        "field to leave out that is not there",
+        ("data.columns={tools: null}: no record has the column tools", "remove the entry"),
+        '--data.columns {"tools":null}',
     ),
     Case(
         "special token in a document",
@@ -1552,10 +1604,19 @@ ODD = {  # files, and what `check` shows
     "what a model said": (
         {
             "ranks.jsonl": (
-                [{**userfiles.DATA["ranks.jsonl"][0], "completions": ["\0", "\x1b", "b"]}] * 2
+                [{**userfiles.DATA["ranks.jsonl"][0], "completions": ["\0 b", "\x1b", "b"]}] * 2
             )
         },
         "2 rankings",
+    ),
+    "columns of another name": (
+        {
+            "run.yaml": userfiles.CONFIG.replace(
+                "  tokenizer: tok", "  tokenizer: tok\n  columns: {prompt: question, tools: null}"
+            ).encode(),
+            "demos.jsonl": [{"question": "a b", "completion": "c", "tools": "x"}] * 2,
+        },
+        "2 demonstrations",
     ),
     "one id of two labelers": (
         {

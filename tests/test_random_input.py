@@ -42,7 +42,9 @@ GOOD: dict[str, list[dict]] = {  # kind -> records of every form
     "demonstrations": [
         {"prompt": "a", "completion": "b", "ended": [True]},
         {"messages": [{"role": "system", "content": "s"}, USER, REPLY]},
-        {"instruction": "i", "input": "j", "output": "o"},
+        {"instruction": "i", "input": "j", "output": "o", "system": "s", "history": [["a", "b"]]},
+        {"prompt": [USER], "completion": [REPLY | {"weight": 0}, USER, REPLY]},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
     ],
     "rankings": [
         {
@@ -53,6 +55,7 @@ GOOD: dict[str, list[dict]] = {  # kind -> records of every form
             "likert": [7, 1, 1],
         },
         {"prompt": [USER], "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "completions": ["b", "c"], "scores": [0.5, 1]},
         {"chosen": HH + "d", "rejected": HH + "e"},
         {"chosen": [USER, REPLY], "rejected": [USER, REPLY | {"content": "d"}]},
     ],
@@ -198,7 +201,7 @@ def test_readers(kind, place, tokenizers):
     @settings(max_examples=250)
     @given(
         lines(GOOD[kind]),
-        st.sampled_from(["a.jsonl", "a.json", "a.txt", "a.jsonl.gz"]),
+        st.sampled_from(["a.jsonl", "a.json", "a.txt", "a.jsonl.gz", "a.csv", "a.tsv"]),
         st.sampled_from(["error", "skip"]),
         FORMS,
     )
@@ -235,7 +238,7 @@ def test_adapters(adapter, kind, place):
     run()
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "json"])
+@pytest.mark.parametrize("suffix", ["parquet", "json", "csv", "jsonl.xz", "jsonl.zst"])
 def test_a_file_of_bytes(suffix, place):
     @settings(max_examples=20)
     @given(st.binary(max_size=40))

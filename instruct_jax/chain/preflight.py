@@ -230,16 +230,19 @@ def read_data(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
     """Reads, checks and tokenizes all records; texts are only read, as they may be many."""
     config = run.config
     on_own_files = []
+    mapped: set[str] = set()
     for name in chosen:
         override = config.stages[name].data
         if override is None:
             on_own_files.append(name)
         else:
-            _read(run, merged_data(data, override), [name])
-    return _read(run, data, on_own_files)
+            _read(run, merged_data(data, override), [name], mapped)
+    facts = _read(run, data, on_own_files, mapped)
+    public_sets.check_columns(data.columns, mapped)
+    return facts
 
 
-def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
+def _read(run: Run, data: DataConfig, chosen: Sequence[str], mapped: set[str]) -> DataFacts:
     config = run.config
     form = config.text
     dropped: list[str] = []
@@ -250,8 +253,9 @@ def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
     for kind in RECORD_KINDS:
         found[kind] = []
         for path in getattr(data, kind):
-            records = public_sets.load(kind, path, skip)
+            records = public_sets.load(kind, path, skip, data.columns)
             dropped += records.dropped
+            mapped |= records.mapped
             found[kind].append(records)
     everything: dict[str, list[Record]] = {}
     for kind in RECORD_KINDS:
@@ -270,8 +274,9 @@ def _read(run: Run, data: DataConfig, chosen: Sequence[str]) -> DataFacts:
         return items
 
     samples = encoded("demonstrations", encode.encode_demonstrations)
-    rankings = encoded("rankings", encode.encode_rankings)
+    rankings = encoded("rankings", encode.encode_given_rankings)
     encoded("prompts", encode.encode_prompts)
+    _check_weights(config, usable["demonstrations"], chosen)
     parts = split(everything, data.held_out, config.seed)
     _check_split(config, data, parts, usable, chosen)
     own = {id(record) for record in parts.demonstrations}
@@ -309,6 +314,22 @@ def _sft_rows(
         packed = packing.pack(learned, settings.length, pad=0)
         rows[name] = len(packed.tokens)
     return rows
+
+
+def _check_weights(config: RunConfig, records: list[Record], chosen: Sequence[str]) -> None:
+    """No stage learns what a demonstration says is only read."""
+    only_read = 0
+    for record in records:
+        prompt = record["prompt"]
+        if isinstance(prompt, list):
+            only_read += any("weight" in turn for turn in prompt)
+    for name in chosen:
+        settings: Any = config.stages[name]
+        require(
+            not (only_read and getattr(settings, "loss_on_prompt", False)),
+            f"stages.{name}.loss_on_prompt=true learns all messages, but {only_read}"
+            " demonstrations have replies of weight 0; set it to false",
+        )
 
 
 def _check_split(

@@ -54,6 +54,8 @@ class DataConfig:
     demonstrations: tuple[str, ...] = ()
     rankings: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()  # to sample replies to
+    # field of a record -> the column of your files that holds it; null leaves the field out
+    columns: dict[str, str | None] = dataclasses.field(default_factory=dict)
     # share of all records set apart for measuring, by a hash of the conversation
     held_out: float = 0.05
     held_out_tokens: int = 50_000  # of held-out text that are measured, at most

@@ -151,7 +151,7 @@ def load_files(data: DataConfig) -> dict[str, list[Record]]:
     for kind in KINDS:
         found[kind] = []
         for path in getattr(data, kind):
-            found[kind] += public_sets.load(kind, path, on_bad)
+            found[kind] += public_sets.load(kind, path, on_bad, data.columns)
     return found
 
 

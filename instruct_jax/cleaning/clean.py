@@ -50,6 +50,7 @@ class CleanData:
     prompts: tuple[str, ...] = ()
     demonstrations: tuple[str, ...] = ()
     rankings: tuple[str, ...] = ()
+    columns: dict[str, str | None] = dataclasses.field(default_factory=dict)
     on_bad_record: Literal["error", "skip"] = "error"  # skip: bad records are among the dropped
 
     def __post_init__(self):
@@ -234,10 +235,12 @@ def _read(data: CleanData, tools: Tools) -> tuple[list[Item], list[Bad]]:
     """The items of all files, and the lines that are no records."""
     items = []
     bad = []
+    mapped: set[str] = set()
     for kind in KINDS:
         for path in getattr(data, kind):
-            records = public_sets.load(kind, path, data.on_bad_record)
+            records = public_sets.load(kind, path, data.on_bad_record, data.columns)
             bad += [(kind, message) for message in records.dropped]
+            mapped |= records.mapped
 
             def make(placed: tuple[str, Record], kind: str = kind) -> Item:
                 place, record = placed
@@ -245,6 +248,7 @@ def _read(data: CleanData, tools: Tools) -> tuple[list[Item], list[Bad]]:
 
             placed_records = list(zip(records.places, records, strict=True))
             items += _each(f"{kind} {path}", placed_records, make)
+    public_sets.check_columns(data.columns, mapped)
     return items, bad
 
 

@@ -79,7 +79,8 @@ def encode_demonstrations(
 ) -> Encoded[Sample]:
     """(ids, learn) of prompt + completion + eos.
 
-    Learned are the completion, the replies in the prompt's messages, and their eos.
+    Learned are the completion, the replies in the prompt's messages but those of weight 0, and
+    their eos.
     """
 
     def completions_of(record: Record) -> list[Completion]:
@@ -115,6 +116,33 @@ def encode_rankings(
         return [[*ids, *completion] for completion in completions], record["ranks"]
 
     return _encode(tok, records, form, completions_of, build, whole=True)
+
+
+def encode_given_rankings(
+    tok: PreTrainedTokenizerBase, records: Sequence[Record], form: TextFormat
+) -> Encoded[Ranking]:
+    """encode_rankings of a user's records; DataError where the same tokens have two ranks.
+
+    Rankings that a run makes itself may be such: its labelers are noisy, and a sampler may say the
+    same twice.
+    """
+    encoded = encode_rankings(tok, records, form)
+    for number, (sequences, ranks) in zip(encoded.kept, encoded.items, strict=True):
+        with _located(records, number):
+            _check_ranks(records[number], sequences, ranks)
+    return encoded
+
+
+def _check_ranks(record: Record, sequences: Sequence[Sequence[int]], ranks: Sequence[int]) -> None:
+    first: dict[tuple[int, ...], int] = {}
+    for i, (ids, rank) in enumerate(zip(sequences, ranks, strict=True)):
+        same = first.setdefault(tuple(ids), i)
+        if ranks[same] != rank:
+            raise DataError(
+                f"completions[{i}]={shorten(record['completions'][i])} has the tokens of"
+                f" completions[{same}], but the ranks are {rank} and {ranks[same]}; give them one"
+                " rank, or leave one of them out"
+            )
 
 
 def encode_prompts(

@@ -91,8 +91,11 @@ def hold_out_texts(records: list[Record], share: float, seed: int) -> Divided:
 
 
 def _beginning(record: Record) -> str:
-    """The first message of a conversation, or the whole of a text."""
+    """The first message of a conversation, but for system messages, which many share; or the whole
+    of a text.
+    """
     prompt = record.get("prompt", record.get("text"))
-    if isinstance(prompt, list):
-        return prompt[0]["content"]
-    return str(prompt)
+    if not isinstance(prompt, list):
+        return str(prompt)
+    said = [turn["content"] for turn in prompt if turn["role"] != "system"]
+    return said[0] if said else prompt[0]["content"]

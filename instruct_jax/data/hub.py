@@ -34,9 +34,16 @@ def model_folder(name: str, *, weights: bool = True) -> Path:
 
 
 def dataset_folder(name: str) -> Path:
-    """The folder of the hub's data set OWNER/NAME, which is downloaded once."""
+    """The folder of the hub's data set OWNER/NAME or OWNER/NAME@REVISION, which is downloaded
+    once.
+    """
+    repo, _, revision = name.partition("@")
+    which = f"{repo} --revision {revision}" if revision else repo
     return _download(
-        name, f"`hf download {name} --repo-type dataset` keeps it for later", repo_type="dataset"
+        repo,
+        f"`hf download {which} --repo-type dataset` keeps it for later",
+        revision=revision or None,
+        repo_type="dataset",
     )
 
 

@@ -19,14 +19,23 @@ the folder ../data.  The pairs may also be those of the hub: "hh:hub:Anthropic/h
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
 from instruct_jax.data import schemas
-from instruct_jax.data.readers import HUB, OnBad, Records, check_id, read, read_texts
+from instruct_jax.data.readers import (
+    HUB,
+    Columns,
+    OnBad,
+    Records,
+    check_id,
+    folder_and_split,
+    read,
+    read_texts,
+)
 from instruct_jax.data.schemas import Messages, Record
-from instruct_jax.errors import DataError, FieldError
+from instruct_jax.errors import DataError, FieldError, shorten
 
 SCHEMAS = {
     "texts": schemas.text,
@@ -199,14 +208,16 @@ ADAPTERS: dict[str, dict[str, Callable[[str], Records]]] = {
 }
 
 
-def load(kind: str, path: str, on_bad_record: OnBad = "error") -> Records:
+def load(
+    kind: str, path: str, on_bad_record: OnBad = "error", columns: Columns | None = None
+) -> Records:
     """The records of one path of a config; `kind` is a key of SCHEMAS.
 
-    Adapters do not need `on_bad_record`: each knows which records of its data set are bad.
+    Adapters need neither `on_bad_record` nor `columns`: each knows its data set.
     """
     name, folder = split_path(path)
     if name is None:
-        return read(SCHEMAS[kind], path, on_bad_record=on_bad_record)
+        return read(SCHEMAS[kind], path, on_bad_record=on_bad_record, columns=columns)
     if kind not in ADAPTERS[name]:
         raise DataError(
             f"{path}: {name} has no {kind}, only {', '.join(ADAPTERS[name])}; name it there, or"
@@ -215,10 +226,22 @@ def load(kind: str, path: str, on_bad_record: OnBad = "error") -> Records:
     return ADAPTERS[name][kind](folder)
 
 
+def check_columns(columns: Columns, mapped: Set[str]) -> None:
+    """DataError for an entry that changed no record (Records.mapped) of all that were read."""
+    for ours, theirs in columns.items():
+        if ours not in mapped:
+            raise DataError(
+                f"data.columns={{{ours}: {shorten(theirs)}}}: no record has the column"
+                f" {theirs or ours}; correct the name, or remove the entry"
+            )
+
+
 def split_path(path: str) -> tuple[str | None, str]:
     """(adapter, folder) of "adapter:folder"; (None, path) of any other path."""
     name, colon, folder = path.partition(":")
     if not colon or name == "hub" or Path(path).exists():
+        return None, path
+    if name not in ADAPTERS and folder_and_split(path)[1] is not None:
         return None, path
     if name not in ADAPTERS:
         near = difflib.get_close_matches(name, ADAPTERS, n=1)

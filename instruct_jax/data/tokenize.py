@@ -18,7 +18,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from instruct_jax.data.hub import model_folder
-from instruct_jax.data.schemas import Messages, Prompt
+from instruct_jax.data.schemas import Messages, Prompt, is_learned
 from instruct_jax.errors import DataError, shorten
 
 GPT2_END, GPT2_PAD = "<|endoftext|>", "<|pad|>"
@@ -213,7 +213,7 @@ def encode_prompt(
 def encode_conversation(
     tok: PreTrainedTokenizerBase, prompt: Prompt, *, template: str = "{prompt}", prefix: str = ""
 ) -> tuple[list[int], list[bool]]:
-    """The ids of encode_prompt, and True on the replies among them.
+    """The ids of encode_prompt, and True on the replies among them that are learned.
 
     Replies are encoded as completions are.
     """
@@ -221,10 +221,10 @@ def encode_conversation(
         pieces = [(_plain(tok, template.replace("{prompt}", prompt)), False)]
     else:
         pieces = _pieces(tok, prompt, prefix)
-    ids, is_reply = [], []
-    for piece, reply in pieces:
+    ids, learn = [], []
+    for piece, learn_piece in pieces:
         ids += piece
-        is_reply += [reply] * len(piece)
+        learn += [learn_piece] * len(piece)
     if not ids:
         raise DataError(
             f"prompt={shorten(prompt)} makes no token; correct chat_template, or use a tokenizer"
@@ -232,14 +232,14 @@ def encode_conversation(
         )
     bos = bos_ids(tok)
     if ids[:1] == bos:  # most chat templates write it
-        return ids, is_reply
-    return bos + ids, [False] * len(bos) + is_reply
+        return ids, learn
+    return bos + ids, [False] * len(bos) + learn
 
 
 def _pieces(
     tok: PreTrainedTokenizerBase, messages: Messages, prefix: str
 ) -> list[tuple[list[int], bool]]:
-    """(ids, whether it is a reply) for the parts of messages.
+    """(ids, whether they are learned) for the parts of messages.
 
     A part is a reply, a content that holds the text of a special token, or what is between these.
     Replies and such contents are taken out of the messages, and a mark is put in their place; the
@@ -280,7 +280,7 @@ def _pieces(
             ids = encode_completion(tok, message["content"], prefix=prefix)
         else:
             ids = _plain(tok, message["content"])
-        pieces.append((ids, before_reply))
+        pieces.append((ids, is_learned(message)))
         after_reply = before_reply
     return pieces
 

@@ -414,7 +414,9 @@ SECTIONS = {
 def defaults(prefix: str, cls: type):
     """(key, default as the docs write it)"""
     for field in dataclasses.fields(cls):
-        if field.default is dataclasses.MISSING:
+        if field.default_factory is not dataclasses.MISSING:
+            default = f"`{json.dumps(field.default_factory())}`"
+        elif field.default is dataclasses.MISSING:
             default = "required"
         elif dataclasses.is_dataclass(field.default):
             default = "section"

@@ -10,6 +10,7 @@ from instruct_jax.data.batches import prompt_batches, ranking_batches, token_bat
 from instruct_jax.data.encode import (
     TextFormat,
     encode_demonstrations,
+    encode_given_rankings,
     encode_prompts,
     encode_rankings,
     encode_texts,
@@ -69,6 +70,17 @@ def test_every_reply_of_a_conversation_is_learned_with_its_eos():
         *ids("e"),
         EOS,
     ]
+
+
+def test_a_reply_of_weight_0_is_read_and_not_learned():
+    read_only = {"role": "assistant", "content": "b", "weight": 0}
+    turns = [{"role": "user", "content": "a"}, read_only, {"role": "user", "content": "c"}]
+    demonstration = {"prompt": turns, "completion": "d"}
+    [(sft, learn)] = encode_demonstrations(words(), [demonstration], TextFormat()).items
+    assert [i for i, own in zip(sft, learn, strict=True) if own] == [*ids("d"), EOS]
+    del read_only["weight"]
+    [(same, _)] = encode_demonstrations(words(), [demonstration], TextFormat()).items
+    assert sft == same
 
 
 def test_documents_learn_everything_but_bos():
@@ -194,6 +206,22 @@ def test_a_ranking_is_never_cut(on_long):
     ]
     found = encode_rankings(words(), records, TextFormat(max_completion=4, on_long=on_long))
     assert found.kept == [1] and found.long_completions == 1
+
+
+def test_the_same_tokens_have_one_rank():
+    """As text they may differ: an EOS at the end is the one that every completion has."""
+    record = {"prompt": "a", "completions": ["b c", "d", "b c<eos>"], "ranks": [1, 2, 3]}
+    with pytest.raises(
+        DataError,
+        match=(
+            r"record 1: completions\[2\]='b c<eos>' has the tokens of completions\[0\], but the"
+            " ranks are 3 and 1; give them one rank"
+        ),
+    ):
+        encode_given_rankings(words(), [record], FORM)
+    tied = record | {"ranks": [1, 2, 1]}
+    cut = record | {"ended": [True, True, False]}  # without EOS it is another text
+    assert len(encode_given_rankings(words(), [tied, cut], FORM).items) == 2
 
 
 def test_errors_say_where_and_how():

@@ -24,6 +24,15 @@ def test_conversations_are_held_out_whole_and_of_every_kind():
     assert hold_out(records("prompts")[:1], 0.2, seed=0)[1] == []
 
 
+def test_a_system_message_that_all_share_makes_them_no_single_conversation():
+    system = {"role": "system", "content": "Be brief."}
+    records = [
+        {"prompt": [system, {"role": "user", "content": f"question {i}"}]} for i in range(100)
+    ]
+    train, held_out = hold_out(records, 0.2, seed=0)
+    assert len(train) + len(held_out) == 100 and 10 <= len(held_out) <= 30
+
+
 def test_further_records_and_another_order_change_nothing():
     """New rankings leave every record where it was, so what was learned before stands."""
     prompts = [{"prompt": f"question {i}"} for i in range(200)]

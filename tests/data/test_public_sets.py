@@ -61,7 +61,7 @@ def test_hh_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(
         pytest.importorskip("datasets").config, "HF_DATASETS_CACHE", tmp_path / "cache"
     )
-    monkeypatch.setattr(hub, "snapshot_download", lambda name, repo_type: str(tmp_path / name))
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: str(tmp_path / name))
     talk = "\n\nHuman: hi\n\nAssistant: yo\n\nHuman: and?\n\nAssistant:"
     pairs = [{"chosen": talk + " so", "rejected": talk + " no"}, {"chosen": talk, "rejected": talk}]
     write_jsonl(tmp_path / "A/hh/base/train.jsonl.gz", pairs)

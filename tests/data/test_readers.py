@@ -3,12 +3,15 @@
 import datetime
 import gzip
 import json
+import lzma
 import os
 from typing import Any
 
+import pyarrow
 import pytest
 
 from instruct_jax.data import readers
+from instruct_jax.data.public_sets import load
 from instruct_jax.data.readers import (
     exists,
     read_demonstrations,
@@ -68,7 +71,7 @@ BAD_LINES = [
     (
         "prompts",
         line("prompts", prompt=[{"role": "user"}]),
-        ["prompt[0].content=null", "text, not NoneType", "JSON string"],
+        ["prompt[0].content=null", "is null", "fill it in"],
     ),
     (
         "demonstrations",
@@ -83,7 +86,7 @@ BAD_LINES = [
     (
         "demonstrations",
         line("demonstrations", completion=["x"]),
-        ["completion=['x']", "text, not list", "JSON string"],
+        ["completion[0]='x'", "not a message", '"role"'],
     ),
     (
         "demonstrations",
@@ -94,7 +97,7 @@ BAD_LINES = [
     (
         "demonstrations",
         b'{"instruction": "x", "input": "y"}',
-        ["output=null", "text, not NoneType", "JSON string"],
+        ["output=null", "is missing", "add output"],
     ),
     (
         "demonstrations",
@@ -180,7 +183,7 @@ BAD_LINES = [
     (
         "samples",
         line("samples", completions=[None]),
-        ["completions[0]=null", "text, not NoneType", "JSON string"],
+        ["completions[0]=null", "is null", "fill it in"],
     ),
 ]
 
@@ -217,7 +220,16 @@ BAD_FILES = [
         read_prompts,
         ["broken gzip", "again"],
     ),
-    ("data.csv", b"prompt\nx\n", read_prompts, ["'.csv'", "unknown", ".jsonl"]),
+    ("data.docx", b"x", read_prompts, ["'.docx'", "unknown", ".jsonl", ".zst"]),
+    ("data.parquet.gz", b"x", read_prompts, ["'.gz'", "unknown"]),
+    ("data.csv", b"prompt,id\nx,1\ny\n", read_prompts, [":3: has 1 cells for the 2 fields"]),
+    ("data.csv", b"prompt,prompt\nx,y\n", read_prompts, [":1: the field 'prompt' stands twice"]),
+    ("data.csv", b'prompt\n"x" y\n', read_prompts, [":2: is not CSV", "quotes around"]),
+    ("data.csv", b"prompt\ncaf\xe9\n", read_prompts, [":2:", "not UTF-8", "iconv"]),
+    ("data.csv", b"prompt\n", read_prompts, ["no records"]),
+    ("data.csv", b"prompt,id\nx,1\n,2\n", read_prompts, [":3: prompt=null is null"]),
+    ("data.jsonl.xz", lzma.compress(b"{}")[:-9], read_prompts, ["broken xz file", "again"]),
+    ("data.jsonl.zst", b"not zstd", read_prompts, ["broken zstd file", "again"]),
     (
         "data.parquet",
         b"not parquet",
@@ -234,7 +246,7 @@ def test_bad_file(tmp_path, name, content, read, expected):
     path = tmp_path / name
     path.write_bytes(content)
     for on_bad_record in ("error", "skip"):
-        if on_bad_record == "skip" and "record 2" in expected:
+        if on_bad_record == "skip" and {"record 2", ":3: prompt=null is null"} & {*expected}:
             continue
         with pytest.raises(DataError) as raised:
             read(path, on_bad_record=on_bad_record)
@@ -252,7 +264,10 @@ def test_missing_file_and_wrong_options(tmp_path):
         read_prompts(path, on_bad_record=unknown)
     with pytest.raises(
         DataError,
-        match=r"data\.jsonl:1: columns=.*'answer'.*no column.*question.*correct the column map",
+        match=(
+            r"data\.jsonl:1: data\.columns=.*'answer'.*no column.*question.*correct the column"
+            " map"
+        ),
     ):
         read_prompts(path, columns={"prompt": "answer"})
     with pytest.raises(DataError, match="all 1 records were dropped.*data.jsonl:1"):
@@ -307,6 +322,20 @@ def test_accepted_variants(tmp_path):
     assert one(read_samples, GOOD["samples"] | {"temperature": 1.0})["temperature"] == 1.0
 
 
+def test_columns_are_renamed_where_they_are_there(tmp_path):
+    path = tmp_path / "data.jsonl"
+    theirs = {"question": "q", "response_j": "a", "response_k": "b", "tools": "x"}
+    ours = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    write_jsonl(path, [theirs, ours])
+    columns = {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}
+    found = read_rankings(path, columns={**columns, "tools": None, "labeler_id": "worker"})
+    assert found == [{"prompt": "q", "completions": ["a", "b"], "ranks": [1, 2]}] * 2
+    assert found.mapped == {*columns, "tools"}
+    write_jsonl(path, [{"a": "x", "b": "y"}])
+    swapped = {"a": "b", "b": "a", "prompt": "a"}
+    assert read_prompts(path, columns=swapped) == [{"a": "y", "b": "x", "prompt": "x"}]
+
+
 def test_all_containers(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -316,6 +345,11 @@ def test_all_containers(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "a.jsonl.gz", records)
     write_jsonl(tmp_path / "a.json.gz", records)
     (tmp_path / "array.json").write_text(json.dumps(records))
+    lines = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "a.ndjson").write_bytes(lines)
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(lines))
+    with pyarrow.CompressedOutputStream(str(tmp_path / "a.jsonl.zst"), "zstd") as file:
+        file.write(lines)
     (tmp_path / "windows.jsonl").write_bytes(
         b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes().replace(b"\n", b"\r\n")
     )
@@ -329,6 +363,9 @@ def test_all_containers(tmp_path, monkeypatch):
         "a.jsonl.gz",
         "a.json.gz",
         "array.json",
+        "a.ndjson",
+        "a.jsonl.xz",
+        "a.jsonl.zst",
         "windows.jsonl",
         "a.parquet",
         "one",
@@ -336,8 +373,17 @@ def test_all_containers(tmp_path, monkeypatch):
     ):
         assert read_prompts(tmp_path / name) == records, name
     assert read_prompts(tmp_path / "two", split="test") == records[:1]
-    with pytest.raises(DataError, match=r"splits \['train', 'test'\]; choose one"):
+    one = read_prompts(f"{tmp_path / 'two'}:test")
+    assert one == records[:1] and one.places == [f"{tmp_path / 'two'}:test: record 1"]
+    assert load("prompts", f"{tmp_path / 'two'}:test") == records[:1]
+    assert exists(f"{tmp_path / 'two'}:test")
+    with pytest.raises(
+        DataError, match=r"splits \['train', 'test'\]; choose one, such as .*two:train$"
+    ):
         read_prompts(tmp_path / "two")
+    for name in ("one", "a.jsonl"):
+        with pytest.raises(DataError, match="split='dev' does not exist, it is one whole"):
+            read_prompts(tmp_path / name, split="dev")
     with pytest.raises(DataError, match="split='dev' does not exist"):
         read_prompts(tmp_path / "two", split="dev")
     data.add_column("ranks", [[1, 2]] * 3).save_to_disk(tmp_path / "three")
@@ -353,7 +399,10 @@ def test_splits_of_the_hub(tmp_path, monkeypatch):
             tmp_path / "O" / "N" / "data" / f"{split}-00000.parquet"
         )
 
-    def download(name, *, repo_type):
+    asked = []
+
+    def download(name, *, repo_type, revision):
+        asked.append(revision)
         assert repo_type == "dataset" and (tmp_path / name).is_dir(), "404"
         return str(tmp_path / name)
 
@@ -361,11 +410,13 @@ def test_splits_of_the_hub(tmp_path, monkeypatch):
     assert read_prompts("hub:O/N:test") == [{"prompt": "test"}] and read_prompts(
         "hub:O/N:train"
     ).places == ["hub:O/N:train: record 1"]
+    assert asked == [None] * 2
+    assert read_prompts("hub:O/N@v1.0:test") == [{"prompt": "test"}] and asked[-1] == "v1.0"
     assert exists("hub:O/N:train") and not exists("hub:O/M")
     with pytest.raises(
         DataError,
         match=(
-            r"hub:O/N: there are the splits \['train', 'test'\]; choose one, hub:OWNER/NAME:SPLIT"
+            r"hub:O/N: there are the splits \['train', 'test'\]; choose one, such as hub:O/N:train"
         ),
     ):
         read_prompts("hub:O/N")
@@ -391,6 +442,51 @@ def test_text_file_is_one_document(tmp_path):
     assert read_texts(tmp_path / "a.txt.gz") == [{"text": "one\n\ntwo\n"}]
     (tmp_path / "b.txt").write_text("three")
     assert read_texts(tmp_path) == [{"text": "one\n\ntwo\n"}, {"text": "three"}]
+
+
+def test_texts_about_the_data_are_not_the_data(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    shards = tmp_path / "shards"
+    for i in range(2):
+        write_jsonl(shards / f"shard_{i}.jsonl", [{"text": f"{i}"}])
+    about = ("LICENSE.txt", "README.txt", "LICENSE-MIT.txt", "README.md", ".hidden.txt")
+    for name in about:
+        (shards / name).write_text("no data")
+    assert read_texts(shards) == [{"text": "0"}, {"text": "1"}]
+    documents = tmp_path / "documents"
+    (documents / "more").mkdir(parents=True)
+    (documents / "SOURCE.txt").write_text("no data")
+    for name in ("a.txt", "more/b.txt"):
+        (documents / name).write_text(name)
+    assert read_texts(documents) == [{"text": "a.txt"}, {"text": "more/b.txt"}]
+    with pytest.raises(DataError, match="split='train' does not exist, it is one whole"):
+        read_texts(f"{documents}:train")
+    (documents / "more" / "b.txt").rename(documents / "NOTICE.txt")
+    (documents / "a.txt").unlink()
+    with pytest.raises(DataError, match="documents: no data in it; give files"):
+        read_texts(documents)
+
+
+@pytest.mark.parametrize("other", ["a.txt", "a.parquet", "a.csv.gz"])
+def test_a_folder_of_several_kinds_is_refused(tmp_path, other):
+    write_jsonl(tmp_path / "b.jsonl", [{"text": "t"}])
+    (tmp_path / other).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"several kinds of files, {other} and b.jsonl; name the"):
+        read_texts(tmp_path)
+
+
+def test_cells_of_a_table_are_text(tmp_path):
+    rows = b'\xef\xbb\xbfprompt,completion,id\r\n"a ""b"",\n c",None,007\r\n\r\nd,1.0,\r\n'
+    (tmp_path / "a.csv").write_bytes(rows)
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"prompt\tcompletion\na, b\tc\n"))
+    found = read_demonstrations(tmp_path / "a.csv")
+    assert found == [
+        {"prompt": 'a "b",\n c', "completion": "None", "id": "007"},
+        {"prompt": "d", "completion": "1.0", "id": None},
+    ]
+    assert [place.rpartition(":")[2] for place in found.places] == ["2", "5"]
+    assert read_demonstrations(tmp_path / "a.tsv.gz") == [{"prompt": "a, b", "completion": "c"}]
 
 
 def test_who_is_named_is_text_and_null_is_absent():
