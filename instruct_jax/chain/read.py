@@ -146,7 +146,7 @@ def _fill_in_base(tree: dict[str, Any]) -> None:
     readable = isinstance(given, dict) and isinstance(stages, dict)
     if not isinstance(base, str) or not readable or base in stages:
         return  # nothing to fill in, or a mistake that the loader explains
-    data = tree.get("data")
+    data: Any = tree.get("data")
     run, _, stage = base.rpartition(":")
     if run and stage and not os.path.isdir(base):
         if not os.path.isfile(os.path.join(run, stage, NAME)):

@@ -94,7 +94,7 @@ def task(raw: schemas.Record, *, compare: bool = False) -> LabelTask:
         completions = raw["completions"]
         k = len(completions) if isinstance(completions, list) else 0
         # with any ranks, as its checks are those of a ranking
-        record = schemas.ranking({**raw, "ranks": list(range(1, k + 1))})
+        record = schemas.ranking({**raw, "ranks": list(range(1, k + 1)), "scores": None})
     completions = record.get("completions", [])
     known = _known(record, len(completions))
     models = _models(record, len(completions))

@@ -166,7 +166,7 @@ def test_the_policy_goes_out(chain):
     card = (out / "README.md").read_text()
     assert "## Lineage" in card and re.search(r"\| ppo \| .*select \([0-9a-f]{12}\)", card)
     generation = json.loads((out / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == model.net.eos
+    assert (generation["eos_token_id"],) == model.net.ends
 
 
 def test_the_reward_model_goes_out_with_its_bias(chain):

@@ -9,6 +9,7 @@ from data import wordtok
 from safetensors.numpy import save_file
 
 from instruct_jax.chain.read import imported_as
+from instruct_jax.chain.settings import DataConfig, RunConfig
 from instruct_jax.chain.spec import TokenizerSource, base_and_adapter, hub_config, tokenizer_place
 from instruct_jax.errors import ConfigError, DataError
 
@@ -22,6 +23,11 @@ LLAMA = {
     "intermediate_size": 24,
     "max_position_embeddings": 32,
 }
+
+
+def data_of(config: RunConfig) -> DataConfig:
+    assert config.data is not None
+    return config.data
 
 
 def write(path: Path, **keys) -> None:
@@ -52,9 +58,9 @@ def test_a_quantised_model_is_refused_by_its_config(keys, tmp_path):
 
 def test_an_adapter_has_the_tokenizer_of_its_base(adapter):
     assert tokenizer_place("adapter") == "base" == tokenizer_place("base")
-    assert imported_as("adapter", "run").data.tokenizer == "base"
+    assert data_of(imported_as("adapter", "run")).tokenizer == "base"
     given = imported_as("adapter", "run", ["--data.tokenizer", "elsewhere"])
-    assert given.data.tokenizer == "elsewhere"
+    assert data_of(given).tokenizer == "elsewhere"
     wordtok.words().save_pretrained("adapter")
     assert tokenizer_place("adapter") == "adapter"
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -112,7 +113,8 @@ def test_the_tokens_are_those_of_the_sampler(temperature, finished, place, monke
 
 
 def test_characters_are_shown_once_they_are_whole(tmp_path):
-    tok, text = load_tokenizer(wordtok.gpt2_folder(tmp_path)), " né€, \U0001f600"
+    tok: Any = load_tokenizer(wordtok.gpt2_folder(tmp_path))
+    text = " né€, \U0001f600"
     ids, said = tok.encode(text), []
     shown = list(chat.pieces(tok.decode, iter(ids), said))
     assert "".join(shown) == text.lstrip() and said == ids and len(shown) == len(ids) + 1

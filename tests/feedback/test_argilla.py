@@ -1,5 +1,7 @@
 """What Argilla writes by itself is read, or refused by name."""
 
+from typing import Any
+
 import pytest
 
 from instruct_jax.errors import DataError
@@ -9,7 +11,7 @@ from instruct_jax.feedback.converters import Import
 FIELDS = {"prompt": "count", "Response 1": "one", "Response 2": "two", "Response 3": "three"}
 
 
-def record(fields=FIELDS, user="7", **responses):
+def record(fields=FIELDS, user: Any = "7", **responses):
     given = {question: [{"value": value, "user_id": user}] for question, value in responses.items()}
     return {"fields": fields, "responses": given}
 
