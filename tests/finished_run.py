@@ -15,9 +15,14 @@ def words(rng, least: int, most: int) -> str:
 
 
 def ranking(rng, k: int) -> dict:
+    completions = []
+    while len(completions) < k:
+        text = words(rng, 1, 4)
+        if text not in completions:
+            completions.append(text)
     return {
         "prompt": words(rng, 1, 4),
-        "completions": [words(rng, 1, 4) for _ in range(k)],
+        "completions": completions,
         "ranks": list(range(1, k + 1)),
     }
 

@@ -1187,7 +1187,7 @@ CASES = [
     Case(
         "one text, two ranks",
         (
-            "ranks.jsonl:5: completions[2]='b' has the tokens of completions[0]",
+            "ranks.jsonl:5: completions[2]='b' equals completions[0]",
             "3 and 1",
             "one rank",
         ),

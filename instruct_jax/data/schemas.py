@@ -206,9 +206,24 @@ def ranking(raw: Record) -> Record:
             "leave one of them out, such as data.columns: {scores: null}",
         )
     _check_ended(raw, k)
+    _check_same(completions, raw.get("ended") or [True] * k, ranks)
     for key in ("likert", "flags"):
         _check_length(raw, key, k)
     return {**_rest(raw), "prompt": asked, "completions": completions, "ranks": ranks}
+
+
+def _check_same(completions: list[str], ended: list[bool], ranks: list[int]) -> None:
+    """FieldError where one completion has two ranks."""
+    first: dict[tuple[str, bool], int] = {}
+    for i, completion in enumerate(zip(completions, ended, strict=True)):
+        same = first.setdefault(completion, i)
+        if ranks[same] != ranks[i]:
+            raise FieldError(
+                f"completions[{i}]",
+                completions[i],
+                f"equals completions[{same}], but the ranks are {ranks[i]} and {ranks[same]}",
+                "give them one rank, or drop the record (on_bad_record=skip)",
+            )
 
 
 def text(raw: Record) -> Record:

@@ -92,9 +92,12 @@ def task(raw: schemas.Record, *, compare: bool = False) -> LabelTask:
     else:
         kind = "rank"
         completions = raw["completions"]
-        k = len(completions) if isinstance(completions, list) else 0
-        # with any ranks, as its checks are those of a ranking
-        record = schemas.ranking({**raw, "ranks": list(range(1, k + 1)), "scores": None})
+        ranks = []
+        if isinstance(completions, list):
+            # any that differ where the texts do, as its checks are those of a ranking
+            ranks = [completions.index(text) + 1 for text in completions]
+        unranked = {key: raw[key] for key in raw if key != "scores"}
+        record = schemas.ranking({**unranked, "ranks": ranks})
     completions = record.get("completions", [])
     known = _known(record, len(completions))
     models = _models(record, len(completions))

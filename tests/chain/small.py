@@ -57,7 +57,11 @@ def rankings(seed: int, count: int, sizes: Iterable[int] = (2, 3)) -> list[dict]
     rows = []
     for number in range(count):
         k = sizes[number % len(sizes)]
-        completions = [words(rng, 1, 3) for _ in range(k)]
+        completions = []
+        while len(completions) < k:
+            text = words(rng, 1, 3)
+            if text not in completions:
+                completions.append(text)
         ranks = list(range(1, k + 1))
         rows.append({"prompt": words(rng, 1, 3), "completions": completions, "ranks": ranks})
     return rows

@@ -122,6 +122,12 @@ RANKINGS = {  # what is given -> prompt, completions, ranks
         ["a", "b", "c", "d"],
         [1, 3, 2, 3],
     ),
+    "one text twice, in one rank": (
+        {"prompt": "p", "completions": ["a", "b", "a"], "ranks": [2, 1, 2]},
+        "p",
+        ["a", "b", "a"],
+        [2, 1, 2],
+    ),
     "scores and ranks that agree": (
         {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2], "ranks": [7, 3]},
         "p",
@@ -272,6 +278,11 @@ REFUSED = [
         "ranking",
         {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2], "ranks": [1, 2]},
         ["ranks=[1, 2]", "scores=[1, 2]"],
+    ),
+    (
+        "ranking",
+        {"prompt": "p", "completions": ["a", "b", "a"], "ranks": [1, 2, 3]},
+        ["completions[2]='a' equals completions[0]", "3 and 1", "on_bad_record=skip"],
     ),
     ("ranking", {"prompt": "p", "completions": ["a", "b"], "scores": [1, "2"]}, ["be numbers"]),
     ("ranking", {"prompt": "p", "completions": ["a", "b"], "scores": [1]}, ["1 entries for 2"]),

@@ -56,6 +56,12 @@ def test_an_id_is_of_the_content():
     assert len({task(each).id for each in [SAMPLE, *others]}) == 5
 
 
+def test_a_sample_may_hold_the_same_reply_twice():
+    """Models say the same; nobody has ranked it yet, nor do scores beside it."""
+    twice = task(SAMPLE | {"completions": ["x", "y", "x"], "scores": [0.5, 0.1, 0.2]})
+    assert (twice.kind, twice.completions) == ("rank", ["x", "y", "x"])
+
+
 BAD = {
     "one completion": ({"completions": ["x"]}, "completions=['x'] has K = 1"),
     "ten": ({"completions": ["x"] * 10}, "has K = 10"),
@@ -63,6 +69,7 @@ BAD = {
     "no list": ({"completions": "x"}, "completions='x' must be a list"),
     "models": ({"models": ["m"]}, "models=['m'] must hold the names of 3 models"),
     "known ranks": ({"known": {"ranks": [1, 2]}}, "has 2 ranks for 3 completions"),
+    "always the same": ({"completions": ["x", "x", "x"]}, "is one tie"),
     "known is a tie": ({"known": {"ranks": [1, 1, 1]}}, "is one tie"),
     "known flag": (
         {"known": {"flags": [{"rude": True}, {}, {}]}},
