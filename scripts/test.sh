@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up an environment with the test extras and runs the whole suite, a file of tests on each of two cores; files that share a run are
-# on the same one.  With arguments of pytest, these tests only:  bash scripts/test.sh [pytest arguments]
+# Sets up an environment with the test extras and runs the whole suite, three files of tests at a time on two cores, since some wait for
+# processes that they start; files that share a run are in the same worker.  With arguments of pytest, these tests only:  bash scripts/test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -8,5 +8,5 @@ pip install --quiet --editable '.[test]'
 if [ $# -gt 0 ]; then
     exec python -m pytest "$@"
 fi
-python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" --durations 25
+python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone" --durations 25
 exec python -m pytest -m alone

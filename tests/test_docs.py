@@ -44,6 +44,7 @@ from instruct_jax.data.encode import TextFormat
 from instruct_jax.feedback import command as label
 from instruct_jax.stages.experience import ExperienceConfig
 from instruct_jax.stages.rollout import SamplerConfig
+from instruct_jax.world.tokenizer import train_tokenizer
 
 CODE = Path(instruct_jax.__file__).parent
 ROOT = CODE.parent
@@ -335,13 +336,17 @@ def readme_records() -> list[dict]:
 
 
 def test_the_config_of_the_readme_fits_50_records(tiny_model, tmp_path, monkeypatch, capsys):
-    """As it stands there, but for the model, whose context is shorter."""
+    """As it stands there, but for the model, whose context is shorter, and its tokenizer, which
+    knows the words of the ranking.
+    """
     monkeypatch.chdir(tmp_path)
     tree = yaml_block(ROOT / "README.md", "# mine.yaml") | {"base": tiny_model}
+    tree["data"]["tokenizer"] = "words"
     tree["text"] = {"max_prompt": 128, "max_completion": 128}
     tree["stages"]["sft"]["length"] = 256
     Path("mine.yaml").write_text(yaml.safe_dump(tree))
     demonstration, ranking, prompt = readme_records()
+    train_tokenizer(ranking["completions"]).save_pretrained("words")
     shown = {"demonstrations": demonstration, "rankings": ranking, "prompts": prompt}
     for name, record in shown.items():
         records = [record | {"prompt": f"{record['prompt']} {i}"} for i in range(50)]

@@ -177,7 +177,8 @@ def _with_prompt(base: Record, fields: Record, ranked: Mapping[str, int]) -> Rec
     """`base` with the prompt and the other fields that are not ranked."""
     others = {name: value for name, value in fields.items() if name not in ranked}
     if "prompt" not in base:
-        others["prompt"] = converters.find_prompt(others, "fields")
+        name = converters.prompt_field(others, "fields")
+        others["prompt"] = others.pop(name)
     return {**others, **base}
 
 

@@ -156,16 +156,16 @@ def objects(record: Record, key: str, fix: str) -> list[Record]:
     return value
 
 
-def find_prompt(found: Mapping[str, Any], kind: str) -> Any:
+def prompt_field(found: Mapping[str, Any], kind: str) -> str:
     """The prompt among the fields that are no completions: the one of this name, or the only text.
 
     FieldError where none is, or several may be.  `kind`: what the tool calls the fields.
     """
     if "prompt" in found:
-        return found["prompt"]
+        return "prompt"
     texts = [name for name, value in found.items() if isinstance(value, str | list)]
     if len(texts) == 1:
-        return found[texts[0]]
+        return texts[0]
     reason = "could each be the prompt" if texts else "hold no prompt"
     fix = "say which it is by --rename FIELD=prompt"
     raise FieldError(kind, texts or sorted(found), reason, fix)

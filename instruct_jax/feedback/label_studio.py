@@ -246,7 +246,8 @@ def _base(annotation: Record, data: Record, compared: Sequence[str]) -> Record:
     if "prompt" not in sample:
         if "text" in fields and "prompt" not in fields:
             fields["prompt"] = fields.pop("text")
-        fields["prompt"] = converters.find_prompt(fields, "data")
+        name = converters.prompt_field(fields, "data")
+        fields["prompt"] = fields.pop(name)
     base = {**fields, **sample}
     person = annotation.get("completed_by")
     if isinstance(person, dict):

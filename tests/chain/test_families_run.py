@@ -143,8 +143,8 @@ ALL = np.ones_like(TOKENS)
 
 
 def logits(model: Model) -> jax.Array:
-    """Of TOKENS."""
-    lm = model.net.policy
+    """Of TOKENS, those of ids that the tokenizer does not have too."""
+    lm = model.net.policy._replace(never=())
     hidden = lm.hidden(model.params, jax.numpy.array(TOKENS), jax.numpy.array(ALL))
     rows = lm.logits(model.params, hidden.reshape(-1, hidden.shape[-1]))
     return rows.reshape(*TOKENS.shape, -1)

@@ -37,7 +37,6 @@ def test_a_ranking_of_argilla_by_itself():
     into = read(given)
     assert into.rankings == [
         {
-            "instruction": "count",
             "prompt": "count",
             "completions": ["one", "two"],
             "ranks": [2, 1],
