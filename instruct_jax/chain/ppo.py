@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from instruct_jax.chain import networks, parameters, ppo_programs, supervised, t
 from instruct_jax.chain.context import Stage
 from instruct_jax.chain.kind import Curve, Kind, Line
 from instruct_jax.chain.networks import Network
+from instruct_jax.chain.ppo_programs import Ppo, PpoNetworks
 from instruct_jax.chain.settings import Leaves, RunConfig, StartedSettings
 from instruct_jax.chain.spec import Checkpoint, write_spec
 from instruct_jax.data import batches
@@ -59,36 +60,6 @@ class PpoStage(ppo.PpoConfig, StartedSettings):
 
     def uses(self) -> dict[str, str]:
         return {"start": self.start, "reward": self.reward}
-
-
-class PpoNetworks(NamedTuple):
-    """The networks of a PPO stage, which may be of several shapes."""
-
-    policy: Network  # and reference
-    value: Network
-    reward: Network
-
-    @property
-    def reads_text(self) -> bool:
-        """Does the reward model read other ids, so that text is decoded and encoded again?"""
-        return not networks.same_ids(self.reward, self.policy)
-
-
-class Ppo(NamedTuple):
-    """A PPO stage before its first iteration; of an abstract run all arrays are shapes."""
-
-    nets: PpoNetworks
-    state: TrainState
-    frozen: Params  # policy_base, value_base, reward_base, reference, reward
-    rollout: Callable  # (weights for sampling, prompts, key) -> Rollout
-    experience: (
-        Callable  # (params, frozen, rollout, scores or None, kl_coef) -> Experience, metrics
-    )
-    update: Callable  # (state, bases, experience, ptx rows, metrics) -> (state, all metrics)
-
-    @property
-    def bases(self) -> Params:
-        return {name: self.frozen[f"{name}_base"] for name in ("policy", "value")}
 
 
 def ppo_networks(stage: Stage) -> PpoNetworks:

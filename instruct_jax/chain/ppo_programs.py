@@ -1,29 +1,59 @@
-"""The programs of an iteration of PPO on abstract arrays, for `plan`."""
+"""What a stage of kind ppo computes with, and the programs of an iteration on abstract arrays, for
+`plan`.
+"""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 
-from instruct_jax.chain import programs
+from instruct_jax.chain import networks, programs
 from instruct_jax.chain.context import Stage
+from instruct_jax.chain.networks import Network
 from instruct_jax.chain.programs import Adam, Learns, Operation, Program, Reads, Samples
 from instruct_jax.models.lm import parameter_count
 from instruct_jax.models.lora import merge
-from instruct_jax.records import Experience, Metrics, Rollout
-
-if TYPE_CHECKING:
-    from instruct_jax.chain.ppo import Ppo
+from instruct_jax.records import Experience, Metrics, Params, Rollout, TrainState
 
 # names of what lies on the devices
 BASES = ("base", "base of the value function")
 REWARD = ("reward model", "base of the reward model")
 
 
+class PpoNetworks(NamedTuple):
+    """The networks of a PPO stage, which may be of several shapes."""
+
+    policy: Network  # and reference
+    value: Network
+    reward: Network
+
+    @property
+    def reads_text(self) -> bool:
+        """Does the reward model read other ids, so that text is decoded and encoded again?"""
+        return not networks.same_ids(self.reward, self.policy)
+
+
+class Ppo(NamedTuple):
+    """A PPO stage before its first iteration; of an abstract run all arrays are shapes."""
+
+    nets: PpoNetworks
+    state: TrainState
+    frozen: Params  # policy_base, value_base, reward_base, reference, reward
+    rollout: Callable  # (weights for sampling, prompts, key) -> Rollout
+    experience: (
+        Callable  # (params, frozen, rollout, scores or None, kl_coef) -> Experience, metrics
+    )
+    update: Callable  # (state, bases, experience, ptx rows, metrics) -> (state, all metrics)
+
+    @property
+    def bases(self) -> Params:
+        return {name: self.frozen[f"{name}_base"] for name in ("policy", "value")}
+
+
 class Iteration:
     """Rollout, experience and update; the scores too, where the reward model reads text."""
 
-    def __init__(self, stage: Stage, ready: "Ppo"):
+    def __init__(self, stage: Stage, ready: Ppo):
         self.stage = stage
         self.ready = ready
         self.cfg = stage.settings
