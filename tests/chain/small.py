@@ -45,6 +45,17 @@ EVALUATE = {
     "chosen_best_of": 1,
     "samples_shown": 2,
 }
+# config.json of a model of somebody else
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+}
 
 
 def words(rng: np.random.Generator, least: int, most: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from data import wordtok
+from small import LLAMA
 
 from instruct_jax.chain.context import Run
 from instruct_jax.chain.graph import Place
@@ -46,16 +47,6 @@ def test_the_ids_that_a_tokenizer_does_not_have():
 
 # --- how a model is asked ---
 
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 20,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 32,
-}
 TEMPLATE = "{% for m in messages %}task : {{ m.content }} {% endfor %}reply :"
 ASKED = [{"prompt": "a b"}]
 IN_MESSAGES = wordtok.ids("<bos> task : a b reply :")

@@ -7,22 +7,12 @@ import numpy as np
 import pytest
 from data import wordtok
 from safetensors.numpy import save_file
+from small import LLAMA
 
 from instruct_jax.chain.read import imported_as
 from instruct_jax.chain.settings import DataConfig, RunConfig
 from instruct_jax.chain.spec import TokenizerSource, base_and_adapter, hub_config, tokenizer_place
 from instruct_jax.errors import ConfigError, DataError
-
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 20,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 32,
-}
 
 
 def data_of(config: RunConfig) -> DataConfig:
