@@ -451,10 +451,9 @@ def response_logp(
     found = []
     for start in range(0, count, size):
         rows = [i % count for i in range(start, start + size)]
-        asked = pad_prompts([prompts[i] for i in rows], net.text.max_prompt, pad=net.pad)
-        batch = PromptBatch(*asked)
+        batch = pad_prompts([prompts[i] for i in rows], net.text.max_prompt, pad=net.pad)
         answered = pad_rows([responses[i] for i in rows], longest, pad=net.pad)
-        logp = net.sequence_logp(params, put(net, batch), *put(net, answered))
+        logp = net.sequence_logp(params, put(net, PromptBatch(*batch)), *put(net, answered))
         found.append(logp)
     logp = np.concatenate(jax.device_get(found))
     return logp[:count]

@@ -25,7 +25,7 @@ from instruct_jax.chain.read import build_run, load_run
 from instruct_jax.cli import main
 from instruct_jax.feedback import accounts, store
 from instruct_jax.feedback.tasks import Reply
-from instruct_jax.runtime.folders import locked
+from instruct_jax.runtime.folders import finish_stage, locked
 from instruct_jax.runtime.metrics import MetricsFile
 from instruct_jax.runtime.signals import Interrupted
 
@@ -203,6 +203,25 @@ def test_a_stage_that_is_made_again_bit_for_bit_is_the_same(place, capsys):
     assert note["left"]
     inputs = small.note(Path("runs/a"), "ppo")["inputs"]
     assert inputs["uses.start"] == identity.stage_hash(Path("runs/a/sft"))
+
+
+def test_a_finished_stage_is_what_it_left(tmp_path):
+    """And not when it was made; rankings that somebody corrects are others."""
+
+    def made(left: dict[str, int], seconds: float) -> str:
+        finish_stage(
+            tmp_path, {"seed": 0}, kind="sft", output={}, left=left, seconds=seconds, memory={}
+        )
+        return identity.stage_hash(tmp_path)
+
+    first = made({"params.w": 1}, seconds=1)
+    assert made({"params.w": 1}, seconds=2) == first
+    assert made({"params.w": 2}, seconds=1) != first
+    rankings = tmp_path / "train.jsonl"
+    rankings.write_text('{"ranks": [1, 2]}\n')
+    ranked = made({}, seconds=1)
+    rankings.write_text('{"ranks": [2, 1]}\n')
+    assert made({}, seconds=1) != ranked
 
 
 def test_a_redo_that_was_stopped_resumes(place, monkeypatch, capsys):
